@@ -1,0 +1,25 @@
+//! The decisions of kvwarden as pure functions.
+//!
+//! Nothing here knows an actor, a socket, a file or a clock: `now` is an argument, outcomes are
+//! enums, and the same code runs in the server, in the simulated engine and in virtual-time tests.
+//!
+//! | module | decides |
+//! |---|---|
+//! | [`bucket`] | whether a tenant may spend now, and when it may otherwise |
+//! | [`cost`] | what a request costs before and after it ran |
+//! | [`queue`] | which waiting request goes next, and whether one may still wait |
+//! | [`lifecycle`] | what a model does next, given what happened to its engine |
+//! | [`backoff`] | when a failed engine may try again, and when it must not |
+//! | [`failure`] | why an engine ended, from its exit status and last words |
+//! | [`steps`] | how long an engine step takes |
+//! | [`batch`] | what a continuous-batching engine does in a step |
+
+pub mod backoff;
+pub mod bucket;
+pub mod cost;
+pub mod failure;
+pub mod id;
+pub mod lifecycle;
+pub mod queue;
+
+pub use id::{Generation, ModelId, TenantId};

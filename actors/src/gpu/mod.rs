@@ -1,0 +1,4 @@
+//! One GPU set: which engines run on it.
+
+pub mod engine;
+pub mod shim;

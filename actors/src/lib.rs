@@ -1,0 +1,3 @@
+//! The actors of kvwarden: thin shells around `kvwarden-policy`.
+
+pub mod gpu;

@@ -1,0 +1,4 @@
+//! kvwarden.
+
+pub mod config;
+pub mod layout;

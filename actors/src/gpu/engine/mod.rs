@@ -1,10 +1,17 @@
 //! The engines kvwarden can run, one module each.
 //!
-//! An engine is described twice: [`EngineKind`] says what it can do, [`Launch`] how one is started
-//! for one model. `command` turns the latter into argv and environment; it is a pure function.
+//! [`EngineKind`] says what an engine can do, [`EngineSpec`] what a model wants of it, and
+//! [`Launch::command`] turns that into argv and environment: a pure function, so that every
+//! engine's flags are tested without starting one.
 
-use std::{collections::BTreeMap, path::PathBuf};
+mod llamacpp;
+mod sglang;
+mod sim;
+mod vllm;
 
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use kvwarden_policy::{Generation, ModelId};
 use serde::{Deserialize, Serialize};
 
 /// An inference engine kvwarden knows how to talk to.
@@ -23,6 +30,78 @@ pub enum EngineKind {
     Attach,
 }
 
+impl EngineKind {
+    /// The engine's name, in configurations, metrics and messages.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Vllm => "vllm",
+            Self::Sglang => "sglang",
+            Self::LlamaCpp => "llamacpp",
+            Self::Sim => "sim",
+            Self::Attach => "attach",
+        }
+    }
+
+    /// It stops computing an answer when the client of a non-streaming request hangs up. One that
+    /// does not (llama.cpp never, SGLang after seconds) is always asked to stream.
+    #[must_use]
+    pub fn aborts_unstreamed(self) -> bool {
+        match self {
+            Self::Vllm | Self::Sim | Self::Attach => true,
+            Self::LlamaCpp | Self::Sglang => false,
+        }
+    }
+
+    /// It partitions its prefix cache by the request's `cache_salt`.
+    #[must_use]
+    pub fn salts_prefix_cache(self) -> bool {
+        match self {
+            Self::Vllm | Self::Sim => true,
+            Self::Sglang | Self::LlamaCpp | Self::Attach => false,
+        }
+    }
+}
+
+/// What serves one model.
+#[derive(Clone, Debug, PartialEq)]
+pub enum EngineSpec {
+    /// A child process of ours.
+    Child(Box<Launch>),
+    /// Somebody else's server.
+    Attached(Attached),
+}
+
+impl EngineSpec {
+    /// Starting it changes how much memory is free.
+    #[must_use]
+    pub fn takes_memory(&self) -> bool {
+        match self {
+            Self::Child(launch) => launch.kind != EngineKind::Sim,
+            Self::Attached(_) => false,
+        }
+    }
+}
+
+/// A server that somebody else runs.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// Base URL, path included, without `/v1` and without a slash at the end.
+    pub base: String,
+    /// Its API key.
+    pub api_key: Option<String>,
+    /// The name it serves the model under.
+    pub served_name: String,
+}
+
+impl std::fmt::Debug for Attached {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Attached")
+            .field("base", &self.base)
+            .finish_non_exhaustive()
+    }
+}
+
 /// How one model's engine is started, short of what changes at every start (port, key).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Launch {
@@ -32,12 +111,16 @@ pub struct Launch {
     pub program: PathBuf,
     /// Arguments that come before all others (a launcher script).
     pub prefix: Vec<String>,
-    /// What the engine loads: a path or a hub id.
+    /// What the engine loads: a path, a hub id, or a preset of the simulated engine.
     pub model: String,
     /// The name the engine serves it under.
     pub served_name: String,
     /// What the configuration says about this model's engine.
     pub flags: EngineFlags,
+    /// How long a start may take.
+    pub start_timeout: Duration,
+    /// How long the engine gets between SIGTERM and SIGKILL.
+    pub stop_grace: Duration,
 }
 
 /// The engine-independent settings of a model; each engine's module spells them its own way.
@@ -47,7 +130,7 @@ pub struct EngineFlags {
     pub cpu: bool,
     /// How many sequences run at once.
     pub max_concurrent: u32,
-    /// Longest context, prompt and output together, in tokens.
+    /// Longest context of one sequence, prompt and output together, in tokens.
     pub max_model_len: Option<u32>,
     /// Number type of the weights, as the engine spells it (`bfloat16`).
     pub dtype: Option<String>,
@@ -64,3 +147,131 @@ pub struct EngineFlags {
     /// Added to the engine's environment.
     pub env: BTreeMap<String, String>,
 }
+
+/// A process to start.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Command {
+    /// The executable.
+    pub program: PathBuf,
+    /// Its arguments. No secret is among them: argv is world-readable.
+    pub args: Vec<String>,
+    /// Its whole environment.
+    pub env: BTreeMap<String, String>,
+}
+
+/// What changes at every start.
+#[derive(Clone, Copy, Debug)]
+pub struct Start<'a> {
+    /// The loopback port to listen on.
+    pub port: u16,
+    /// The key the engine asks of its callers.
+    pub key: &'a str,
+}
+
+impl Launch {
+    /// The process that serves this model. `inherited` is our own environment, of which the engine
+    /// gets what [`is_inherited`] lets through.
+    #[must_use]
+    pub fn command(
+        &self,
+        start: Start<'_>,
+        inherited: impl IntoIterator<Item = (String, String)>,
+    ) -> Command {
+        let (args, env) = match self.kind {
+            EngineKind::Vllm => (vllm::args(self, start), vllm::env(self, start)),
+            EngineKind::Sglang => (sglang::args(self, start), sglang::env(self, start)),
+            EngineKind::LlamaCpp => (llamacpp::args(self, start), llamacpp::env(start)),
+            EngineKind::Sim | EngineKind::Attach => (sim::args(self, start), sim::env(start)),
+        };
+        let mut whole: BTreeMap<_, _> = inherited
+            .into_iter()
+            .filter(|(name, _)| is_inherited(name))
+            .collect();
+        whole.extend(env);
+        whole.extend(self.flags.env.clone());
+        let args = self.prefix.iter().cloned().chain(args);
+        Command {
+            program: self.program.clone(),
+            args: args.chain(self.flags.extra_args.iter().cloned()).collect(),
+            env: whole,
+        }
+    }
+}
+
+/// What an engine may see of our environment. Everything else, other services' secrets above all,
+/// stays here; what a model needs on top goes into its `env` table.
+fn is_inherited(name: &str) -> bool {
+    const NAMES: [&str; 10] = [
+        "PATH",
+        "HOME",
+        "USER",
+        "LANG",
+        "TZ",
+        "TMPDIR",
+        "LD_LIBRARY_PATH",
+        "SSL_CERT_FILE",
+        "TERM",
+        "HF_TOKEN",
+    ];
+    const FAMILIES: [&str; 10] = [
+        "LC_", "XDG_", "CUDA_", "NVIDIA_", "NCCL_", "HF_HUB_", "HF_HOME", "VLLM_", "SGLANG_",
+        "OMP_",
+    ];
+    NAMES.contains(&name) || FAMILIES.iter().any(|family| name.starts_with(family))
+}
+
+/// Where a running engine answers.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The model it serves.
+    pub model: ModelId,
+    /// Which engine it is.
+    pub kind: EngineKind,
+    /// Which start of it.
+    pub generation: Generation,
+    /// Base URL without `/v1`.
+    pub base: String,
+    /// The key it asks for.
+    pub api_key: Option<String>,
+    /// The name it knows the model by.
+    pub served_name: String,
+}
+
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} generation {} at {}",
+            self.model, self.generation, self.base
+        )
+    }
+}
+
+/// `--flag value` pairs, with flags that have no value left out.
+#[derive(Default)]
+struct Args(Vec<String>);
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "numbers and references read better at the call"
+)]
+impl Args {
+    fn word(mut self, word: impl ToString) -> Self {
+        self.0.push(word.to_string());
+        self
+    }
+
+    fn pair(self, flag: &str, value: impl ToString) -> Self {
+        self.word(flag).word(value)
+    }
+
+    fn maybe(self, flag: &str, value: Option<impl ToString>) -> Self {
+        match value {
+            Some(value) => self.pair(flag, value),
+            None => self,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,58 @@
+//! A server that somebody else runs: nothing to start, only to see whether it answers.
+
+use std::time::Duration;
+
+use kvwarden_policy::failure::FailureClass;
+use tokio::sync::oneshot;
+
+use super::{
+    engine::{Attached, Endpoint, EngineKind},
+    probe::Probe,
+    run::{End, Run},
+};
+
+/// How often it is asked.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// Unanswered questions in a row that count as an outage; one may be a hiccup.
+const MAX_MISSED: u32 = 3;
+
+/// Watches the server until it is given up or stops answering.
+pub(super) async fn watch(
+    run: &Run,
+    stopped: &mut oneshot::Receiver<()>,
+    attached: &Attached,
+) -> End {
+    let endpoint = Endpoint {
+        model: run.spawn.model.clone(),
+        kind: EngineKind::Attach,
+        generation: run.spawn.generation,
+        base: attached.base.clone(),
+        api_key: attached.api_key.clone(),
+        served_name: attached.served_name.clone(),
+    };
+    let probe = Probe::new(&endpoint);
+    let (mut missed, mut is_ready) = (0, false);
+    loop {
+        let answers = tokio::select! {
+            answers = probe.lists_models() => answers,
+            _ = &mut *stopped => return End::new(FailureClass::Stopped, "stopped"),
+        };
+        match answers {
+            Ok(()) if is_ready => missed = 0,
+            Ok(()) => {
+                is_ready = true;
+                run.tell_ready(endpoint.clone());
+            }
+            Err(reason) => {
+                missed += 1;
+                if missed >= MAX_MISSED || !is_ready {
+                    return End::new(FailureClass::Crashed, reason);
+                }
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(INTERVAL) => {}
+            _ = &mut *stopped => return End::new(FailureClass::Stopped, "stopped"),
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! llama.cpp's server: `llama-server`, or our launcher for the wheel `xllamacpp`, which takes the
+//! same flags.
+
+use std::collections::BTreeMap;
+
+use super::{Args, Launch, Start};
+
+pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
+    let flags = &launch.flags;
+    // llama.cpp divides one context between its slots.
+    let context = flags
+        .max_model_len
+        .map(|len| u64::from(len) * u64::from(flags.max_concurrent));
+    Args::default()
+        .pair("--model", &launch.model)
+        .pair("--alias", &launch.served_name)
+        .pair("--host", "127.0.0.1")
+        .pair("--port", start.port)
+        .pair("--parallel", flags.max_concurrent)
+        // Without pings a SIGTERM waits up to 32 s for idle keep-alive connections.
+        .pair("--sse-ping-interval", 1)
+        .word("--metrics")
+        .word("--slots")
+        .maybe("--ctx-size", context)
+        .maybe("--threads", flags.threads)
+        .maybe("--threads-batch", flags.threads)
+        .0
+}
+
+pub(super) fn env(start: Start<'_>) -> BTreeMap<String, String> {
+    BTreeMap::from([("LLAMA_API_KEY".to_owned(), start.key.to_owned())])
+}

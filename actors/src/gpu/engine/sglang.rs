@@ -1,0 +1,49 @@
+//! SGLang (`sglang.launch_server`), through a launcher that reads the key from the environment:
+//! SGLang itself takes it from argv only, which every user of the machine can read.
+
+use std::{collections::BTreeMap, path::Path};
+
+use super::{Args, Launch, Start};
+
+pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
+    let flags = &launch.flags;
+    let args = Args::default()
+        .pair("--model-path", &launch.model)
+        .pair("--host", "127.0.0.1")
+        .pair("--port", start.port)
+        .pair("--served-model-name", &launch.served_name)
+        .pair("--max-running-requests", flags.max_concurrent)
+        .word("--enable-metrics")
+        // `usage.prompt_tokens_details.cached_tokens`: what a prompt really cost.
+        .word("--enable-cache-report")
+        .maybe("--context-length", flags.max_model_len)
+        .maybe("--dtype", flags.dtype.as_ref());
+    if flags.cpu {
+        return args
+            .pair("--device", "cpu")
+            .pair("--attention-backend", "torch_native")
+            .pair("--sampling-backend", "pytorch")
+            .word("--disable-overlap-schedule")
+            .pair("--max-total-tokens", CPU_KV_TOKENS)
+            .0;
+    }
+    let parallel = Some(flags.tensor_parallel).filter(|n| *n > 1);
+    args.maybe("--tp-size", parallel)
+        .maybe("--mem-fraction-static", flags.gpu_memory_utilization)
+        .0
+}
+
+/// Without a GPU SGLang sizes its KV cache from all of the machine's memory; this many tokens are
+/// 0.7 GiB for a 135M model.
+const CPU_KV_TOKENS: u32 = 32_768;
+
+pub(super) fn env(launch: &Launch, start: Start<'_>) -> BTreeMap<String, String> {
+    let mut env = BTreeMap::from([("KVWARDEN_ENGINE_KEY".to_owned(), start.key.to_owned())]);
+    if Path::new(&launch.model).is_absolute() {
+        env.insert("HF_HUB_OFFLINE".to_owned(), "1".to_owned());
+    }
+    if launch.flags.cpu {
+        env.insert("SGLANG_USE_CPU_ENGINE".to_owned(), "1".to_owned());
+    }
+    env
+}

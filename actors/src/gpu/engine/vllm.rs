@@ -1,0 +1,53 @@
+//! vLLM (`vllm serve`), its GPU and its CPU build.
+
+use std::{collections::BTreeMap, path::Path};
+
+use super::{Args, Launch, Start};
+
+pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
+    let flags = &launch.flags;
+    let args = Args::default()
+        .word("serve")
+        .word(&launch.model)
+        .pair("--host", "127.0.0.1")
+        .pair("--port", start.port)
+        .pair("--served-model-name", &launch.served_name)
+        .pair("--max-num-seqs", flags.max_concurrent)
+        // `usage.prompt_tokens_details.cached_tokens`: what a prompt really cost.
+        .word("--enable-prompt-tokens-details")
+        .maybe("--max-model-len", flags.max_model_len)
+        .maybe("--dtype", flags.dtype.as_ref());
+    if flags.cpu {
+        // Without a GPU there are no graphs to capture, and compiling takes minutes.
+        return args.word("--enforce-eager").0;
+    }
+    let parallel = Some(flags.tensor_parallel).filter(|n| *n > 1);
+    args.maybe("--tensor-parallel-size", parallel)
+        .maybe("--gpu-memory-utilization", flags.gpu_memory_utilization)
+        .maybe("--kv-cache-memory-bytes", flags.kv_cache_bytes)
+        .0
+}
+
+pub(super) fn env(launch: &Launch, start: Start<'_>) -> BTreeMap<String, String> {
+    const GIB: u64 = 1 << 30;
+    // uvicorn's default of 5 s would close pooled connections under our feet.
+    let mut env = BTreeMap::from([
+        ("VLLM_API_KEY", start.key.to_owned()),
+        ("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "75".to_owned()),
+        ("VLLM_NO_USAGE_STATS", "1".to_owned()),
+        ("DO_NOT_TRACK", "1".to_owned()),
+    ]);
+    if Path::new(&launch.model).is_absolute() {
+        env.insert("HF_HUB_OFFLINE", "1".to_owned());
+    }
+    if launch.flags.cpu {
+        let gib = launch
+            .flags
+            .kv_cache_bytes
+            .map_or(1, |bytes| bytes.div_ceil(GIB));
+        env.insert("VLLM_CPU_KVCACHE_SPACE", gib.to_string());
+    }
+    env.into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
+}

@@ -1,0 +1,441 @@
+//! One model: who waits for it, who runs on it, and the life of its engine.
+//!
+//! It never spawns anything. Which request goes next is decided by `policy::queue`, what to do
+//! about the engine by `policy::lifecycle`; this file only carries messages between the two.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::{Actor, Addr, AsyncContext, Context, Handler, MessageResult, WeakAddr};
+use kvwarden_policy::{
+    Generation, ModelId,
+    cost::PromptEstimator,
+    failure::FailureClass,
+    lifecycle::{Effect, Event, Lifecycle, State},
+    queue::{self, Arrival, Queue},
+};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::{
+    Gpu, Refusal, Router, TICK, Ticket, Vitals,
+    gpu::engine::{Endpoint, EngineKind, EngineSpec},
+    protocol::{
+        Demand, Drain, EngineNews, Enqueue, FirstToken, Grant, News, Prepared, Pulse, SlotFreed,
+        Snapshot, Spawn, StartOver, Stop,
+    },
+};
+
+/// What a model is told at its birth.
+#[derive(Clone, Debug)]
+pub struct Params {
+    /// Canonical name.
+    pub id: ModelId,
+    /// Which engine serves it.
+    pub engine: EngineKind,
+    /// Bounds of its queue.
+    pub queue: queue::Limits,
+    /// How long a request may wait.
+    pub queue_timeout: Duration,
+    /// Start at once instead of at the first request.
+    pub autostart: bool,
+}
+
+/// One model.
+pub struct Model {
+    params: Params,
+    router: WeakAddr<Router>,
+    gpu: Addr<Gpu>,
+    spec: Option<Arc<EngineSpec>>,
+    life: Lifecycle,
+    endpoint: Option<Arc<Endpoint>>,
+    queue: Queue<Ticket>,
+    estimator: PromptEstimator,
+    drain: Option<Instant>,
+    record: Record,
+    vitals: Vitals,
+}
+
+/// What happened so far, for people.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Record {
+    /// Engine starts that succeeded.
+    pub starts: u64,
+    /// Engine ends that nobody asked for.
+    pub failures: u64,
+    /// Messages about an engine that was no longer the current one.
+    pub stale: u64,
+    /// Requests handed to the engine.
+    pub dispatched: u64,
+    /// How long the latest successful start took.
+    pub last_start: Option<Duration>,
+    /// What it is doing, or why it can't.
+    pub note: Option<String>,
+    /// Last words of the engine that failed last.
+    pub log_tail: Vec<String>,
+    #[serde(skip)]
+    pid: Option<i32>,
+    #[serde(skip)]
+    spawned_at: Option<Instant>,
+}
+
+/// A model's observable state.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelState {
+    /// Canonical name.
+    pub id: ModelId,
+    /// Which engine serves it.
+    pub engine: EngineKind,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub state: State,
+    /// The newest start of its engine.
+    pub generation: Generation,
+    /// Starts with the server.
+    pub autostart: bool,
+    /// Where the engine listens, while it serves.
+    pub url: Option<String>,
+    /// The engine's process.
+    pub pid: Option<i32>,
+    /// Requests that wait.
+    pub waiting: usize,
+    /// Requests that run.
+    pub running: usize,
+    /// How many may run.
+    pub max_running: usize,
+    /// Wait of the request that waits longest.
+    pub oldest_wait: Option<Duration>,
+    /// What happened so far.
+    pub record: Record,
+    /// How busy the actor is.
+    pub vitals: Vitals,
+}
+
+// === impl Model ===
+
+impl Model {
+    /// A model whose engine and weights are being prepared.
+    #[must_use]
+    pub fn new(params: Params, router: WeakAddr<Router>, gpu: Addr<Gpu>) -> Self {
+        Self {
+            queue: Queue::new(params.queue.clone()),
+            params,
+            router,
+            gpu,
+            spec: None,
+            life: Lifecycle::new(),
+            endpoint: None,
+            estimator: PromptEstimator::default(),
+            drain: None,
+            record: Record::default(),
+            vitals: Vitals::default(),
+        }
+    }
+
+    /// Tells the lifecycle what happened and does what it says.
+    fn happen(&mut self, event: Event, ctx: &Context<Self>) {
+        let before = self.life.state();
+        let effect = self
+            .life
+            .on(event, Instant::now().into_std(), rand::random());
+        if before != self.life.state() {
+            tracing::info!(model = %self.params.id, from = ?before, to = ?self.life.state(), "lifecycle");
+        }
+        match effect {
+            Effect::None => {}
+            Effect::Demand => self.demand(),
+            Effect::Spawn(generation) => self.spawn(generation, ctx),
+            Effect::Stop => self.gpu.do_send(Stop {
+                model: self.params.id.clone(),
+                generation: self.life.generation(),
+            }),
+            Effect::RefuseWaiting => self.refuse_waiting(),
+        }
+    }
+
+    fn demand(&self) {
+        let takes_memory = self.spec.as_ref().is_some_and(|spec| spec.takes_memory());
+        if let Some(router) = self.router.upgrade() {
+            router.do_send(Demand {
+                model: self.params.id.clone(),
+                takes_memory,
+            });
+        }
+    }
+
+    fn spawn(&mut self, generation: Generation, ctx: &Context<Self>) {
+        let Some(spec) = self.spec.clone() else {
+            return;
+        };
+        self.record.spawned_at = Some(Instant::now());
+        self.gpu.do_send(Spawn {
+            model: self.params.id.clone(),
+            generation,
+            spec,
+            news: ctx.address().downgrade().recipient(),
+        });
+    }
+
+    /// Hands free places to whoever is next.
+    fn dispatch(&mut self, ctx: &Context<Self>) {
+        let Some(endpoint) = self.endpoint.clone() else {
+            return;
+        };
+        while let Some(next) = self.queue.next(Instant::now().into_std()) {
+            if next.item.is_abandoned() {
+                self.queue.finish();
+                continue;
+            }
+            self.record.dispatched += 1;
+            next.item
+                .admit(endpoint.clone(), ctx.address(), next.waited);
+        }
+    }
+
+    fn refuse_waiting(&mut self) {
+        let why = self.broken();
+        for ticket in self.queue.remove_if(|_| true) {
+            ticket.refuse(why.clone());
+        }
+    }
+
+    fn broken(&self) -> Refusal {
+        let class = match self.life.state() {
+            State::Broken { class } | State::Backoff { class, .. } => class,
+            State::Fetching
+            | State::Cold
+            | State::Waiting
+            | State::Starting { .. }
+            | State::Ready
+            | State::Stopping => FailureClass::Stopped,
+        };
+        let reason = self
+            .record
+            .note
+            .clone()
+            .unwrap_or_else(|| "it failed to start".to_owned());
+        let now = Instant::now().into_std();
+        let retry_after = self
+            .life
+            .retry_at()
+            .map(|at| at.saturating_duration_since(now));
+        Refusal::Broken {
+            class,
+            reason,
+            retry_after,
+        }
+    }
+
+    /// Work left, or the time for it: may the engine go?
+    fn is_drained(&self, now: Instant) -> bool {
+        let is_idle = self.queue.waiting() == 0 && self.queue.running() == 0;
+        self.drain
+            .is_some_and(|deadline| is_idle || now >= deadline)
+    }
+
+    fn clean_queue(&mut self, now: Instant) {
+        drop(self.queue.remove_if(Ticket::is_abandoned));
+        let waited = self.params.queue_timeout;
+        for ticket in self.queue.remove_expired(now.into_std()) {
+            ticket.refuse(Refusal::QueueTimeout { waited });
+        }
+    }
+
+    fn tick(&mut self, ctx: &Context<Self>) {
+        let now = Instant::now();
+        self.clean_queue(now);
+        if self.life.retry_at().is_some_and(|at| now.into_std() >= at) {
+            self.happen(Event::RetryDue, ctx);
+        }
+        if self.is_drained(now) {
+            for ticket in self.queue.remove_if(|_| true) {
+                ticket.refuse(Refusal::Draining);
+            }
+            self.happen(Event::Unwanted, ctx);
+        }
+    }
+
+    fn ended(&mut self, class: FailureClass, reason: String, log_tail: Vec<String>) {
+        self.endpoint = None;
+        self.record.pid = None;
+        if matches!(self.life.state(), State::Stopping) {
+            return;
+        }
+        tracing::warn!(model = %self.params.id, ?class, reason, "engine ended");
+        self.record.failures += 1;
+        self.record.note = Some(reason);
+        self.record.log_tail = log_tail;
+    }
+
+    fn ready(&mut self, endpoint: Arc<Endpoint>) {
+        let took = self.record.spawned_at.take().map(|at| at.elapsed());
+        tracing::info!(model = %self.params.id, ?took, "ready");
+        self.record.starts += 1;
+        self.record.last_start = took;
+        self.record.note = None;
+        self.endpoint = Some(endpoint);
+    }
+}
+
+impl Actor for Model {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_interval(TICK, |model, ctx| {
+            model.tick(ctx);
+            ctx.address().do_send(Pulse(Instant::now()));
+        });
+    }
+}
+
+impl Handler<Prepared> for Model {
+    type Result = ();
+
+    fn handle(&mut self, prepared: Prepared, ctx: &mut Context<Self>) {
+        self.vitals.handled();
+        match prepared {
+            Prepared::Step(step) => self.record.note = Some(step),
+            Prepared::Failed(reason) => {
+                self.record.note = Some(reason);
+                self.happen(Event::FetchFailed(FailureClass::NotInstalled), ctx);
+            }
+            Prepared::Done(spec) => {
+                self.record.note = None;
+                self.spec = Some(spec);
+                self.happen(Event::Fetched, ctx);
+                if self.params.autostart || self.queue.waiting() > 0 {
+                    self.happen(Event::Wanted, ctx);
+                }
+            }
+        }
+    }
+}
+
+impl Handler<Enqueue> for Model {
+    type Result = ();
+
+    fn handle(&mut self, Enqueue(ticket): Enqueue, ctx: &mut Context<Self>) {
+        self.vitals.handled();
+        if let State::Broken { .. } = self.life.state() {
+            return ticket.refuse(self.broken());
+        }
+        let now = Instant::now();
+        let arrival = Arrival {
+            priority: ticket.priority,
+            prompt_tokens: self.estimator.tokens(ticket.size.prompt_bytes),
+            expires: (now + self.params.queue_timeout).into_std(),
+        };
+        if let Err(ticket) = self.queue.push(arrival, ticket, now.into_std()) {
+            return ticket.refuse(Refusal::QueueFull {
+                waiting: self.queue.waiting(),
+            });
+        }
+        self.happen(Event::Wanted, ctx);
+        self.dispatch(ctx);
+    }
+}
+
+impl Handler<Grant> for Model {
+    type Result = ();
+
+    fn handle(&mut self, Grant { model }: Grant, ctx: &mut Context<Self>) {
+        self.vitals.handled();
+        if self.life.state() != State::Waiting {
+            // It changed its mind while it waited for the place.
+            return self.gpu.do_send(StartOver { model });
+        }
+        self.happen(Event::Granted, ctx);
+    }
+}
+
+impl Handler<EngineNews> for Model {
+    type Result = ();
+
+    fn handle(&mut self, news: EngineNews, ctx: &mut Context<Self>) {
+        self.vitals.handled();
+        if news.generation != self.life.generation() {
+            self.record.stale += 1;
+            return;
+        }
+        match news.what {
+            News::Progressed { phase, pid } => {
+                self.record.pid = pid.or(self.record.pid);
+                self.happen(Event::Progressed(phase), ctx);
+            }
+            News::Ready(endpoint) => {
+                self.ready(endpoint);
+                self.happen(Event::Verified, ctx);
+                self.dispatch(ctx);
+            }
+            News::Exited {
+                class,
+                reason,
+                log_tail,
+            } => {
+                self.ended(class, reason, log_tail);
+                self.happen(Event::Exited(class), ctx);
+            }
+        }
+    }
+}
+
+impl Handler<FirstToken> for Model {
+    type Result = ();
+
+    fn handle(&mut self, _: FirstToken, _: &mut Context<Self>) {
+        self.vitals.handled();
+    }
+}
+
+impl Handler<SlotFreed> for Model {
+    type Result = ();
+
+    fn handle(&mut self, freed: SlotFreed, ctx: &mut Context<Self>) {
+        self.vitals.handled();
+        self.queue.finish();
+        if let Some(usage) = freed.usage {
+            self.estimator
+                .learn(freed.prompt_bytes, usage.prompt_tokens);
+        }
+        self.dispatch(ctx);
+    }
+}
+
+impl Handler<Drain> for Model {
+    type Result = ();
+
+    fn handle(&mut self, drain: Drain, ctx: &mut Context<Self>) {
+        self.vitals.handled();
+        self.drain = Some(drain.deadline);
+        self.tick(ctx);
+    }
+}
+
+impl Handler<Pulse> for Model {
+    type Result = ();
+
+    fn handle(&mut self, Pulse(sent): Pulse, _: &mut Context<Self>) {
+        self.vitals.pulse(sent);
+    }
+}
+
+impl Handler<Snapshot<ModelState>> for Model {
+    type Result = MessageResult<Snapshot<ModelState>>;
+
+    fn handle(&mut self, _: Snapshot<ModelState>, _: &mut Context<Self>) -> Self::Result {
+        MessageResult(ModelState {
+            id: self.params.id.clone(),
+            engine: self.params.engine,
+            state: self.life.state(),
+            generation: self.life.generation(),
+            autostart: self.params.autostart,
+            url: self.endpoint.as_ref().map(|endpoint| endpoint.base.clone()),
+            pid: self.record.pid,
+            waiting: self.queue.waiting(),
+            running: self.queue.running(),
+            max_running: self.params.queue.max_running,
+            oldest_wait: self.queue.oldest_wait(Instant::now().into_std()),
+            record: self.record.clone(),
+            vitals: self.vitals,
+        })
+    }
+}

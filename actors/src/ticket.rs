@@ -1,0 +1,268 @@
+//! A request on its way: first a [`Ticket`] that waits, then a [`Permit`] that runs.
+//!
+//! Whoever drops one gives back what it holds, so a client that hangs up needs no code anywhere.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::Addr;
+use kvwarden_policy::{
+    ModelId, TenantId,
+    bucket::Level,
+    cost::{PromptEstimator, RequestSize, Usage},
+    failure::FailureClass,
+};
+use tokio::{sync::oneshot, time::Instant};
+
+use crate::{
+    Model, Tenant,
+    gpu::engine::Endpoint,
+    protocol::{FirstToken, Settle, SlotFreed},
+};
+
+/// Why a request was turned away. Its HTTP form is known to the HTTP side alone.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Nobody serves a model of that name.
+    #[error("model `{0}` does not exist")]
+    UnknownModel(String),
+    /// The tenant's requests per minute are used up.
+    #[error("rate limit of {} requests per minute reached", limit.limit)]
+    RequestRate {
+        /// The bucket as it stands.
+        limit: Level,
+        /// When one more request fits.
+        retry_after: Duration,
+    },
+    /// The tenant's tokens per minute are used up.
+    #[error("rate limit of {} tokens per minute reached: this request may use {wanted}", limit.limit)]
+    TokenRate {
+        /// Tokens the request may use.
+        wanted: u64,
+        /// The bucket as it stands.
+        limit: Level,
+        /// When the request fits.
+        retry_after: Duration,
+    },
+    /// The request alone is more than the tenant may use in a minute.
+    #[error(
+        "this request may use {wanted} tokens, more than the tenant's {limit} per minute; lower max_tokens"
+    )]
+    LargerThanBudget {
+        /// Tokens the request may use.
+        wanted: u64,
+        /// Tokens the tenant may use at once.
+        limit: u64,
+    },
+    /// As many requests of the tenant wait or run as it may have.
+    #[error("{limit} requests of this tenant are already queued or running")]
+    Concurrency {
+        /// How many it may have.
+        limit: u32,
+    },
+    /// The model's queue is full.
+    #[error("{waiting} requests already wait for this model")]
+    QueueFull {
+        /// How many wait.
+        waiting: usize,
+    },
+    /// Its turn did not come in time.
+    #[error("the request waited {} s for its turn", waited.as_secs())]
+    QueueTimeout {
+        /// How long it waited.
+        waited: Duration,
+    },
+    /// The model's engine can't be brought to life.
+    #[error("the engine of this model is broken: {reason}")]
+    Broken {
+        /// What kind of failure.
+        class: FailureClass,
+        /// One sentence.
+        reason: String,
+        /// When one more start will be tried, if one will.
+        retry_after: Option<Duration>,
+    },
+    /// The node is shutting down.
+    #[error("the server is shutting down")]
+    Draining,
+}
+
+/// Where the tenant stands with its limits; goes into `x-ratelimit-*`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RateLimits {
+    /// Requests per minute.
+    pub requests: Option<Level>,
+    /// Tokens per minute.
+    pub tokens: Option<Level>,
+}
+
+/// What a ticket becomes.
+pub type Answer = Result<Permit, Refusal>;
+
+/// A request's place in line.
+pub struct Ticket {
+    /// Who asks.
+    pub tenant: TenantId,
+    /// The model, by any of its names.
+    pub model: String,
+    /// How large it is.
+    pub size: RequestSize,
+    /// Lower goes first; the tenant sets it.
+    pub priority: i32,
+    reservation: Option<Reservation>,
+    reply: oneshot::Sender<Answer>,
+}
+
+impl Ticket {
+    /// A ticket, and where its answer arrives.
+    #[must_use]
+    pub fn new(
+        tenant: TenantId,
+        model: String,
+        size: RequestSize,
+    ) -> (Self, oneshot::Receiver<Answer>) {
+        let (reply, answer) = oneshot::channel();
+        (
+            Self {
+                tenant,
+                model,
+                size,
+                priority: 0,
+                reservation: None,
+                reply,
+            },
+            answer,
+        )
+    }
+
+    /// Turns the request away.
+    pub fn refuse(self, why: Refusal) {
+        // The client may have hung up; then nobody reads the answer.
+        let _ = self.reply.send(Err(why));
+    }
+
+    /// Nobody waits for the answer any more.
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        self.reply.is_closed()
+    }
+
+    pub(crate) fn hold(&mut self, reservation: Reservation) {
+        self.reservation = Some(reservation);
+    }
+
+    pub(crate) fn admit(self, endpoint: Arc<Endpoint>, model: &Addr<Model>, waited: Duration) {
+        let permit = Permit {
+            endpoint,
+            waited,
+            model: model.clone(),
+            reservation: self.reservation,
+            prompt_bytes: self.size.prompt_bytes,
+            started: Instant::now(),
+            has_first_token: false,
+            streamed: 0,
+            usage: None,
+        };
+        // If the client hung up at this moment, the permit comes back in the error and is dropped.
+        let _ = self.reply.send(Ok(permit));
+    }
+}
+
+/// What is held against a tenant's limits.
+pub struct Reservation {
+    pub(crate) tenant: Addr<Tenant>,
+    pub(crate) tokens: u64,
+    pub(crate) limits: RateLimits,
+    pub(crate) used: Option<Usage>,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.tenant.do_send(Settle {
+            reserved: self.tokens,
+            used: self.used.take(),
+        });
+    }
+}
+
+/// The right to use one of an engine's places. The HTTP task streams engine to client itself and
+/// drops this at the end, whatever the end was.
+pub struct Permit {
+    /// Where the engine is.
+    pub endpoint: Arc<Endpoint>,
+    /// How long the request waited for its turn.
+    pub waited: Duration,
+    model: Addr<Model>,
+    reservation: Option<Reservation>,
+    prompt_bytes: u64,
+    started: Instant,
+    has_first_token: bool,
+    streamed: u64,
+    usage: Option<Usage>,
+}
+
+impl Permit {
+    /// The model's canonical name.
+    #[must_use]
+    pub fn model(&self) -> &ModelId {
+        &self.endpoint.model
+    }
+
+    /// When the engine was handed this request.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Where the tenant stands with its limits.
+    #[must_use]
+    pub fn rate_limits(&self) -> RateLimits {
+        self.reservation
+            .as_ref()
+            .map_or_else(RateLimits::default, |held| held.limits)
+    }
+
+    /// The engine answered: its prefill of this request is over. Only the first call counts.
+    pub fn first_token(&mut self) {
+        if !self.has_first_token {
+            self.has_first_token = true;
+            self.model.do_send(FirstToken);
+        }
+    }
+
+    /// The engine sent `tokens` more. A chunk may hold several; counting it as one is the lower
+    /// bound that is used when the answer is cut before its usage arrives.
+    pub fn streamed(&mut self, tokens: u64) {
+        self.streamed += tokens;
+    }
+
+    /// What the engine says the request used; the last call counts.
+    pub fn report(&mut self, usage: Usage) {
+        self.usage = Some(usage);
+    }
+
+    /// For an answer that was cut: the prompt was computed if anything came, and so was what came.
+    fn estimated_usage(&self) -> Usage {
+        if !self.has_first_token {
+            return Usage::default();
+        }
+        let prompt_tokens = PromptEstimator::default().tokens(self.prompt_bytes);
+        Usage {
+            prompt_tokens,
+            cached_tokens: 0,
+            completion_tokens: self.streamed,
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let used = self.usage.unwrap_or_else(|| self.estimated_usage());
+        if let Some(held) = &mut self.reservation {
+            held.used = Some(used);
+        }
+        self.model.do_send(SlotFreed {
+            prompt_bytes: self.prompt_bytes,
+            usage: self.usage,
+        });
+    }
+}

@@ -1,0 +1,27 @@
+//! What every actor measures about itself.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::time::Instant;
+
+/// How busy an actor is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Vitals {
+    /// Messages handled.
+    pub handled: u64,
+    /// How long the latest pulse waited in the mailbox.
+    pub mailbox_wait: Duration,
+}
+
+impl Vitals {
+    /// One more message.
+    pub(crate) fn handled(&mut self) {
+        self.handled += 1;
+    }
+
+    /// A pulse sent at `sent` arrived.
+    pub(crate) fn pulse(&mut self, sent: Instant) {
+        self.mailbox_wait = sent.elapsed();
+    }
+}

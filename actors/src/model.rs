@@ -187,7 +187,7 @@ impl Model {
             }
             self.record.dispatched += 1;
             next.item
-                .admit(endpoint.clone(), ctx.address(), next.waited);
+                .admit(endpoint.clone(), &ctx.address(), next.waited);
         }
     }
 

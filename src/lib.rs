@@ -1,4 +1,5 @@
 //! kvwarden.
 
 pub mod config;
+pub mod install;
 pub mod layout;

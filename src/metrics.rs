@@ -95,9 +95,12 @@ pub struct Metrics {
 
 const LATENCY: [f64; 10] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 const COLD_START: [f64; 6] = [10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
-const TTFT: [f64; 13] =
-    [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
-const WAIT: [f64; 11] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0];
+const TTFT: [f64; 13] = [
+    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+];
+const WAIT: [f64; 11] = [
+    0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0,
+];
 
 impl Metrics {
     /// All metrics, at zero.
@@ -110,14 +113,25 @@ impl Metrics {
             request_latency: seconds(r, "request_latency", "Arrival to last byte", || {
                 Histogram::new(LATENCY)
             }),
-            tokens_generated: add(r, "tokens_generated", "Output tokens, as engines count them"),
+            tokens_generated: add(
+                r,
+                "tokens_generated",
+                "Output tokens, as engines count them",
+            ),
             tokens_input: add(r, "tokens_input", "Prompt tokens, as engines count them"),
             models_loaded: add(r, "models_loaded", "Models that serve now"),
-            model_evictions: add(r, "model_evictions", "Models unloaded to make room for others"),
+            model_evictions: add(
+                r,
+                "model_evictions",
+                "Models unloaded to make room for others",
+            ),
             engine_up: add(r, "engine_up", "1 while the model's engine serves, else 0"),
-            engine_cold_start: seconds(r, "engine_cold_start", "Spawn to first proven token", || {
-                Histogram::new(COLD_START)
-            }),
+            engine_cold_start: seconds(
+                r,
+                "engine_cold_start",
+                "Spawn to first proven token",
+                || Histogram::new(COLD_START),
+            ),
             sse_stream_disconnect: add(
                 r,
                 "sse_stream_disconnect",
@@ -143,7 +157,11 @@ impl Metrics {
             admission_admitted: add(r, "admission_admitted", "Requests handed to an engine"),
             model_queue_depth: add(r, "model_queue_depth", "Requests that wait, by model"),
             model_in_flight: add(r, "model_in_flight", "Requests on an engine, by model"),
-            tenant_in_flight: add(r, "tenant_in_flight", "Requests queued and running, by tenant"),
+            tenant_in_flight: add(
+                r,
+                "tenant_in_flight",
+                "Requests queued and running, by tenant",
+            ),
             actor_mailbox_wait: add_seconds(
                 r,
                 "actor_mailbox_wait",
@@ -154,7 +172,10 @@ impl Metrics {
         };
         let version = vec![("version", env!("CARGO_PKG_VERSION"))];
         registry.register("build", "The running version", Info::new(version));
-        Self { registry, ..metrics }
+        Self {
+            registry,
+            ..metrics
+        }
     }
 
     /// The metrics as OpenMetrics text.
@@ -240,8 +261,16 @@ mod tests {
         };
         metrics.requests.get_or_create(&request).inc();
         let text = classic(&metrics.open_metrics().unwrap());
-        assert!(text.contains("# TYPE kvwarden_requests_total counter\n"), "{text}");
-        assert!(text.contains("kvwarden_requests_total{model=\"m\",tenant=\"t\",status=\"ok\",engine=\"sim\"} 1"), "{text}");
+        assert!(
+            text.contains("# TYPE kvwarden_requests_total counter\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains(
+                "kvwarden_requests_total{model=\"m\",tenant=\"t\",status=\"ok\",engine=\"sim\"} 1"
+            ),
+            "{text}"
+        );
         assert!(!text.contains("UNIT") && !text.contains("EOF"), "{text}");
     }
 
@@ -249,14 +278,28 @@ mod tests {
     fn names_of_the_python_kvwarden_are_kept() {
         let text = classic(&Metrics::register().open_metrics().unwrap());
         for name in [
-            "requests_total", "request_latency_seconds", "tokens_generated_total",
-            "tokens_input_total", "models_loaded", "model_evictions_total", "engine_up",
-            "engine_cold_start_seconds", "sse_stream_disconnect_total", "tenant_requests_total",
-            "tenant_requests_rejected_total", "tenant_ttft_seconds", "admission_queue_depth",
-            "admission_in_flight", "admission_wait_seconds", "admission_rejected_total",
+            "requests_total",
+            "request_latency_seconds",
+            "tokens_generated_total",
+            "tokens_input_total",
+            "models_loaded",
+            "model_evictions_total",
+            "engine_up",
+            "engine_cold_start_seconds",
+            "sse_stream_disconnect_total",
+            "tenant_requests_total",
+            "tenant_requests_rejected_total",
+            "tenant_ttft_seconds",
+            "admission_queue_depth",
+            "admission_in_flight",
+            "admission_wait_seconds",
+            "admission_rejected_total",
             "admission_admitted_total",
         ] {
-            assert!(text.contains(&format!("# TYPE kvwarden_{name} ")), "{name} in {text}");
+            assert!(
+                text.contains(&format!("# TYPE kvwarden_{name} ")),
+                "{name} in {text}"
+            );
         }
     }
 }

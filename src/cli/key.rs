@@ -20,14 +20,21 @@ pub struct KeyArgs {
 /// # Errors
 /// When standard output is closed.
 pub fn run(args: &KeyArgs) -> anyhow::Result<ExitCode> {
-    let key = format!("sk-kvw-{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>());
+    let key = format!(
+        "sk-kvw-{:032x}{:032x}",
+        rand::random::<u128>(),
+        rand::random::<u128>()
+    );
     let hash = KeyHash::of(&key);
     let mut out = anstream::stdout();
     if args.json {
         writeln!(out, "{}", json!({ "key": key, "hash": hash.to_string() }))?;
     } else {
         writeln!(out, "key for the client (shown this once): {key}")?;
-        writeln!(out, "for the configuration:                api_keys = [\"{hash}\"]")?;
+        writeln!(
+            out,
+            "for the configuration:                api_keys = [\"{hash}\"]"
+        )?;
     }
     Ok(ExitCode::SUCCESS)
 }

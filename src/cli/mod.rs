@@ -32,6 +32,9 @@ enum Command {
     Key(key::KeyArgs),
     /// Print the version
     Version(version::VersionArgs),
+    /// The parent of one engine; started by `serve`
+    #[command(hide = true)]
+    Shim,
 }
 
 impl Cli {
@@ -49,6 +52,7 @@ impl Cli {
             }
             Command::Key(args) => key::run(&args),
             Command::Version(args) => version::run(&args),
+            Command::Shim => Ok(crate::shim::run()),
         }
     }
 }

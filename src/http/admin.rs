@@ -64,7 +64,9 @@ impl Overview {
 
     /// Models that should serve by now.
     fn wanted(&self) -> impl Iterator<Item = &ModelState> {
-        self.models.iter().filter(|model| model.autostart || model.generation.0 > 0)
+        self.models
+            .iter()
+            .filter(|model| model.autostart || model.generation.0 > 0)
     }
 
     /// Every model that should serve does.
@@ -92,7 +94,11 @@ where
     S: Send + 'static,
     Snapshot<S>: Message<Result = S>,
 {
-    join_all(actors.iter().map(ask)).await.into_iter().flatten().collect()
+    join_all(actors.iter().map(ask))
+        .await
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// `GET /health`: 200 once every model that should serve does; 503 and what is missing until then.
@@ -106,7 +112,11 @@ pub async fn health(shared: web::Data<Arc<Shared>>) -> HttpResponse {
         (HttpResponse::ServiceUnavailable(), "draining")
     } else if overview.is_ready() {
         (HttpResponse::Ok(), "ok")
-    } else if overview.models.iter().any(|model| matches!(model.state, State::Broken { .. })) {
+    } else if overview
+        .models
+        .iter()
+        .any(|model| matches!(model.state, State::Broken { .. }))
+    {
         (HttpResponse::ServiceUnavailable(), "degraded")
     } else {
         (HttpResponse::ServiceUnavailable(), "starting")
@@ -141,7 +151,11 @@ pub async fn model(
         Ok(overview) => overview,
         Err(failure) => return failure.response(),
     };
-    match overview.models.iter().find(|model| model.names.contains(&name)) {
+    match overview
+        .models
+        .iter()
+        .find(|model| model.names.contains(&name))
+    {
         Some(model) => HttpResponse::Ok().json(entry(model, &shared)),
         None => Failure::Refused(Refusal::UnknownModel(name.into_inner())).response(),
     }
@@ -164,7 +178,8 @@ fn entry(model: &ModelState, shared: &Shared) -> Value {
 }
 
 fn unix_seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 /// `GET /kvwarden/status`: the keys of the Python KVWarden, and the actors' states beside them.
@@ -177,11 +192,18 @@ pub async fn status(request: HttpRequest, shared: web::Data<Arc<Shared>>) -> Htt
         Err(failure) => return failure.response(),
     };
     let by_model = |value: fn(&ModelState) -> Value| -> Map<String, Value> {
-        overview.models.iter().map(|model| (model.id.to_string(), value(model))).collect()
+        overview
+            .models
+            .iter()
+            .map(|model| (model.id.to_string(), value(model)))
+            .collect()
     };
     let loaded = by_model(|model| json!(model));
-    let tenants: Map<_, _> =
-        overview.tenants.iter().map(|tenant| (tenant.id.to_string(), json!(tenant))).collect();
+    let tenants: Map<_, _> = overview
+        .tenants
+        .iter()
+        .map(|tenant| (tenant.id.to_string(), json!(tenant)))
+        .collect();
     let sum = |count: fn(&ModelState) -> usize| overview.models.iter().map(count).sum::<usize>();
     let uptime = shared.since.elapsed().unwrap_or_default().as_secs_f64();
     HttpResponse::Ok().json(json!({
@@ -216,29 +238,50 @@ pub async fn metrics(request: HttpRequest, shared: web::Data<Arc<Shared>>) -> Ht
     let Ok(text) = shared.metrics.open_metrics() else {
         return HttpResponse::InternalServerError().finish();
     };
-    let accept = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    let accept = request
+        .headers()
+        .get(header::ACCEPT)
+        .and_then(|value| value.to_str().ok());
     if accept.is_some_and(|accept| accept.contains("application/openmetrics-text")) {
         let open = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         return HttpResponse::Ok().content_type(open).body(text);
     }
     let classic = "text/plain; version=0.0.4; charset=utf-8";
-    HttpResponse::Ok().content_type(classic).body(metrics::classic(&text))
+    HttpResponse::Ok()
+        .content_type(classic)
+        .body(metrics::classic(&text))
 }
 
 /// Sets the gauges to what the actors say.
 fn observe(overview: &Overview, shared: &Shared) {
     let metrics = &shared.metrics;
-    let ready = overview.models.iter().filter(|model| model.state == State::Ready).count();
+    let ready = overview
+        .models
+        .iter()
+        .filter(|model| model.state == State::Ready)
+        .count();
     metrics.models_loaded.set(count(ready));
-    metrics.admission_queue_depth.set(overview.models.iter().map(|m| count(m.waiting)).sum());
-    metrics.admission_in_flight.set(overview.models.iter().map(|m| count(m.running)).sum());
+    metrics
+        .admission_queue_depth
+        .set(overview.models.iter().map(|m| count(m.waiting)).sum());
+    metrics
+        .admission_in_flight
+        .set(overview.models.iter().map(|m| count(m.running)).sum());
     for model in &overview.models {
         observe_model(model, metrics, &shared.starts_seen);
     }
-    let named = overview.tenants.iter().filter(|tenant| shared.is_named(tenant.id.as_str()));
+    let named = overview
+        .tenants
+        .iter()
+        .filter(|tenant| shared.is_named(tenant.id.as_str()));
     for tenant in named {
-        let labels = metrics::Tenant { tenant: tenant.id.to_string() };
-        metrics.tenant_in_flight.get_or_create(&labels).set(tenant.in_flight.into());
+        let labels = metrics::Tenant {
+            tenant: tenant.id.to_string(),
+        };
+        metrics
+            .tenant_in_flight
+            .get_or_create(&labels)
+            .set(tenant.in_flight.into());
         observe_actor(metrics, format!("tenant:{}", tenant.id), tenant.vitals);
     }
     observe_actor(metrics, "router".to_owned(), overview.router.vitals);
@@ -246,9 +289,17 @@ fn observe(overview: &Overview, shared: &Shared) {
 }
 
 fn observe_model(model: &ModelState, metrics: &Metrics, seen: &StartsSeen) {
-    let labels = metrics::Model { model: model.id.to_string() };
-    metrics.model_queue_depth.get_or_create(&labels).set(count(model.waiting));
-    metrics.model_in_flight.get_or_create(&labels).set(count(model.running));
+    let labels = metrics::Model {
+        model: model.id.to_string(),
+    };
+    metrics
+        .model_queue_depth
+        .get_or_create(&labels)
+        .set(count(model.waiting));
+    metrics
+        .model_in_flight
+        .get_or_create(&labels)
+        .set(count(model.running));
     let engine = metrics::Engine {
         model: model.id.to_string(),
         engine: model.engine.as_str().to_owned(),
@@ -270,14 +321,27 @@ fn unseen_starts(model: &ModelState, seen: &StartsSeen) -> Vec<Duration> {
     let unseen = model.record.starts.saturating_sub(*seen);
     *seen = model.record.starts;
     let unseen = usize::try_from(unseen).unwrap_or(usize::MAX);
-    model.record.recent_starts.iter().rev().take(unseen).copied().collect()
+    model
+        .record
+        .recent_starts
+        .iter()
+        .rev()
+        .take(unseen)
+        .copied()
+        .collect()
 }
 
 fn observe_actor(metrics: &Metrics, actor: String, vitals: kvwarden_actors::Vitals) {
     let labels = metrics::Actor { actor };
-    metrics.actor_mailbox_wait.get_or_create(&labels).set(vitals.mailbox_wait.as_secs_f64());
+    metrics
+        .actor_mailbox_wait
+        .get_or_create(&labels)
+        .set(vitals.mailbox_wait.as_secs_f64());
     let handled = i64::try_from(vitals.handled).unwrap_or(i64::MAX);
-    metrics.actor_messages_handled.get_or_create(&labels).set(handled);
+    metrics
+        .actor_messages_handled
+        .get_or_create(&labels)
+        .set(handled);
 }
 
 fn count(n: usize) -> i64 {

@@ -23,7 +23,9 @@ impl Assembly {
         chunk.retain(|_, value| !value.is_null());
         self.head.extend(chunk);
         if let Some(Value::Array(choices)) = choices {
-            choices.into_iter().for_each(|choice| self.add_choice(choice));
+            choices
+                .into_iter()
+                .for_each(|choice| self.add_choice(choice));
         }
     }
 
@@ -57,10 +59,14 @@ impl Assembly {
             }
         }
         if let (Some(usage), Some(Value::Object(told))) = (usage, self.head.get_mut("usage")) {
-            told.insert("completion_tokens".to_owned(), usage.completion_tokens.into());
+            told.insert(
+                "completion_tokens".to_owned(),
+                usage.completion_tokens.into(),
+            );
             told.insert("total_tokens".to_owned(), usage.total().into());
         }
-        self.head.insert("choices".to_owned(), Value::Array(self.choices));
+        self.head
+            .insert("choices".to_owned(), Value::Array(self.choices));
         Value::Object(self.head).to_string().into_bytes()
     }
 }
@@ -96,7 +102,8 @@ fn merge(whole: &mut Value, delta: Value) {
 fn merge_into_list(list: &mut Vec<Value>, value: Value) {
     let index = value.get("index").and_then(Value::as_u64);
     let known = index.and_then(|index| {
-        list.iter_mut().find(|item| item.get("index").and_then(Value::as_u64) == Some(index))
+        list.iter_mut()
+            .find(|item| item.get("index").and_then(Value::as_u64) == Some(index))
     });
     match known {
         Some(item) => merge(item, value),
@@ -149,7 +156,10 @@ mod tests {
         ]);
         assert_eq!(answer["choices"][0]["text"], "a");
         assert_eq!(answer["choices"][1]["text"], "bB");
-        assert_eq!(answer["choices"][1]["logprobs"]["tokens"], json!(["b", "B"]));
+        assert_eq!(
+            answer["choices"][1]["logprobs"]["tokens"],
+            json!(["b", "B"])
+        );
 
         let call = |index: u64, function: Value| json!({"choices":[{"index":0,"delta":{"tool_calls":[{"index":index,"id":"t","type":"function","function":function}]}}]});
         let answer = assembled(&[
@@ -158,7 +168,10 @@ mod tests {
             call(0, json!({"arguments":":1}"})),
         ]);
         let calls = &answer["choices"][0]["message"]["tool_calls"];
-        assert_eq!(calls[0]["function"], json!({"name":"f","arguments":"{\"a\":1}"}));
+        assert_eq!(
+            calls[0]["function"],
+            json!({"name":"f","arguments":"{\"a\":1}"})
+        );
         assert_eq!(calls[1]["function"]["name"], "g");
         assert_eq!(calls[0].get("index"), None);
     }
@@ -166,9 +179,18 @@ mod tests {
     #[test]
     fn usage_counted_over_all_choices_replaces_the_last_ones() {
         let mut assembly = Assembly::default();
-        assembly.add(br#"{"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7}}"#);
-        let usage = Usage { prompt_tokens: 5, cached_tokens: 0, completion_tokens: 4 };
+        assembly.add(
+            br#"{"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7}}"#,
+        );
+        let usage = Usage {
+            prompt_tokens: 5,
+            cached_tokens: 0,
+            completion_tokens: 4,
+        };
         let answer: Value = serde_json::from_slice(&assembly.finish(Some(usage))).unwrap();
-        assert_eq!(answer["usage"], json!({"prompt_tokens":5,"completion_tokens":4,"total_tokens":9}));
+        assert_eq!(
+            answer["usage"],
+            json!({"prompt_tokens":5,"completion_tokens":4,"total_tokens":9})
+        );
     }
 }

@@ -46,12 +46,21 @@ pub async fn forward(
         Err(failure) => return failure.response(),
     };
     let record = Record::new(shared.clone(), tenant.as_str());
-    let exchange = Exchange { task, request: &request, shared: &shared, engines: &engines };
+    let exchange = Exchange {
+        task,
+        request: &request,
+        shared: &shared,
+        engines: &engines,
+    };
     match exchange.run(tenant, payload, record).await {
         Ok(response) => response,
         Err((failure, mut record)) => {
             if let Failure::Unreachable(why) = &failure {
-                tracing::warn!(request_id = request_id(&request), why, "no answer from the engine");
+                tracing::warn!(
+                    request_id = request_id(&request),
+                    why,
+                    "no answer from the engine"
+                );
             }
             record.failed(&failure);
             failure.response()
@@ -88,7 +97,10 @@ impl Exchange<'_> {
             Ok(ask) => ask,
             Err(bad) => return Err((bad.into(), record)),
         };
-        let permit = match self.permit(tenant.clone(), ask.model.clone(), self.size(&ask)).await {
+        let permit = match self
+            .permit(tenant.clone(), ask.model.clone(), self.size(&ask))
+            .await
+        {
             Ok(permit) => permit,
             Err(failure) => return Err((failure, record)),
         };
@@ -111,7 +123,10 @@ impl Exchange<'_> {
         }
         let mut response = self.head(&permit, &answer);
         let strips_usage = ask.stream && !ask.wants_usage;
-        let manner = Manner { strips_usage, idle: self.shared.limits.stream_idle_timeout };
+        let manner = Manner {
+            strips_usage,
+            idle: self.shared.limits.stream_idle_timeout,
+        };
         let relay = Relay::open(answer, permit, record, place, manner).await?;
         if !ask.stream {
             return Ok(match relay.assemble().await {
@@ -142,14 +157,19 @@ impl Exchange<'_> {
             Ok(body.freeze())
         };
         let deadline = self.shared.limits.body_timeout;
-        tokio::time::timeout(deadline, read).await.unwrap_or(Err(Failure::SlowBody))
+        tokio::time::timeout(deadline, read)
+            .await
+            .unwrap_or(Err(Failure::SlowBody))
     }
 
     fn size(&self, ask: &Ask<'_>) -> RequestSize {
         match self.task {
             Task::Generate => ask.size,
             // Nothing is generated.
-            Task::Compute | Task::Tokenize => RequestSize { max_tokens: Some(0), ..ask.size },
+            Task::Compute | Task::Tokenize => RequestSize {
+                max_tokens: Some(0),
+                ..ask.size
+            },
         }
     }
 
@@ -233,12 +253,21 @@ impl Exchange<'_> {
 /// A browser page of another site can send anything but this content type without asking first,
 /// so requiring it keeps such pages out. Compressed bodies are not unpacked.
 fn require_json(request: &HttpRequest) -> Result<(), Failure> {
-    let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let header = |name| {
+        request
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
     let media = header(header::CONTENT_TYPE).unwrap_or_default();
     let media = media.split(';').next().unwrap_or_default().trim();
     let is_json = media.eq_ignore_ascii_case("application/json");
     let is_plain = header(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
-    if is_json && is_plain { Ok(()) } else { Err(Failure::NotJson) }
+    if is_json && is_plain {
+        Ok(())
+    } else {
+        Err(Failure::NotJson)
+    }
 }
 
 async fn collect(answer: Answer) -> Option<Bytes> {

@@ -97,7 +97,11 @@ impl<'a> Members<'a> {
     /// The object as text.
     #[must_use]
     pub fn to_bytes(&self) -> Bytes {
-        let length: usize = self.0.iter().map(|(k, v)| k.len() + v.get().len() + 4).sum();
+        let length: usize = self
+            .0
+            .iter()
+            .map(|(k, v)| k.len() + v.get().len() + 4)
+            .sum();
         let mut out = Vec::with_capacity(length + 2);
         out.push(b'{');
         for (index, (key, value)) in self.0.iter().enumerate() {
@@ -139,7 +143,8 @@ impl<'a> Ask<'a> {
             BadRequest::new(format!("the request body is not valid JSON: {error}"))
         })?;
         let model = read::<String>(&members, "model", "a string")?.ok_or_else(|| {
-            BadRequest::new("`model` is missing; GET /v1/models lists what is served").param("model")
+            BadRequest::new("`model` is missing; GET /v1/models lists what is served")
+                .param("model")
         })?;
         let stream = read::<bool>(&members, "stream", "true or false")?.unwrap_or(false);
         let options = read::<StreamOptions>(&members, "stream_options", "an object")?;
@@ -156,9 +161,18 @@ impl<'a> Ask<'a> {
             max_tokens,
             choices: u32::try_from(choices).unwrap_or(u32::MAX),
         };
-        let wants_usage = options.and_then(|options| options.include_usage).unwrap_or(false);
+        let wants_usage = options
+            .and_then(|options| options.include_usage)
+            .unwrap_or(false);
         let salt = read::<String>(&members, "cache_salt", "a string")?;
-        Ok(Self { model, stream, wants_usage, size, members, salt })
+        Ok(Self {
+            model,
+            stream,
+            wants_usage,
+            size,
+            members,
+            salt,
+        })
     }
 
     /// The request without the fields that are ours to set, and the client's own cache salt.
@@ -195,7 +209,9 @@ fn read<'m, T: Deserialize<'m>>(
         return Ok(None);
     };
     let parsed = serde_json::from_str(raw.get());
-    parsed.map(Some).map_err(|_| BadRequest::new(format!("`{name}` must be {wanted}")).param(name))
+    parsed
+        .map(Some)
+        .map_err(|_| BadRequest::new(format!("`{name}` must be {wanted}")).param(name))
 }
 
 #[cfg(test)]
@@ -208,18 +224,26 @@ mod tests {
 
     #[test]
     fn fields_we_do_not_own_go_on_byte_for_byte() {
-        let body = r#"{"model":"m", "messages" : [ {"role":"user","content":"\u00e9  1.0e2"} ],"x":1.00}"#;
+        let body =
+            r#"{"model":"m", "messages" : [ {"role":"user","content":"\u00e9  1.0e2"} ],"x":1.00}"#;
         let ask = Ask::parse(body.as_bytes()).unwrap();
         let sent = String::from_utf8(ask.members.to_bytes().to_vec()).unwrap();
-        assert!(sent.contains(r#"[ {"role":"user","content":"\u00e9  1.0e2"} ]"#), "{sent}");
+        assert!(
+            sent.contains(r#"[ {"role":"user","content":"\u00e9  1.0e2"} ]"#),
+            "{sent}"
+        );
         assert!(sent.ends_with(r#""x":1.00}"#), "{sent}");
     }
 
     #[test]
     fn null_counts_as_absent() {
-        let body = r#"{"model":"m","max_tokens":null,"stream":null,"n":null,"stream_options":null}"#;
+        let body =
+            r#"{"model":"m","max_tokens":null,"stream":null,"n":null,"stream_options":null}"#;
         let ask = Ask::parse(body.as_bytes()).unwrap();
-        assert_eq!((ask.stream, ask.size.max_tokens, ask.size.choices), (false, None, 1));
+        assert_eq!(
+            (ask.stream, ask.size.max_tokens, ask.size.choices),
+            (false, None, 1)
+        );
     }
 
     #[test]
@@ -245,13 +269,25 @@ mod tests {
 
     #[test]
     fn a_field_given_twice_is_refused() {
-        assert!(problem(r#"{"model":"cheap","model":"dear"}"#).message.contains("duplicate"));
-        assert!(problem(r#"{"model":"a","mod\u0065l":"b"}"#).message.contains("duplicate"));
+        assert!(
+            problem(r#"{"model":"cheap","model":"dear"}"#)
+                .message
+                .contains("duplicate")
+        );
+        assert!(
+            problem(r#"{"model":"a","mod\u0065l":"b"}"#)
+                .message
+                .contains("duplicate")
+        );
     }
 
     #[test]
     fn a_body_nested_a_hundred_thousand_deep_is_an_answer_not_a_crash() {
-        let deep = format!(r#"{{"model":"m","x":{}1{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+        let deep = format!(
+            r#"{{"model":"m","x":{}1{}}}"#,
+            "[".repeat(100_000),
+            "]".repeat(100_000)
+        );
         // Refused or passed on, but decided without recursion.
         let _ = Ask::parse(deep.as_bytes()).is_ok();
     }

@@ -2,10 +2,10 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
-use actix_web::{HttpRequest, http::header};
-use kvwarden_policy::TenantId;
 use super::refusal::{BadRequest, Failure};
 use crate::config::{Config, KeyHash, TenantHeader};
+use actix_web::{HttpRequest, http::header};
+use kvwarden_policy::TenantId;
 
 /// The tenant of requests that name none.
 pub const DEFAULT: &str = "default";
@@ -25,9 +25,10 @@ impl Identity {
     /// What the configuration says.
     #[must_use]
     pub fn new(config: &Config) -> Self {
-        let keys = config.tenants.iter().flat_map(|tenant| {
-            tenant.api_keys.iter().map(|key| (*key, tenant.id.clone()))
-        });
+        let keys = config
+            .tenants
+            .iter()
+            .flat_map(|tenant| tenant.api_keys.iter().map(|key| (*key, tenant.id.clone())));
         Self {
             tenants: keys.collect(),
             admins: config.auth.admin_keys.clone(),
@@ -52,7 +53,9 @@ impl Identity {
             return if self.tenants.is_empty() {
                 Ok(self.default.clone())
             } else {
-                Err(Failure::Unauthorized("send an API key as `Authorization: Bearer KEY`"))
+                Err(Failure::Unauthorized(
+                    "send an API key as `Authorization: Bearer KEY`",
+                ))
             };
         }
         match request.headers().get("x-tenant-id") {
@@ -72,7 +75,9 @@ impl Identity {
         match bearer(request).map(KeyHash::of) {
             Some(key) if self.admins.contains(&key) => Ok(()),
             Some(_) => Err(Failure::Forbidden("this key is not one of auth.admin_keys")),
-            None => Err(Failure::Unauthorized("send a key of auth.admin_keys as `Authorization: Bearer KEY`")),
+            None => Err(Failure::Unauthorized(
+                "send a key of auth.admin_keys as `Authorization: Bearer KEY`",
+            )),
         }
     }
 
@@ -95,7 +100,11 @@ fn is_loopback(request: &HttpRequest) -> bool {
 }
 
 fn bearer(request: &HttpRequest) -> Option<&str> {
-    let value = request.headers().get(header::AUTHORIZATION)?.to_str().ok()?;
+    let value = request
+        .headers()
+        .get(header::AUTHORIZATION)?
+        .to_str()
+        .ok()?;
     let (scheme, key) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
 }
@@ -105,8 +114,10 @@ fn tenant_id(value: &[u8]) -> Result<TenantId, Failure> {
     let is_id = (1..=MAX_TENANT_ID).contains(&value.len()) && value.iter().all(is_allowed);
     match std::str::from_utf8(value) {
         Ok(id) if is_id => Ok(TenantId::from(id)),
-        _ => Err(BadRequest::new("X-Tenant-ID must be 1 to 64 of the characters A-Z a-z 0-9 . _ : @ / -")
-            .param("X-Tenant-ID")
-            .into()),
+        _ => Err(BadRequest::new(
+            "X-Tenant-ID must be 1 to 64 of the characters A-Z a-z 0-9 . _ : @ / -",
+        )
+        .param("X-Tenant-ID")
+        .into()),
     }
 }

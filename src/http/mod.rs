@@ -95,7 +95,11 @@ impl Shared {
 
     /// The tenant's name if the configuration knows it: labels must not grow with what clients send.
     fn tenant_label<'a>(&self, tenant: &'a str) -> &'a str {
-        if self.is_named(tenant) { tenant } else { OTHERS }
+        if self.is_named(tenant) {
+            tenant
+        } else {
+            OTHERS
+        }
     }
 
     fn is_named(&self, tenant: &str) -> bool {
@@ -110,7 +114,9 @@ impl Place {
     fn take(shared: &Arc<Shared>) -> Option<Self> {
         let limit = shared.limits.max_in_flight;
         let one_more = |held| (held < limit).then_some(held + 1);
-        let taken = shared.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        let taken = shared
+            .held
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
         taken.ok().map(|_| Self(shared.clone()))
     }
 }
@@ -142,12 +148,19 @@ pub fn routes(app: &mut web::ServiceConfig) {
 }
 
 async fn no_route(request: HttpRequest) -> HttpResponse {
-    Failure::NoRoute { path: format!("{} {}", request.method(), request.path()) }.response()
+    Failure::NoRoute {
+        path: format!("{} {}", request.method(), request.path()),
+    }
+    .response()
 }
 
 /// The id that [`identify`] gave to a request.
 fn request_id(request: &HttpRequest) -> &str {
-    request.headers().get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default()
+    request
+        .headers()
+        .get("x-request-id")
+        .and_then(|id| id.to_str().ok())
+        .unwrap_or_default()
 }
 
 /// Middleware: gives every request an id (the client's, if it is printable) and echoes it, under the names that OpenAI's and
@@ -170,6 +183,8 @@ pub async fn identify(
     request.headers_mut().insert(X_REQUEST_ID, id.clone());
     let mut response = next.call(request).await?;
     response.headers_mut().insert(X_REQUEST_ID, id.clone());
-    response.headers_mut().insert(HeaderName::from_static("request-id"), id);
+    response
+        .headers_mut()
+        .insert(HeaderName::from_static("request-id"), id);
     Ok(response)
 }

@@ -27,7 +27,9 @@ pub struct Record {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     /// The client hung up, unless something else is set.
-    Gone { is_streaming: bool },
+    Gone {
+        is_streaming: bool,
+    },
     Ok,
     Rejected,
     Error,
@@ -38,7 +40,9 @@ impl Record {
     #[must_use]
     pub fn new(shared: Arc<Shared>, tenant: &str) -> Self {
         let tenant = shared.tenant_label(tenant).to_owned();
-        let labels = metrics::Tenant { tenant: tenant.clone() };
+        let labels = metrics::Tenant {
+            tenant: tenant.clone(),
+        };
         shared.metrics.tenant_requests.get_or_create(&labels).inc();
         Self {
             shared,
@@ -46,7 +50,9 @@ impl Record {
             tenant,
             model: UNKNOWN.to_owned(),
             engine: UNKNOWN,
-            outcome: Outcome::Gone { is_streaming: false },
+            outcome: Outcome::Gone {
+                is_streaming: false,
+            },
             has_first_token: false,
         }
     }
@@ -56,7 +62,10 @@ impl Record {
         permit.model().as_str().clone_into(&mut self.model);
         self.engine = permit.endpoint.kind.as_str();
         self.shared.metrics.admission_admitted.inc();
-        self.shared.metrics.admission_wait.observe(permit.waited.as_secs_f64());
+        self.shared
+            .metrics
+            .admission_wait
+            .observe(permit.waited.as_secs_f64());
     }
 
     /// Its answer is on the way to the client.
@@ -69,43 +78,65 @@ impl Record {
         if std::mem::replace(&mut self.has_first_token, true) {
             return;
         }
-        let labels =
-            metrics::ModelTenant { model: self.model.clone(), tenant: self.tenant.clone() };
+        let labels = metrics::ModelTenant {
+            model: self.model.clone(),
+            tenant: self.tenant.clone(),
+        };
         let ttft = self.arrived.elapsed().as_secs_f64();
-        self.shared.metrics.tenant_ttft.get_or_create(&labels).observe(ttft);
+        self.shared
+            .metrics
+            .tenant_ttft
+            .get_or_create(&labels)
+            .observe(ttft);
     }
 
     /// It was answered in full.
     pub fn done(&mut self, usage: Option<Usage>) {
         self.outcome = Outcome::Ok;
-        let labels = metrics::Model { model: self.model.clone() };
+        let labels = metrics::Model {
+            model: self.model.clone(),
+        };
         let metrics = &self.shared.metrics;
         if let Some(usage) = usage {
-            metrics.tokens_input.get_or_create(&labels).inc_by(usage.prompt_tokens);
-            metrics.tokens_generated.get_or_create(&labels).inc_by(usage.completion_tokens);
+            metrics
+                .tokens_input
+                .get_or_create(&labels)
+                .inc_by(usage.prompt_tokens);
+            metrics
+                .tokens_generated
+                .get_or_create(&labels)
+                .inc_by(usage.completion_tokens);
         }
         let latency = self.arrived.elapsed().as_secs_f64();
-        metrics.request_latency.get_or_create(&labels).observe(latency);
+        metrics
+            .request_latency
+            .get_or_create(&labels)
+            .observe(latency);
     }
 
     /// It got no answer.
     pub fn failed(&mut self, failure: &Failure) {
-        self.outcome = Outcome::Error;
         let metrics = &self.shared.metrics;
         let reason = failure.code().to_owned();
-        match failure {
-            Failure::Refused(refusal) if is_own_limit(refusal) => {
-                self.outcome = Outcome::Rejected;
-                let labels = metrics::Rejection { tenant: self.tenant.clone(), reason };
-                metrics.tenant_requests_rejected.get_or_create(&labels).inc();
-            }
-            Failure::NodeFull | Failure::Refused(_) => {
-                self.outcome = Outcome::Rejected;
-                let labels = metrics::Reason { reason };
-                metrics.admission_rejected.get_or_create(&labels).inc();
-            }
-            _ => {}
+        let is_refused = matches!(failure, Failure::NodeFull | Failure::Refused(_));
+        if matches!(failure, Failure::Refused(refusal) if is_own_limit(refusal)) {
+            let labels = metrics::Rejection {
+                tenant: self.tenant.clone(),
+                reason,
+            };
+            metrics
+                .tenant_requests_rejected
+                .get_or_create(&labels)
+                .inc();
+        } else if is_refused {
+            let labels = metrics::Reason { reason };
+            metrics.admission_rejected.get_or_create(&labels).inc();
         }
+        self.outcome = if is_refused {
+            Outcome::Rejected
+        } else {
+            Outcome::Error
+        };
     }
 
     /// Its stream broke off.
@@ -115,8 +146,14 @@ impl Record {
     }
 
     fn disconnected(&self, reason: &str) {
-        let labels = metrics::Reason { reason: reason.to_owned() };
-        self.shared.metrics.sse_stream_disconnect.get_or_create(&labels).inc();
+        let labels = metrics::Reason {
+            reason: reason.to_owned(),
+        };
+        self.shared
+            .metrics
+            .sse_stream_disconnect
+            .get_or_create(&labels)
+            .inc();
     }
 }
 

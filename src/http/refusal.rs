@@ -11,7 +11,7 @@ use actix_web::{
 };
 use kvwarden_actors::{RateLimits, Refusal};
 use kvwarden_policy::bucket::Level;
-use serde_json::{Value, json, value::RawValue};
+use serde_json::{Map, Value, json, value::RawValue};
 
 /// A request that can't be right whoever sends it whenever.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +25,10 @@ pub struct BadRequest {
 impl BadRequest {
     /// Bad, for this reason.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), param: None }
+        Self {
+            message: message.into(),
+            param: None,
+        }
     }
 
     /// About this field.
@@ -108,9 +111,11 @@ impl Failure {
             Self::TooLarge { .. } => form(StatusCode::PAYLOAD_TOO_LARGE, INVALID, "body_too_large"),
             Self::SlowBody => form(StatusCode::REQUEST_TIMEOUT, INVALID, "body_timeout"),
             Self::NotJson => form(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, "not_json"),
-            Self::Unauthorized(_) => {
-                form(StatusCode::UNAUTHORIZED, "authentication_error", "invalid_api_key")
-            }
+            Self::Unauthorized(_) => form(
+                StatusCode::UNAUTHORIZED,
+                "authentication_error",
+                "invalid_api_key",
+            ),
             Self::Forbidden(_) => form(StatusCode::FORBIDDEN, "permission_error", "forbidden"),
             Self::NoRoute { .. } => form(StatusCode::NOT_FOUND, INVALID, "unknown_route"),
             Self::NodeFull => form(StatusCode::SERVICE_UNAVAILABLE, SERVER, "node_full"),
@@ -133,11 +138,10 @@ impl Failure {
     }
 
     fn param(&self) -> Option<&str> {
-        match self {
-            Self::Bad(bad) => bad.param.as_deref(),
-            Self::Refused(Refusal::UnknownModel(_)) => Some("model"),
-            _ => None,
+        if let Self::Bad(bad) = self {
+            return bad.param.as_deref();
         }
+        matches!(self, Self::Refused(Refusal::UnknownModel(_))).then_some("model")
     }
 
     /// The answer to the client.
@@ -207,11 +211,18 @@ fn refused(refusal: &Refusal) -> Form {
 
 fn limit_headers(response: &mut HttpResponseBuilder, refusal: &Refusal) {
     match refusal {
-        Refusal::RequestRate { limit, retry_after: wait } => {
+        Refusal::RequestRate {
+            limit,
+            retry_after: wait,
+        } => {
             level_headers(response, "requests", limit);
             retry_after(response, *wait);
         }
-        Refusal::TokenRate { limit, retry_after: wait, .. } => {
+        Refusal::TokenRate {
+            limit,
+            retry_after: wait,
+            ..
+        } => {
             level_headers(response, "tokens", limit);
             retry_after(response, *wait);
         }
@@ -224,10 +235,15 @@ fn limit_headers(response: &mut HttpResponseBuilder, refusal: &Refusal) {
         | Refusal::QueueFull { .. }
         | Refusal::QueueTimeout { .. }
         | Refusal::Draining
-        | Refusal::Broken { retry_after: None, .. } => {
+        | Refusal::Broken {
+            retry_after: None, ..
+        } => {
             retry_after(response, Duration::from_secs(1));
         }
-        Refusal::Broken { retry_after: Some(wait), .. } => retry_after(response, *wait),
+        Refusal::Broken {
+            retry_after: Some(wait),
+            ..
+        } => retry_after(response, *wait),
         Refusal::UnknownModel(_) => {}
     }
 }
@@ -252,7 +268,10 @@ pub fn rate_limit_headers(response: &mut HttpResponseBuilder, limits: &RateLimit
 fn level_headers(response: &mut HttpResponseBuilder, what: &str, level: &Level) {
     let reset = format!("{}ms", level.reset.as_nanos().div_ceil(1_000_000));
     response.insert_header((format!("x-ratelimit-limit-{what}"), level.limit.to_string()));
-    response.insert_header((format!("x-ratelimit-remaining-{what}"), level.remaining.to_string()));
+    response.insert_header((
+        format!("x-ratelimit-remaining-{what}"),
+        level.remaining.to_string(),
+    ));
     response.insert_header((format!("x-ratelimit-reset-{what}"), reset));
 }
 
@@ -263,18 +282,9 @@ pub fn engine_failure(status: StatusCode, body: &[u8]) -> Failure {
     if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
         return Failure::Unreachable(format!("the engine refused our key ({status})"));
     }
-    let answer: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
-    let error = match answer {
-        Value::Object(mut answer) => match answer.remove("error") {
-            Some(Value::Object(error)) => Value::Object(error),
-            Some(other) => error_object(status, &text_of(&other)),
-            // SGLang: the error's fields without an envelope. FastAPI: only a detail.
-            None => match answer.get("message").or_else(|| answer.get("detail")) {
-                Some(message) => error_object(status, without_source_lines(&text_of(message))),
-                None => error_object(status, "the engine gave no reason"),
-            },
-        },
-        _ => error_object(status, String::from_utf8_lossy(body).trim()),
+    let error = match serde_json::from_slice(body) {
+        Ok(Value::Object(answer)) => error_of(status, answer),
+        Ok(_) | Err(_) => error_object(status, String::from_utf8_lossy(body).trim()),
     };
     Failure::Engine { status, error }
 }
@@ -283,26 +293,56 @@ pub fn engine_failure(status: StatusCode, body: &[u8]) -> Failure {
 #[must_use]
 pub fn event_failure(error: &RawValue) -> Failure {
     let error: Value = serde_json::from_str(error.get()).unwrap_or(Value::Null);
-    let code = error.get("code").and_then(Value::as_u64).and_then(|code| u16::try_from(code).ok());
+    let code = error
+        .get("code")
+        .and_then(Value::as_u64)
+        .and_then(|code| u16::try_from(code).ok());
     let status = code.and_then(|code| StatusCode::from_u16(code).ok());
     let status = status.filter(|status| status.is_client_error() || status.is_server_error());
     let status = status.unwrap_or(StatusCode::BAD_GATEWAY);
-    let error = if error.is_object() { error } else { error_object(status, &text_of(&error)) };
+    let error = if error.is_object() {
+        error
+    } else {
+        error_object(status, &text_of(&error))
+    };
     Failure::Engine { status, error }
 }
 
+fn error_of(status: StatusCode, mut answer: Map<String, Value>) -> Value {
+    if let Some(error) = answer.remove("error") {
+        return if error.is_object() {
+            error
+        } else {
+            error_object(status, &text_of(&error))
+        };
+    }
+    // SGLang: the error's fields without an envelope. FastAPI: only a detail.
+    match answer.get("message").or_else(|| answer.get("detail")) {
+        Some(message) => error_object(status, without_source_lines(&text_of(message))),
+        None => error_object(status, "the engine gave no reason"),
+    }
+}
+
 fn error_object(status: StatusCode, message: &str) -> Value {
-    let kind = if status.is_client_error() { INVALID } else { SERVER };
+    let kind = if status.is_client_error() {
+        INVALID
+    } else {
+        SERVER
+    };
     json!({ "message": message, "type": kind, "param": null, "code": status.as_u16() })
 }
 
 fn text_of(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// SGLang shows its own file paths behind a blank line.
 fn without_source_lines(message: &str) -> &str {
-    message.find("\n\n  File ").map_or(message, |at| message[..at].trim_end())
+    message
+        .find("\n\n  File ")
+        .map_or(message, |at| message[..at].trim_end())
 }
 
 #[cfg(test)]
@@ -318,12 +358,19 @@ mod tests {
 
     #[test]
     fn every_engines_error_gets_openais_shape() {
-        let vllm = r#"{"error":{"message":"bad","type":"Bad Request","param":"body.t","code":400}}"#;
+        let vllm =
+            r#"{"error":{"message":"bad","type":"Bad Request","param":"body.t","code":400}}"#;
         assert_eq!(error(400, vllm)["param"], "body.t");
         let sglang = r#"{"object":"error","message":"bad\n\n  File \"/x.py\"","type":"Bad Request","param":null,"code":400}"#;
         assert_eq!(error(400, sglang)["message"], "bad");
-        assert_eq!(error(404, r#"{"detail":"Not Found"}"#)["message"], "Not Found");
-        assert_eq!(error(500, "Internal Server Error")["message"], "Internal Server Error");
+        assert_eq!(
+            error(404, r#"{"detail":"Not Found"}"#)["message"],
+            "Not Found"
+        );
+        assert_eq!(
+            error(500, "Internal Server Error")["message"],
+            "Internal Server Error"
+        );
         assert_eq!(error(503, "")["type"], SERVER);
     }
 
@@ -336,19 +383,40 @@ mod tests {
     #[test]
     fn an_error_event_keeps_its_status() {
         let raw = RawValue::from_string(r#"{"message":"full","code":503}"#.to_owned()).unwrap();
-        assert_eq!(event_failure(&raw).status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(
+            event_failure(&raw).status(),
+            StatusCode::SERVICE_UNAVAILABLE
+        );
         let raw = RawValue::from_string(r#""odd""#.to_owned()).unwrap();
         assert_eq!(event_failure(&raw).status(), StatusCode::BAD_GATEWAY);
     }
 
     #[test]
     fn retry_after_is_rounded_up_in_both_units() {
-        let level = Level { limit: 60, remaining: 0, reset: Duration::from_secs(60) };
+        let level = Level {
+            limit: 60,
+            remaining: 0,
+            reset: Duration::from_secs(60),
+        };
         let wait = Duration::from_nanos(1_000_000_001);
-        let refusal = Refusal::RequestRate { limit: level, retry_after: wait };
+        let refusal = Refusal::RequestRate {
+            limit: level,
+            retry_after: wait,
+        };
         let response = Failure::from(refusal).response();
-        let header = |name| response.headers().get(name).unwrap().to_str().unwrap().to_owned();
-        assert_eq!((header("retry-after"), header("retry-after-ms")), ("2".into(), "1001".into()));
+        let header = |name| {
+            response
+                .headers()
+                .get(name)
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned()
+        };
+        assert_eq!(
+            (header("retry-after"), header("retry-after-ms")),
+            ("2".into(), "1001".into())
+        );
         assert_eq!(header("x-ratelimit-reset-requests"), "60000ms");
     }
 }

@@ -151,7 +151,9 @@ impl Relay {
         if self.state == (State::Ended { well: true }) {
             return Ok(whole.finish(self.usage).into());
         }
-        Err(Failure::Unreachable("the engine stopped before the answer was complete".to_owned()))
+        Err(Failure::Unreachable(
+            "the engine stopped before the answer was complete".to_owned(),
+        ))
     }
 
     async fn pull(&mut self) -> Result<Option<Bytes>, &'static str> {
@@ -204,8 +206,14 @@ impl Relay {
     /// llama.cpp tells the usage of each choice by itself; the others tell the sum.
     fn count(&mut self, usage: Usage) {
         let is_per_choice = self.permit.endpoint.kind == EngineKind::LlamaCpp;
-        let before = self.usage.filter(|_| is_per_choice).map_or(0, |u| u.completion_tokens);
-        let usage = Usage { completion_tokens: usage.completion_tokens + before, ..usage };
+        let before = self
+            .usage
+            .filter(|_| is_per_choice)
+            .map_or(0, |u| u.completion_tokens);
+        let usage = Usage {
+            completion_tokens: usage.completion_tokens + before,
+            ..usage
+        };
         self.usage = Some(usage);
         self.permit.report(usage);
     }

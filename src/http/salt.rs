@@ -14,19 +14,25 @@ impl Salts {
     /// A fresh secret.
     #[must_use]
     pub fn new() -> Self {
-        Self { secret: rand::random() }
+        Self {
+            secret: rand::random(),
+        }
     }
 
     /// The salt of a tenant, and of the partition it made for itself within its own.
     #[must_use]
     pub fn of(&self, tenant: &TenantId, own: Option<&str>) -> String {
-        let mut mac = Hmac::<Sha256>::new(&self.secret.into());
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.secret)
+            .unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"));
         mac.update(tenant.as_str().as_bytes());
         // No tenant id holds a zero byte, so no pair of inputs runs together into another.
         mac.update(b"\0");
         mac.update(own.unwrap_or_default().as_bytes());
         let tag = mac.finalize().into_bytes();
-        tag.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+        tag.iter()
+            .take(16)
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 }
 

@@ -142,7 +142,10 @@ impl WireChoice<'_> {
             || self.delta.as_ref().is_some_and(|delta| {
                 let texts = [&delta.content, &delta.reasoning_content, &delta.reasoning];
                 texts.into_iter().any(is_text)
-                    || delta.tool_calls.as_ref().is_some_and(|calls| !calls.is_empty())
+                    || delta
+                        .tool_calls
+                        .as_ref()
+                        .is_some_and(|calls| !calls.is_empty())
             })
     }
 }
@@ -164,7 +167,9 @@ struct PromptDetails {
 
 impl From<WireUsage> for Usage {
     fn from(wire: WireUsage) -> Self {
-        let cached = wire.prompt_tokens_details.and_then(|details| details.cached_tokens);
+        let cached = wire
+            .prompt_tokens_details
+            .and_then(|details| details.cached_tokens);
         Self {
             prompt_tokens: wire.prompt_tokens,
             cached_tokens: cached.unwrap_or(0),
@@ -180,7 +185,10 @@ pub fn usage_of(answer: &[u8]) -> Option<Usage> {
     struct Answer {
         usage: Option<WireUsage>,
     }
-    serde_json::from_slice::<Answer>(answer).ok()?.usage.map(Usage::from)
+    serde_json::from_slice::<Answer>(answer)
+        .ok()?
+        .usage
+        .map(Usage::from)
 }
 
 #[cfg(test)]
@@ -216,18 +224,33 @@ mod tests {
             r#"{"delta":{"tool_calls":[{"index":0}]}}"#,
             r#"{"text":"a"}"#,
         ] {
-            assert!(chunk(&format!("data: {{\"choices\":[{choice}]}}\n\n")).has_token, "{choice}");
+            assert!(
+                chunk(&format!("data: {{\"choices\":[{choice}]}}\n\n")).has_token,
+                "{choice}"
+            );
         }
     }
 
     #[test]
     fn usage_chunk_of_each_engine_is_read() {
         let vllm = r#"data: {"choices":[],"usage":{"prompt_tokens":9,"total_tokens":12,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":4}}}"#;
-        let used = Usage { prompt_tokens: 9, cached_tokens: 4, completion_tokens: 3 };
-        assert_eq!(chunk(vllm), Chunk { has_token: false, usage: Some(used), is_usage_only: true });
+        let used = Usage {
+            prompt_tokens: 9,
+            cached_tokens: 4,
+            completion_tokens: 3,
+        };
+        assert_eq!(
+            chunk(vllm),
+            Chunk {
+                has_token: false,
+                usage: Some(used),
+                is_usage_only: true
+            }
+        );
         let sglang = r#"data: {"choices":[{"text":"x"}],"usage":null}"#;
         assert_eq!(chunk(sglang).usage, None);
-        let llamacpp = r#"data: {"choices":[{"text":""}],"usage":{"prompt_tokens":1,"completion_tokens":2}}"#;
+        let llamacpp =
+            r#"data: {"choices":[{"text":""}],"usage":{"prompt_tokens":1,"completion_tokens":2}}"#;
         assert!(!chunk(llamacpp).is_usage_only && chunk(llamacpp).usage.is_some());
     }
 
@@ -235,7 +258,10 @@ mod tests {
     fn comments_and_the_end_are_told_apart() {
         assert!(matches!(read(b": ping\n\n"), Event::Other));
         assert!(matches!(read(b"data: [DONE]\n\n"), Event::Done));
-        assert!(matches!(read(b"data:{\"error\":{\"code\":503}}\r\n\r\n"), Event::Failed(_)));
+        assert!(matches!(
+            read(b"data:{\"error\":{\"code\":503}}\r\n\r\n"),
+            Event::Failed(_)
+        ));
     }
 
     proptest! {

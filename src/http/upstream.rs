@@ -76,9 +76,7 @@ impl Engines {
             // nothing is lost by asking once more.
             Err(
                 SendRequestError::Send(_) | SendRequestError::Connect(ConnectError::Disconnected),
-            ) => {
-                self.try_post(to, path, request_id, body).await
-            }
+            ) => self.try_post(to, path, request_id, body).await,
             other => other,
         }
         .map_err(|error| error.to_string())

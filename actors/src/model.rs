@@ -3,7 +3,7 @@
 //! It never spawns anything. Which request goes next is decided by `policy::queue`, what to do
 //! about the engine by `policy::lifecycle`; this file only carries messages between the two.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, MessageResult, WeakAddr};
 use kvwarden_policy::{
@@ -25,11 +25,16 @@ use crate::{
     },
 };
 
+/// More starts than this between two looks at a model is a crash loop, not news.
+const MAX_RECENT_STARTS: usize = 16;
+
 /// What a model is told at its birth.
 #[derive(Clone, Debug)]
 pub struct Params {
     /// Canonical name.
     pub id: ModelId,
+    /// Every name that routes to it, the canonical one first.
+    pub names: Vec<String>,
     /// Which engine serves it.
     pub engine: EngineKind,
     /// Bounds of its queue.
@@ -66,8 +71,8 @@ pub struct Record {
     pub stale: u64,
     /// Requests handed to the engine.
     pub dispatched: u64,
-    /// How long the latest successful start took.
-    pub last_start: Option<Duration>,
+    /// How long the latest successful starts took, oldest first.
+    pub recent_starts: VecDeque<Duration>,
     /// What it is doing, or why it can't.
     pub note: Option<String>,
     /// Last words of the engine that failed last.
@@ -83,6 +88,8 @@ pub struct Record {
 pub struct ModelState {
     /// Canonical name.
     pub id: ModelId,
+    /// Every name that routes to it, the canonical one first.
+    pub names: Vec<String>,
     /// Which engine serves it.
     pub engine: EngineKind,
     /// Where it stands.
@@ -270,7 +277,10 @@ impl Model {
         let took = self.record.spawned_at.take().map(|at| at.elapsed());
         tracing::info!(model = %self.params.id, ?took, "ready");
         self.record.starts += 1;
-        self.record.last_start = took;
+        if self.record.recent_starts.len() >= MAX_RECENT_STARTS {
+            self.record.recent_starts.pop_front();
+        }
+        self.record.recent_starts.extend(took);
         self.record.note = None;
         self.endpoint = Some(endpoint);
     }
@@ -424,6 +434,7 @@ impl Handler<Snapshot<ModelState>> for Model {
     fn handle(&mut self, _: Snapshot<ModelState>, _: &mut Context<Self>) -> Self::Result {
         MessageResult(ModelState {
             id: self.params.id.clone(),
+            names: self.params.names.clone(),
             engine: self.params.engine,
             state: self.life.state(),
             generation: self.life.generation(),

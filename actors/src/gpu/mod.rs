@@ -5,7 +5,8 @@
 //! while another one loads misjudges what is free (vLLM, and SGLang likewise).
 
 mod attached;
-mod child;
+pub mod cgroup;
+pub mod child;
 pub mod engine;
 mod probe;
 mod run;

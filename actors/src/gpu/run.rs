@@ -96,7 +96,8 @@ impl Run {
         };
         let key = random_hex();
         let spec = self.shim_spec(launch, Start { port, key: &key });
-        let child = match Child::start(&self.params.shim, &spec).await {
+        let record = spec.record.clone();
+        let child = match Child::start(&self.params.shim, spec).await {
             Ok(child) => child,
             Err(error) => return End::new(FailureClass::NotInstalled, error.to_string()),
         };
@@ -108,7 +109,10 @@ impl Run {
             api_key: Some(key),
             served_name: launch.served_name.clone(),
         };
-        self.follow(child, endpoint, launch, stopped).await
+        let end = self.follow(child, endpoint, launch, stopped).await;
+        // It is about an engine of which nothing is left.
+        let _ = std::fs::remove_file(record);
+        end
     }
 
     async fn follow(
@@ -141,6 +145,7 @@ impl Run {
                         return End::new(FailureClass::NotInstalled, reason);
                     }
                     Some(ShimEvent::Exited { code, signal, class, log_tail }) => {
+                        let class = if is_starting { class } else { after_ready(class) };
                         let reason = describe(class, code, signal, &log_tail);
                         let end = cause.unwrap_or_else(|| End::new(class, reason));
                         return End { log_tail, ..end };
@@ -155,18 +160,18 @@ impl Run {
                         Ok(()) => self.tell_ready(endpoint.clone()),
                         Err(reason) => {
                             cause = Some(End::new(FailureClass::Canary, reason));
-                            child.stop(launch.stop_grace).await;
+                            child.stop(launch.stop_grace);
                         }
                     }
                 }
                 () = tokio::time::sleep_until(deadline), if is_starting && cause.is_none() => {
                     let reason = format!("not ready after {} s", launch.start_timeout.as_secs());
                     cause = Some(End::new(FailureClass::StartTimeout, reason));
-                    child.stop(launch.stop_grace).await;
+                    child.stop(launch.stop_grace);
                 }
                 _ = &mut *stopped, if cause.is_none() => {
                     cause = Some(End::new(FailureClass::Stopped, "stopped"));
-                    child.stop(launch.stop_grace).await;
+                    child.stop(launch.stop_grace);
                 }
             }
         }
@@ -195,6 +200,16 @@ impl Run {
             orphan_grace: *orphan_grace,
             token,
         }
+    }
+}
+
+/// Classes that forbid another start are read from the engine's output, which a prompt can reach
+/// if the engine logs requests. Once it served, its model and flags were evidently fine.
+fn after_ready(class: FailureClass) -> FailureClass {
+    if class.is_permanent() {
+        FailureClass::Crashed
+    } else {
+        class
     }
 }
 

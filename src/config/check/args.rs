@@ -1,0 +1,148 @@
+//! `extra_args` and `env` that would work against what kvwarden sets itself.
+
+use std::collections::BTreeMap;
+
+use crate::config::{file::Engine, path::KeyPath, report::Report};
+
+/// Why a flag is not the author's.
+enum Owner {
+    /// kvwarden decides it at every start.
+    Kvwarden(&'static str),
+    /// It has a key, by which kvwarden also plans.
+    Key(&'static str),
+}
+use Owner::{Key, Kvwarden};
+
+const PORT: Owner = Kvwarden("kvwarden gives every start a free port");
+const HOST: Owner =
+    Kvwarden("engines listen on loopback only, or tenants could go around kvwarden");
+const API_KEY: Owner =
+    Kvwarden("every start gets a random key, passed where `ps` does not show it");
+const NAME: Owner =
+    Kvwarden("the engine serves the model under its `id`; more names go to `aliases`");
+const MODEL: Owner = Kvwarden("the weights are `source`");
+const TLS: Owner = Kvwarden("kvwarden speaks plain HTTP to its engines on loopback");
+
+const COMMON: &[(&str, Owner)] = &[
+    ("--port", PORT),
+    ("--host", HOST),
+    ("--api-key", API_KEY),
+    ("--ssl-keyfile", TLS),
+    ("--ssl-certfile", TLS),
+];
+const VLLM: &[(&str, Owner)] = &[
+    ("--model", MODEL),
+    ("--served-model-name", NAME),
+    ("--uds", HOST),
+    (
+        "--root-path",
+        Kvwarden("kvwarden asks for the paths at the root"),
+    ),
+    (
+        "--config",
+        Kvwarden("a second configuration would hide from `kvwarden check`"),
+    ),
+    ("--max-model-len", Key("max_model_len")),
+    ("--max-num-seqs", Key("max_concurrent")),
+    ("--dtype", Key("dtype")),
+    ("--tensor-parallel-size", Key("tensor_parallel_size")),
+    ("-tp", Key("tensor_parallel_size")),
+    ("--gpu-memory-utilization", Key("gpu_memory_utilization")),
+    ("--kv-cache-memory-bytes", Key("kv_cache")),
+];
+const SGLANG: &[(&str, Owner)] = &[
+    ("--model", MODEL),
+    ("--model-path", MODEL),
+    ("--served-model-name", NAME),
+    (
+        "--config",
+        Kvwarden("a second configuration would hide from `kvwarden check`"),
+    ),
+    (
+        "--device",
+        Kvwarden("`engine` chooses it: `sglang` or `sglang-cpu`"),
+    ),
+    ("--context-length", Key("max_model_len")),
+    ("--max-running-requests", Key("max_concurrent")),
+    ("--dtype", Key("dtype")),
+    ("--tensor-parallel-size", Key("tensor_parallel_size")),
+    ("--tp-size", Key("tensor_parallel_size")),
+    ("--tp", Key("tensor_parallel_size")),
+    ("--mem-fraction-static", Key("gpu_memory_utilization")),
+];
+const LLAMACPP: &[(&str, Owner)] = &[
+    ("--model", MODEL),
+    ("-m", MODEL),
+    ("--alias", NAME),
+    ("-a", NAME),
+    ("--api-key-file", API_KEY),
+    ("--ssl-key-file", TLS),
+    ("--ssl-cert-file", TLS),
+    (
+        "--api-prefix",
+        Kvwarden("kvwarden asks for the paths at the root"),
+    ),
+    ("--ctx-size", Key("max_model_len")),
+    ("-c", Key("max_model_len")),
+    ("--parallel", Key("max_concurrent")),
+    ("-np", Key("max_concurrent")),
+    ("--threads", Key("threads")),
+    ("-t", Key("threads")),
+    ("--threads-batch", Key("threads")),
+];
+const SIM: &[(&str, Owner)] = &[
+    ("--preset", Key("preset")),
+    ("--served-model-name", NAME),
+    ("--max-model-len", Key("max_model_len")),
+    ("--max-num-seqs", Key("max_concurrent")),
+];
+
+/// Variables that would undo what kvwarden puts into an engine's environment.
+const ENV: &[(&str, Owner)] = &[
+    ("VLLM_API_KEY", API_KEY),
+    ("LLAMA_API_KEY", API_KEY),
+    ("KVWARDEN_ENGINE_KEY", API_KEY),
+    ("VLLM_CPU_KVCACHE_SPACE", Key("kv_cache")),
+];
+
+fn owned(engine: Engine) -> impl Iterator<Item = &'static (&'static str, Owner)> {
+    let own: &[_] = match engine {
+        Engine::Vllm | Engine::VllmCpu => VLLM,
+        Engine::Sglang | Engine::SglangCpu => SGLANG,
+        Engine::Llamacpp => LLAMACPP,
+        Engine::Sim => SIM,
+        Engine::Attach => &[],
+    };
+    COMMON.iter().chain(own)
+}
+
+/// Reports every argument that is not the author's to set.
+pub(super) fn check_args(key: &KeyPath, args: &[String], engine: Engine, report: &mut Report) {
+    for (index, arg) in args.iter().enumerate() {
+        let flag = arg.split('=').next().unwrap_or_default();
+        // vLLM takes `--max_model_len` for `--max-model-len`.
+        let flag = flag.replace('_', "-");
+        let Some((name, owner)) = owned(engine).find(|(name, _)| *name == flag) else {
+            continue;
+        };
+        report_owned(&key.index(index), name, owner, report);
+    }
+}
+
+/// Reports every variable that is not the author's to set.
+pub(super) fn check_env(key: &KeyPath, env: &BTreeMap<String, String>, report: &mut Report) {
+    for (name, owner) in ENV.iter().filter(|(name, _)| env.contains_key(*name)) {
+        report_owned(&key.key(name), name, owner, report);
+    }
+}
+
+fn report_owned(at: &KeyPath, name: &str, owner: &Owner, report: &mut Report) {
+    let (message, help) = match owner {
+        Kvwarden(why) => (format!("`{name}` is set by kvwarden"), (*why).to_owned()),
+        Key(key) => (
+            format!("`{name}` is set from `{key}`"),
+            format!("write `{key}` instead; kvwarden plans by it"),
+        ),
+    };
+    report.problem(at, message, help);
+}

@@ -1,0 +1,134 @@
+//! The mirror of a file into [`Config`], reporting everything that is wrong with it.
+//!
+//! Every check returns a value even where it reports, so that the ones after it can run; whoever
+//! called drops the configuration when the report has problems.
+
+mod access;
+mod args;
+mod fits;
+mod flags;
+mod models;
+mod source;
+mod tenants;
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
+
+use super::{
+    Config, Environment, Limits,
+    file::{self, File},
+    path::KeyPath,
+    report::Report,
+    unit_text::{DurationText, SizeText},
+};
+
+pub(crate) use models::default_engine;
+pub(crate) use source::is_preset;
+
+/// Where the API listens if nobody says otherwise.
+pub(crate) const DEFAULT_LISTEN: &str = "127.0.0.1:8000";
+
+/// Longest model name; hub ids stay below 100.
+pub(crate) const LONGEST_MODEL_NAME: usize = 128;
+
+/// What the checks may look at besides the file.
+pub(crate) struct Context<'a> {
+    /// The directory that paths in the file start from.
+    pub(crate) base: &'a Path,
+    /// Environment variables.
+    pub(crate) env: &'a Environment,
+}
+
+/// Resolves a file. The result means nothing when `report` has problems afterwards.
+pub(crate) fn check(file: &File, context: &Context<'_>, report: &mut Report) -> Config {
+    let listen = listen(file, report);
+    let tenant_defaults = tenants::defaults(&file.tenant_defaults, report);
+    let tenants = tenants::tenants(file, &tenant_defaults, report);
+    let auth = access::auth(file, listen, &tenants, report);
+    let under_base = |dir: &std::path::PathBuf| context.base.join(dir);
+    Config {
+        listen,
+        auth,
+        limits: limits(&file.limits, report),
+        models: models::models(file, context, report),
+        tenants,
+        tenant_defaults,
+        log_level: log_level(file, report),
+        data_dir: file.data_dir.as_ref().map(under_base),
+        state_dir: file.state_dir.as_ref().map(under_base),
+    }
+}
+
+fn listen(file: &File, report: &mut Report) -> SocketAddr {
+    let text = file.listen.as_deref().unwrap_or(DEFAULT_LISTEN);
+    let text = match text.strip_prefix("localhost:") {
+        Some(port) => format!("127.0.0.1:{port}"),
+        None => text.to_owned(),
+    };
+    text.parse().unwrap_or_else(|_| {
+        let help = r#"write an IP address and a port, such as "127.0.0.1:8000" or "[::1]:8000""#;
+        let message = format!("{text:?} is not an address to listen on");
+        report.problem(&KeyPath::of("listen"), message, Some(help.to_owned()));
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000)
+    })
+}
+
+fn log_level(file: &File, report: &mut Report) -> String {
+    const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+    let filter = file.log_level.as_deref().unwrap_or("info").to_lowercase();
+    // The filter takes any bare word for the name of a module: `verbose` would silence everything.
+    let is_level = |part: &str| LEVELS.contains(&part.trim()) || part.contains('=');
+    let reads = tracing_subscriber::EnvFilter::builder()
+        .parse(&filter)
+        .is_ok();
+    if !reads || !filter.split(',').all(is_level) {
+        let help =
+            r#"write error, warn, info, debug or trace, or a filter such as "info,kvwarden=debug""#;
+        let message = format!("{filter:?} is not a log level");
+        report.problem(&KeyPath::of("log_level"), message, Some(help.to_owned()));
+    }
+    filter
+}
+
+fn limits(limits: &file::Limits, report: &mut Report) -> Limits {
+    let key = |key: &str| KeyPath::of("limits").key(key);
+    let max_body = limits.max_body.map_or(32 << 20, |SizeText(bytes)| bytes);
+    let mut duration = |name: &str, value: Option<DurationText>, default: u64| {
+        let value = value.map_or(Duration::from_secs(default), |DurationText(value)| value);
+        positive(&key(name), !value.is_zero(), report);
+        value
+    };
+    let limits = Limits {
+        body_timeout: duration("body_timeout", limits.body_timeout, 30),
+        queue_timeout: duration("queue_timeout", limits.queue_timeout, 300),
+        stream_idle_timeout: duration("stream_idle_timeout", limits.stream_idle_timeout, 120),
+        // Zero is a choice here: cut at once.
+        drain_timeout: limits
+            .drain_timeout
+            .map_or(Duration::from_secs(30), |text| text.0),
+        max_in_flight: limits.max_in_flight.unwrap_or(16_384),
+        max_body: usize::try_from(max_body).unwrap_or(usize::MAX),
+        // And here: only tenants of the file.
+        max_unnamed_tenants: limits.max_unnamed_tenants.unwrap_or(1024),
+    };
+    positive(&key("max_in_flight"), limits.max_in_flight > 0, report);
+    positive(&key("max_body"), limits.max_body > 0, report);
+    limits
+}
+
+/// Reports a zero where it makes no sense.
+fn positive(key: &KeyPath, is_positive: bool, report: &mut Report) {
+    if !is_positive {
+        let help = "leave the key out for its default".to_owned();
+        report.problem(key, "has to be more than zero", help);
+    }
+}
+
+/// Whether a name can stand in URLs, headers and metrics as it is.
+pub(crate) fn is_name(name: &str, longest: usize) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._:@/-".contains(c);
+    (1..=longest).contains(&name.len()) && name.chars().all(allowed)
+}

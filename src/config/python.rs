@@ -1,0 +1,153 @@
+//! A YAML file of the Python KVWarden 0.1, key by key, and what it comes to in the TOML form.
+//!
+//! Its defaults are kept with it: a file that names no limits had 600 requests per minute there and
+//! has them here. The exception is what never had an effect.
+
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{
+    check::{LONGEST_MODEL_NAME, is_name},
+    file::{Engine, File, Model, TenantDefaults},
+    resolved::TenantHeader,
+    unit_text::DurationText,
+};
+
+/// The top of the file.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct Python {
+    host: Option<String>,
+    port: Option<u16>,
+    gpu_budget_fraction: Option<f64>,
+    models: Option<Vec<PythonModel>>,
+    cache: Option<Value>,
+    tenant_defaults: Option<PythonTenant>,
+    max_concurrent: Option<u32>,
+    admission_queue_size: Option<usize>,
+    engine_start_timeout_s: Option<u64>,
+    health_check_interval_s: Option<f64>,
+    log_level: Option<String>,
+    metrics_port: Option<u16>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+struct PythonModel {
+    model_id: Option<String>,
+    short_name: Option<String>,
+    engine: Option<Engine>,
+    tensor_parallel_size: Option<u32>,
+    gpu_memory_utilization: Option<f64>,
+    max_model_len: Option<u32>,
+    dtype: Option<String>,
+    port: Option<u16>,
+    extra_args: Option<Vec<String>>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+struct PythonTenant {
+    max_concurrent_requests: Option<u32>,
+    rate_limit_rpm: Option<u32>,
+    rate_limit_burst: Option<u32>,
+    max_gpu_memory_gb: Option<f64>,
+    priority: Option<i32>,
+    scheduling: Option<String>,
+}
+
+impl Python {
+    /// The same in the TOML form.
+    pub(crate) fn into_file(self) -> File {
+        let host = self.host.unwrap_or_else(|| "0.0.0.0".to_owned());
+        let host = if host.contains(':') {
+            format!("[{host}]")
+        } else {
+            host
+        };
+        let mut file = File {
+            listen: Some(format!("{host}:{}", self.port.unwrap_or(8080))),
+            log_level: self.log_level.map(|level| log_level(&level).to_owned()),
+            tenant_defaults: self.tenant_defaults.unwrap_or_default().into_defaults(),
+            ..File::default()
+        };
+        // It believed the header from everybody, and its files have no other way to tell tenants apart.
+        file.auth.tenant_header = Some(TenantHeader::Always);
+        let start_timeout = Duration::from_secs(self.engine_start_timeout_s.unwrap_or(300));
+        let models = self.models.unwrap_or_default().into_iter();
+        file.models = models
+            .map(|model| Model {
+                max_concurrent: Some(self.max_concurrent.unwrap_or(128)),
+                queue_size: Some(self.admission_queue_size.unwrap_or(1024)),
+                start_timeout: Some(DurationText(start_timeout)),
+                ..model.into_model()
+            })
+            .collect();
+        add_short_names(&mut file.models);
+        file
+    }
+}
+
+impl PythonModel {
+    fn into_model(self) -> Model {
+        let id = self.model_id.as_ref();
+        // An empty name stood for none, and the id's own for nothing new.
+        let is_new = |name: &String| !name.is_empty() && Some(name) != id;
+        Model {
+            short_name: self.short_name.filter(is_new),
+            id: self.model_id,
+            engine: Some(self.engine.unwrap_or(Engine::Vllm)),
+            tensor_parallel_size: Some(self.tensor_parallel_size.unwrap_or(1)),
+            gpu_memory_utilization: Some(self.gpu_memory_utilization.unwrap_or(0.85)),
+            max_model_len: Some(self.max_model_len.unwrap_or(8192)),
+            dtype: Some(self.dtype.unwrap_or_else(|| "bfloat16".to_owned())),
+            extra_args: self.extra_args.unwrap_or_default(),
+            ..Model::default()
+        }
+    }
+}
+
+impl PythonTenant {
+    fn into_defaults(self) -> TenantDefaults {
+        TenantDefaults {
+            priority: Some(self.priority.unwrap_or(1)),
+            rate_limit_rpm: Some(self.rate_limit_rpm.unwrap_or(600)),
+            rate_limit_burst: self.rate_limit_burst,
+            tokens_per_minute: None,
+            max_concurrent_requests: Some(self.max_concurrent_requests.unwrap_or(64)),
+        }
+    }
+}
+
+/// A model without a short name was shown by the last part of its id. That routes here, where it
+/// can only mean this one model.
+fn add_short_names(models: &mut [Model]) {
+    let mut taken: Vec<String> = Vec::new();
+    taken.extend(
+        models
+            .iter()
+            .flat_map(|model| model.id.iter().chain(&model.short_name))
+            .cloned(),
+    );
+    for model in models.iter_mut().filter(|model| model.short_name.is_none()) {
+        let id = model.id.as_deref().unwrap_or_default();
+        let short = id.rsplit('/').next().unwrap_or(id).to_lowercase();
+        if is_name(&short, LONGEST_MODEL_NAME) && !taken.contains(&short) {
+            taken.push(short.clone());
+            model.short_name = Some(short);
+        }
+    }
+}
+
+/// Python's names of log levels.
+fn log_level(python: &str) -> &str {
+    match python {
+        "CRITICAL" | "FATAL" => "error",
+        "WARNING" => "warn",
+        "NOTSET" => "trace",
+        other => other,
+    }
+}

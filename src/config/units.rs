@@ -1,0 +1,279 @@
+//! Durations and sizes as people write them: `1h30m`, `250ms`, `8GiB`.
+//!
+//! A number without a unit is refused: whether `30` means seconds or milliseconds is a thing two
+//! people have different answers to. Only whole numbers are read, so that nothing is rounded.
+
+use std::time::Duration;
+
+/// Why a text is not a duration or a size, and how to write one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct UnitError {
+    /// What is wrong with the text.
+    pub message: String,
+    /// How to write what was probably meant.
+    pub help: String,
+}
+
+/// Largest first, which is also the order they are written in.
+const DURATIONS: [(&str, u64); 5] = [
+    ("d", 86_400_000),
+    ("h", 3_600_000),
+    ("m", 60_000),
+    ("s", 1_000),
+    ("ms", 1),
+];
+
+/// Binary before decimal: `8GiB` is what memory is counted in.
+const SIZES: [(&str, u64); 9] = [
+    ("TiB", 1 << 40),
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("TB", 1_000_000_000_000),
+    ("GB", 1_000_000_000),
+    ("MB", 1_000_000),
+    ("KB", 1_000),
+    ("B", 1),
+];
+
+/// How to write a duration.
+pub(crate) const DURATION_HELP: &str =
+    r#"write a whole number and a unit (ms, s, m, h, d), such as "30s", "250ms" or "1h30m""#;
+/// How to write a size.
+pub(crate) const SIZE_HELP: &str = r#"write a whole number and a unit (KiB, MiB, GiB, TiB, KB, MB, GB, TB, B), such as "8GiB" or "512MiB""#;
+
+/// Reads a duration.
+///
+/// # Errors
+/// Says what is wrong with the text and gives an example.
+pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
+    let error = |message: String, help: &str| UnitError {
+        message,
+        help: help.to_owned(),
+    };
+    let mut rest = text.trim();
+    if rest.is_empty() {
+        return Err(error("a duration is missing".to_owned(), DURATION_HELP));
+    }
+    let mut total: u64 = 0;
+    let mut allowed = &DURATIONS[..];
+    while !rest.is_empty() {
+        let (count, unit, after) = number_and_unit(rest, text, DURATION_HELP)?;
+        let Some(at) = allowed.iter().position(|(name, _)| *name == unit) else {
+            let known = DURATIONS.iter().any(|(name, _)| *name == unit);
+            let message = match known {
+                true => format!("`{unit}` stands out of order in {text:?}"),
+                false => format!("`{unit}` is not a unit of time"),
+            };
+            return Err(error(message, DURATION_HELP));
+        };
+        total = count
+            .checked_mul(allowed[at].1)
+            .and_then(|ms| total.checked_add(ms))
+            .ok_or_else(|| error(format!("{text:?} is too long"), DURATION_HELP))?;
+        allowed = &allowed[at + 1..];
+        rest = after;
+    }
+    Ok(Duration::from_millis(total))
+}
+
+/// Reads a number of bytes.
+///
+/// # Errors
+/// Says what is wrong with the text and gives an example.
+pub fn parse_size(text: &str) -> Result<u64, UnitError> {
+    let error = |message: String, help: String| UnitError { message, help };
+    let trimmed = text.trim();
+    if trimmed.is_empty() {
+        return Err(error("a size is missing".to_owned(), SIZE_HELP.to_owned()));
+    }
+    let (count, unit, rest) = number_and_unit(trimmed, text, SIZE_HELP)?;
+    if !rest.is_empty() {
+        let message = format!("{text:?} has something after its unit");
+        return Err(error(message, SIZE_HELP.to_owned()));
+    }
+    let Some((_, bytes)) = SIZES.iter().find(|(name, _)| *name == unit) else {
+        // `8gb`, `8G` and `8Gi` all have one likely reading.
+        let meant = |name: &str| {
+            name.eq_ignore_ascii_case(unit)
+                || name.trim_end_matches('B').eq_ignore_ascii_case(unit)
+                || name.trim_end_matches("iB").eq_ignore_ascii_case(unit)
+        };
+        let help = SIZES.iter().find(|(name, _)| meant(name)).map_or_else(
+            || SIZE_HELP.to_owned(),
+            |(name, _)| format!(r#"write "{count}{name}""#),
+        );
+        return Err(error(format!("`{unit}` is not a unit of size"), help));
+    };
+    let too_large = || error(format!("{text:?} is too large"), SIZE_HELP.to_owned());
+    count.checked_mul(*bytes).ok_or_else(too_large)
+}
+
+/// Splits `30s` into its number, its unit and what follows.
+fn number_and_unit<'t>(
+    rest: &'t str,
+    text: &str,
+    help: &str,
+) -> Result<(u64, &'t str, &'t str), UnitError> {
+    let error = |message: String| UnitError {
+        message,
+        help: help.to_owned(),
+    };
+    let (digits, after) = split_while(rest, |c| c.is_ascii_digit());
+    if digits.is_empty() {
+        return Err(error(format!("{text:?} does not start with a number")));
+    }
+    if after.starts_with(['.', ',']) {
+        return Err(error(format!("{text:?} is not a whole number of its unit")));
+    }
+    let (unit, after) = split_while(after.trim_start(), char::is_alphabetic);
+    if unit.is_empty() {
+        return Err(error(format!("`{digits}` has no unit")));
+    }
+    let count = digits
+        .parse()
+        .map_err(|_| error(format!("{text:?} is too large")))?;
+    Ok((count, unit, after.trim_start()))
+}
+
+fn split_while(text: &str, belongs: impl Fn(char) -> bool) -> (&str, &str) {
+    text.split_at(text.find(|c| !belongs(c)).unwrap_or(text.len()))
+}
+
+/// Writes a duration so that [`parse_duration`] reads the same; less than a millisecond is dropped.
+#[must_use]
+pub fn format_duration(duration: Duration) -> String {
+    let mut left = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let mut text = String::new();
+    for (unit, ms) in DURATIONS {
+        let count = left / ms;
+        left %= ms;
+        if count > 0 {
+            text += &format!("{count}{unit}");
+        }
+    }
+    if text.is_empty() {
+        "0s".to_owned()
+    } else {
+        text
+    }
+}
+
+/// Writes a number of bytes so that [`parse_size`] reads the same.
+#[must_use]
+pub fn format_size(bytes: u64) -> String {
+    let fits = |(_, unit): &&(&str, u64)| bytes >= *unit && bytes.is_multiple_of(*unit);
+    let (name, unit) = SIZES.iter().find(fits).unwrap_or(&("B", 1));
+    format!("{}{name}", bytes / unit)
+}
+
+/// Reads `80%`, `0.8` or `80` as a share of one; for command lines.
+///
+/// # Errors
+/// Says how to write it.
+pub fn parse_share(text: &str) -> Result<f64, String> {
+    let (number, scale) = match text.trim().strip_suffix('%') {
+        Some(percent) => (percent, 100.0),
+        None => (text.trim(), 1.0),
+    };
+    let share = number.parse().unwrap_or(f64::NAN) / scale;
+    // As in the Python KVWarden: a plain 80 means 80%.
+    let share = if share > 1.0 { share / 100.0 } else { share };
+    if share > 0.0 && share <= 1.0 {
+        return Ok(share);
+    }
+    Err(r#"write a share above 0 and up to 1, such as "0.8" or "80%""#.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_people_write_them() {
+        let ms = |text| parse_duration(text).map(|duration| duration.as_millis());
+        assert_eq!(ms("250ms"), Ok(250));
+        assert_eq!(ms("30s"), Ok(30_000));
+        assert_eq!(ms("5m"), Ok(300_000));
+        assert_eq!(ms("1h30m"), Ok(5_400_000));
+        assert_eq!(ms(" 1h 30m "), Ok(5_400_000));
+    }
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        assert_eq!(parse_size("8GiB"), Ok(8 << 30));
+        assert_eq!(parse_size("512 MiB"), Ok(512 << 20));
+        assert_eq!(parse_size("2GB"), Ok(2_000_000_000));
+        assert_eq!(parse_size("1B"), Ok(1));
+    }
+
+    #[test]
+    fn number_without_a_unit_is_told_to_write_one() {
+        let error = parse_duration("30").unwrap_err();
+        assert_eq!(error.message, "`30` has no unit");
+        assert!(error.help.contains(r#""30s""#), "{}", error.help);
+        assert_eq!(parse_size("30").unwrap_err().message, "`30` has no unit");
+    }
+
+    #[test]
+    fn wrong_durations_say_what_is_wrong() {
+        let message = |text| parse_duration(text).unwrap_err().message;
+        assert_eq!(message(""), "a duration is missing");
+        assert_eq!(message("soon"), r#""soon" does not start with a number"#);
+        assert_eq!(message("-5s"), r#""-5s" does not start with a number"#);
+        assert_eq!(
+            message("1.5s"),
+            r#""1.5s" is not a whole number of its unit"#
+        );
+        assert_eq!(message("5min"), "`min` is not a unit of time");
+        assert_eq!(message("5s1h"), r#"`h` stands out of order in "5s1h""#);
+        assert_eq!(
+            message("99999999999999999999s"),
+            r#""99999999999999999999s" is too large"#
+        );
+        assert_eq!(
+            message("999999999999999999d"),
+            r#""999999999999999999d" is too long"#
+        );
+    }
+
+    #[test]
+    fn misspelt_size_is_answered_with_the_right_one() {
+        let help = |text| parse_size(text).unwrap_err().help;
+        assert_eq!(help("8gb"), r#"write "8GB""#);
+        assert_eq!(help("8G"), r#"write "8GiB""#);
+        assert_eq!(help("8Gi"), r#"write "8GiB""#);
+        assert!(help("8parsecs").contains("8GiB"));
+    }
+
+    #[test]
+    fn share_of_the_gpu_is_read_with_and_without_percent() {
+        assert_eq!(parse_share("80%"), Ok(0.8));
+        assert_eq!(parse_share("0.8"), Ok(0.8));
+        assert_eq!(parse_share("80"), Ok(0.8));
+        for wrong in ["", "0", "-1", "300%%", "nan", "inf", "20000"] {
+            assert!(parse_share(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_duration_survives_being_written(ms in 0..u64::MAX) {
+            let duration = Duration::from_millis(ms);
+            prop_assert_eq!(parse_duration(&format_duration(duration)), Ok(duration));
+        }
+
+        #[test]
+        fn every_size_survives_being_written(bytes: u64) {
+            prop_assert_eq!(parse_size(&format_size(bytes)), Ok(bytes));
+        }
+
+        #[test]
+        fn no_text_makes_a_parser_panic(text: String) {
+            let _ = (parse_duration(&text), parse_size(&text), parse_share(&text));
+        }
+    }
+}

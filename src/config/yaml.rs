@@ -1,0 +1,129 @@
+//! Reads the YAML of the Python KVWarden 0.1, which loads unchanged: what that one read but did not
+//! use, and what it did not read, gives a warning and no problem.
+
+use serde_json::Value;
+
+use super::{
+    file::File,
+    path::KeyPath,
+    places::Source,
+    problem::Severity,
+    python::Python,
+    read::{nearest, read},
+    report::Report,
+    schema::Schema,
+};
+
+/// Keys it has that do nothing here, and why.
+const NO_EFFECT: &[(&str, &str)] = &[
+    (
+        "gpu_budget_fraction",
+        "it only was printed; `gpu_memory_utilization` of each model counts",
+    ),
+    (
+        "cache",
+        "no engine ever read it; the engine manages its KV cache",
+    ),
+    (
+        "health_check_interval_s",
+        "engines are watched all the time",
+    ),
+    (
+        "metrics_port",
+        "nothing listened there; `/metrics` is on the API's port",
+    ),
+];
+const NO_EFFECT_TENANT: &[(&str, &str)] = &[
+    ("scheduling", "tenants always share fairly, by tokens"),
+    (
+        "max_gpu_memory_gb",
+        "it only was printed; memory belongs to models",
+    ),
+];
+const NO_EFFECT_MODEL: &[(&str, &str)] = &[(
+    "port",
+    r#"engines get a free port on loopback; to use a server that runs already, write `engine = "attach"` and its `url` in the TOML form"#,
+)];
+
+/// Reads the YAML form into the mirror of the TOML form.
+pub(crate) fn read_yaml(document: &mut Value, repeated: &[KeyPath], report: &mut Report) -> File {
+    let (python, unknown) = read::<Python>(document, report);
+    warn_repeated(repeated, report);
+    warn_unknown(&unknown, report);
+    warn_no_effect(document, &KeyPath::root(), NO_EFFECT, report);
+    let defaults = KeyPath::of("tenant_defaults");
+    if let Some(table) = document.get("tenant_defaults") {
+        warn_no_effect(table, &defaults, NO_EFFECT_TENANT, report);
+    }
+    let models = document.get("models").and_then(Value::as_array);
+    for (index, model) in models.into_iter().flatten().enumerate() {
+        let path = KeyPath::of("models").index(index);
+        warn_no_effect(model, &path, NO_EFFECT_MODEL, report);
+    }
+    let file = python.into_file();
+    name_sources(file.models.len(), report);
+    file
+}
+
+/// Where the values of the mirror stand in this file, for later problems.
+fn name_sources(models: usize, report: &mut Report) {
+    let mut from = |key, name: KeyPath| report.comes_from(key, Source::Key(name));
+    from(KeyPath::of("listen"), KeyPath::of("host"));
+    // There is no key for the header; being open is what is worth a warning.
+    from(
+        KeyPath::of("auth").key("tenant_header"),
+        KeyPath::of("host"),
+    );
+    for index in 0..models {
+        let model = KeyPath::of("models").index(index);
+        from(model.key("id"), model.key("model_id"));
+        from(model.key("source"), model.key("model_id"));
+        from(model.key("max_concurrent"), KeyPath::of("max_concurrent"));
+        from(model.key("queue_size"), KeyPath::of("admission_queue_size"));
+        from(
+            model.key("start_timeout"),
+            KeyPath::of("engine_start_timeout_s"),
+        );
+    }
+}
+
+fn warn_repeated(repeated: &[KeyPath], report: &mut Report) {
+    for path in repeated {
+        let message = "stands here more than once; the last one counts".to_owned();
+        report.key(Severity::Warning, path, message, None);
+    }
+}
+
+fn warn_unknown(unknown: &[KeyPath], report: &mut Report) {
+    let (python, native) = (Schema::of::<Python>(), Schema::of::<File>());
+    for path in unknown {
+        let name = path.last_key().unwrap_or_default();
+        let help = if native.at(path).is_some() {
+            Some(format!(
+                "`{name}` is a key of the TOML form, which can do all that this one can"
+            ))
+        } else {
+            let keys = python.keys(&path.parent().unwrap_or_default());
+            nearest(name, &keys).map(|near| format!("did you mean `{near}`?"))
+        };
+        let message = format!("`{name}` is not a known key and has no effect");
+        report.key(Severity::Warning, path, message, help);
+    }
+}
+
+fn warn_no_effect(table: &Value, at: &KeyPath, keys: &[(&str, &str)], report: &mut Report) {
+    for (key, why) in keys {
+        if table
+            .get(key)
+            .is_some_and(|value| value.as_u64() != Some(0))
+        {
+            let message = format!("`{key}` has no effect");
+            report.key(
+                Severity::Warning,
+                &at.key(key),
+                message,
+                Some((*why).to_owned()),
+            );
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! Health, metrics, status and the list of models: what the actors say about themselves.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use actix::{Addr, Handler, Message, dev::ToEnvelope};
+use actix_web::{HttpRequest, HttpResponse, http::header, web};
+use futures_util::future::join_all;
+use kvwarden_actors::{
+    Gpu, Model, Refusal, Tenant,
+    gpu::GpuState,
+    model::ModelState,
+    protocol::{Roster, Snapshot},
+    router::RouterState,
+    tenant::TenantState,
+};
+use kvwarden_policy::lifecycle::State;
+use serde_json::{Map, Value, json};
+
+use super::{Shared, refusal::Failure};
+use crate::metrics::{self, Metrics};
+
+/// Actors answer in microseconds; one that takes this long is stuck, and that is worth an error.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How many starts of each model the cold-start histogram has seen.
+pub type StartsSeen = Mutex<HashMap<String, u64>>;
+
+/// What every actor says of itself at one moment.
+pub struct Overview {
+    /// The router.
+    pub router: RouterState,
+    /// The GPU set.
+    pub gpu: GpuState,
+    /// The models, in the configuration's order.
+    pub models: Vec<ModelState>,
+    /// The tenants that exist, by name.
+    pub tenants: Vec<TenantState>,
+}
+
+impl Overview {
+    /// Asks all actors.
+    ///
+    /// # Errors
+    /// When one does not answer in two seconds.
+    pub async fn of(router: &Addr<kvwarden_actors::Router>) -> Result<Self, Failure> {
+        let asked = async {
+            let roster = router.send(Roster).await.ok()?;
+            Some(Self {
+                router: router.send(Snapshot::default()).await.ok()?,
+                gpu: ask::<Gpu, GpuState>(&roster.gpu).await?,
+                models: ask_all::<Model, ModelState>(&roster.models).await,
+                tenants: ask_all::<Tenant, TenantState>(&roster.tenants).await,
+            })
+        };
+        let answered = tokio::time::timeout(PATIENCE, asked).await.ok().flatten();
+        let mut overview = answered.ok_or(Failure::Refused(Refusal::Draining))?;
+        overview.tenants.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(overview)
+    }
+
+    /// Models that should serve by now.
+    fn wanted(&self) -> impl Iterator<Item = &ModelState> {
+        self.models
+            .iter()
+            .filter(|model| model.autostart || model.generation.0 > 0)
+    }
+
+    /// Every model that should serve does.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.wanted().all(|model| model.state == State::Ready)
+    }
+}
+
+async fn ask<A, S>(actor: &Addr<A>) -> Option<S>
+where
+    A: Handler<Snapshot<S>>,
+    A::Context: ToEnvelope<A, Snapshot<S>>,
+    S: Send + 'static,
+    Snapshot<S>: Message<Result = S>,
+{
+    actor.send(Snapshot::default()).await.ok()
+}
+
+/// Actors that ended meanwhile (a tenant that was forgotten) are left out.
+async fn ask_all<A, S>(actors: &[Addr<A>]) -> Vec<S>
+where
+    A: Handler<Snapshot<S>>,
+    A::Context: ToEnvelope<A, Snapshot<S>>,
+    S: Send + 'static,
+    Snapshot<S>: Message<Result = S>,
+{
+    join_all(actors.iter().map(ask))
+        .await
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// `GET /health`: 200 once every model that should serve does; 503 and what is missing until then.
+pub async fn health(shared: web::Data<Arc<Shared>>) -> HttpResponse {
+    let overview = match Overview::of(&shared.router).await {
+        Ok(overview) => overview,
+        Err(failure) => return failure.response(),
+    };
+    let models: Map<_, _> = overview.wanted().map(health_of).collect();
+    let (mut response, status) = if overview.router.is_draining {
+        (HttpResponse::ServiceUnavailable(), "draining")
+    } else if overview.is_ready() {
+        (HttpResponse::Ok(), "ok")
+    } else if overview
+        .models
+        .iter()
+        .any(|model| matches!(model.state, State::Broken { .. }))
+    {
+        (HttpResponse::ServiceUnavailable(), "degraded")
+    } else {
+        (HttpResponse::ServiceUnavailable(), "starting")
+    };
+    response.json(json!({ "status": status, "models": models }))
+}
+
+fn health_of(model: &ModelState) -> (String, Value) {
+    let mut health = json!(model.state);
+    health["note"] = json!(model.record.note);
+    (model.id.to_string(), health)
+}
+
+/// `GET /v1/models`.
+pub async fn models(request: HttpRequest, shared: web::Data<Arc<Shared>>) -> HttpResponse {
+    match visible(&request, &shared).await {
+        Ok(overview) => {
+            let data: Vec<_> = overview.models.iter().map(|m| entry(m, &shared)).collect();
+            HttpResponse::Ok().json(json!({ "object": "list", "data": data }))
+        }
+        Err(failure) => failure.response(),
+    }
+}
+
+/// `GET /v1/models/{id}`, by any of the model's names.
+pub async fn model(
+    request: HttpRequest,
+    name: web::Path<String>,
+    shared: web::Data<Arc<Shared>>,
+) -> HttpResponse {
+    let overview = match visible(&request, &shared).await {
+        Ok(overview) => overview,
+        Err(failure) => return failure.response(),
+    };
+    match overview
+        .models
+        .iter()
+        .find(|model| model.names.contains(&name))
+    {
+        Some(model) => HttpResponse::Ok().json(entry(model, &shared)),
+        None => Failure::Refused(Refusal::UnknownModel(name.into_inner())).response(),
+    }
+}
+
+async fn visible(request: &HttpRequest, shared: &Shared) -> Result<Overview, Failure> {
+    shared.identity.tenant(request)?;
+    Overview::of(&shared.router).await
+}
+
+fn entry(model: &ModelState, shared: &Shared) -> Value {
+    json!({
+        "id": model.id,
+        "object": "model",
+        "created": unix_seconds(shared.since),
+        "owned_by": format!("kvwarden-{}", model.engine.as_str()),
+        "aliases": model.names,
+        "state": model.state,
+    })
+}
+
+fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// `GET /kvwarden/status`: the keys of the Python KVWarden, and the actors' states beside them.
+pub async fn status(request: HttpRequest, shared: web::Data<Arc<Shared>>) -> HttpResponse {
+    if let Err(failure) = shared.identity.operator(&request) {
+        return failure.response();
+    }
+    let overview = match Overview::of(&shared.router).await {
+        Ok(overview) => overview,
+        Err(failure) => return failure.response(),
+    };
+    let by_model = |value: fn(&ModelState) -> Value| -> Map<String, Value> {
+        overview
+            .models
+            .iter()
+            .map(|model| (model.id.to_string(), value(model)))
+            .collect()
+    };
+    let loaded = by_model(|model| json!(model));
+    let tenants: Map<_, _> = overview
+        .tenants
+        .iter()
+        .map(|tenant| (tenant.id.to_string(), json!(tenant)))
+        .collect();
+    let sum = |count: fn(&ModelState) -> usize| overview.models.iter().map(count).sum::<usize>();
+    let uptime = shared.since.elapsed().unwrap_or_default().as_secs_f64();
+    HttpResponse::Ok().json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "loaded_models": loaded,
+        "queue_depths": by_model(|model| json!(model.waiting)),
+        "admission": {
+            "in_flight": sum(|model| model.running),
+            "queue_depth": sum(|model| model.waiting),
+            "max_in_flight": shared.limits.max_in_flight,
+            "is_draining": overview.router.is_draining,
+        },
+        "tenants": tenants,
+        "gpu": overview.gpu,
+        "router": overview.router,
+        "metrics": {
+            "uptime_s": uptime,
+            "total_requests": overview.tenants.iter().map(|t| t.admitted + t.refused).sum::<u64>(),
+        },
+    }))
+}
+
+/// `GET /metrics`: OpenMetrics for who asks for it (Prometheus does), else the classic text.
+pub async fn metrics(request: HttpRequest, shared: web::Data<Arc<Shared>>) -> HttpResponse {
+    if let Err(failure) = shared.identity.operator(&request) {
+        return failure.response();
+    }
+    // With an actor stuck the counters still tell something; its gauges keep their last value.
+    if let Ok(overview) = Overview::of(&shared.router).await {
+        observe(&overview, &shared);
+    }
+    let Ok(text) = shared.metrics.open_metrics() else {
+        return HttpResponse::InternalServerError().finish();
+    };
+    let accept = request
+        .headers()
+        .get(header::ACCEPT)
+        .and_then(|value| value.to_str().ok());
+    if accept.is_some_and(|accept| accept.contains("application/openmetrics-text")) {
+        let open = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        return HttpResponse::Ok().content_type(open).body(text);
+    }
+    let classic = "text/plain; version=0.0.4; charset=utf-8";
+    HttpResponse::Ok()
+        .content_type(classic)
+        .body(metrics::classic(&text))
+}
+
+/// Sets the gauges to what the actors say.
+fn observe(overview: &Overview, shared: &Shared) {
+    let metrics = &shared.metrics;
+    let ready = overview
+        .models
+        .iter()
+        .filter(|model| model.state == State::Ready)
+        .count();
+    metrics.models_loaded.set(count(ready));
+    metrics
+        .admission_queue_depth
+        .set(overview.models.iter().map(|m| count(m.waiting)).sum());
+    metrics
+        .admission_in_flight
+        .set(overview.models.iter().map(|m| count(m.running)).sum());
+    for model in &overview.models {
+        observe_model(model, metrics, &shared.starts_seen);
+    }
+    let named = overview
+        .tenants
+        .iter()
+        .filter(|tenant| shared.is_named(tenant.id.as_str()));
+    for tenant in named {
+        let labels = metrics::Tenant {
+            tenant: tenant.id.to_string(),
+        };
+        metrics
+            .tenant_in_flight
+            .get_or_create(&labels)
+            .set(tenant.in_flight.into());
+        observe_actor(metrics, format!("tenant:{}", tenant.id), tenant.vitals);
+    }
+    observe_actor(metrics, "router".to_owned(), overview.router.vitals);
+    observe_actor(metrics, "gpu".to_owned(), overview.gpu.vitals);
+}
+
+fn observe_model(model: &ModelState, metrics: &Metrics, seen: &StartsSeen) {
+    let labels = metrics::Model {
+        model: model.id.to_string(),
+    };
+    metrics
+        .model_queue_depth
+        .get_or_create(&labels)
+        .set(count(model.waiting));
+    metrics
+        .model_in_flight
+        .get_or_create(&labels)
+        .set(count(model.running));
+    let engine = metrics::Engine {
+        model: model.id.to_string(),
+        engine: model.engine.as_str().to_owned(),
+    };
+    let is_up = i64::from(model.state == State::Ready);
+    metrics.engine_up.get_or_create(&engine).set(is_up);
+    let histogram = metrics.engine_cold_start.get_or_create(&engine);
+    for took in unseen_starts(model, seen) {
+        histogram.observe(took.as_secs_f64());
+    }
+    observe_actor(metrics, format!("model:{}", model.id), model.vitals);
+}
+
+fn unseen_starts(model: &ModelState, seen: &StartsSeen) -> Vec<Duration> {
+    let Ok(mut seen) = seen.lock() else {
+        return Vec::new();
+    };
+    let seen = seen.entry(model.id.to_string()).or_default();
+    let unseen = model.record.starts.saturating_sub(*seen);
+    *seen = model.record.starts;
+    let unseen = usize::try_from(unseen).unwrap_or(usize::MAX);
+    model
+        .record
+        .recent_starts
+        .iter()
+        .rev()
+        .take(unseen)
+        .copied()
+        .collect()
+}
+
+fn observe_actor(metrics: &Metrics, actor: String, vitals: kvwarden_actors::Vitals) {
+    let labels = metrics::Actor { actor };
+    metrics
+        .actor_mailbox_wait
+        .get_or_create(&labels)
+        .set(vitals.mailbox_wait.as_secs_f64());
+    let handled = i64::try_from(vitals.handled).unwrap_or(i64::MAX);
+    metrics
+        .actor_messages_handled
+        .get_or_create(&labels)
+        .set(handled);
+}
+
+fn count(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,190 @@
+//! The API: an exact list of routes, and nothing else reaches an engine.
+//!
+//! | file | does |
+//! |---|---|
+//! | [`identity`] | who asks |
+//! | [`envelope`] | what is read off a body, and the fields we set |
+//! | [`completions`] | the way of one request |
+//! | [`relay`], [`sse`], [`assemble`] | the answer, streamed or put together |
+//! | [`upstream`] | the client to engines |
+//! | [`refusal`] | every error, as HTTP |
+//! | [`admin`] | health, metrics, status, the list of models |
+//! | [`record`] | what is counted |
+
+pub mod admin;
+pub mod assemble;
+pub mod completions;
+pub mod envelope;
+pub mod identity;
+pub mod record;
+pub mod refusal;
+pub mod relay;
+pub mod salt;
+pub mod sse;
+pub mod tokenize;
+pub mod upstream;
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::SystemTime,
+};
+
+use actix::Addr;
+use actix_web::{
+    Error, HttpRequest, HttpResponse,
+    body::MessageBody,
+    dev::{ServiceRequest, ServiceResponse},
+    http::header::{HeaderName, HeaderValue},
+    middleware::Next,
+    web,
+};
+use kvwarden_actors::Router;
+
+use crate::{
+    config::{Config, Limits},
+    metrics::Metrics,
+};
+use completions::{Task, forward};
+use identity::Identity;
+use refusal::Failure;
+use salt::Salts;
+
+/// The label of every tenant that the configuration does not name.
+const OTHERS: &str = kvwarden_actors::router::OTHERS;
+
+/// What all requests share.
+pub struct Shared {
+    /// The directory of actors.
+    pub router: Addr<Router>,
+    /// Who is let in as whom.
+    pub identity: Identity,
+    /// What bounds the node.
+    pub limits: Limits,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Cache partitions of tenants.
+    pub salts: Salts,
+    /// When this process began to serve.
+    pub since: SystemTime,
+    named_tenants: HashSet<String>,
+    held: AtomicUsize,
+    starts_seen: admin::StartsSeen,
+}
+
+impl Shared {
+    /// What requests share under this configuration.
+    #[must_use]
+    pub fn new(config: &Config, router: Addr<Router>) -> Self {
+        let named = config.tenants.iter().map(|tenant| tenant.id.to_string());
+        Self {
+            router,
+            identity: Identity::new(config),
+            limits: config.limits.clone(),
+            metrics: Metrics::register(),
+            salts: Salts::new(),
+            since: SystemTime::now(),
+            named_tenants: named.chain([identity::DEFAULT.to_owned()]).collect(),
+            held: AtomicUsize::new(0),
+            starts_seen: admin::StartsSeen::default(),
+        }
+    }
+
+    /// The tenant's name if the configuration knows it: labels must not grow with what clients send.
+    fn tenant_label<'a>(&self, tenant: &'a str) -> &'a str {
+        if self.is_named(tenant) {
+            tenant
+        } else {
+            OTHERS
+        }
+    }
+
+    fn is_named(&self, tenant: &str) -> bool {
+        self.named_tenants.contains(tenant)
+    }
+}
+
+/// One of `limits.max_in_flight` places on this node, given back when dropped.
+pub struct Place(Arc<Shared>);
+
+impl Place {
+    fn take(shared: &Arc<Shared>) -> Option<Self> {
+        let limit = shared.limits.max_in_flight;
+        let one_more = |held| (held < limit).then_some(held + 1);
+        let taken = shared
+            .held
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        taken.ok().map(|_| Self(shared.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.held.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The routes. Whatever is not here is 404 and never reaches an engine: vLLM alone has 38 control
+/// routes that would stop it, read its weights or load others.
+pub fn routes(app: &mut web::ServiceConfig) {
+    let post = |task: Task| {
+        web::post().to(move |request, payload, shared, engines| {
+            forward(task, request, payload, shared, engines)
+        })
+    };
+    app.route("/v1/chat/completions", post(Task::Generate))
+        .route("/v1/completions", post(Task::Generate))
+        .route("/v1/embeddings", post(Task::Compute))
+        .route("/tokenize", post(Task::Tokenize))
+        .route("/v1/models", web::get().to(admin::models))
+        .route("/v1/models/{id:.+}", web::get().to(admin::model))
+        .route("/health", web::get().to(admin::health))
+        .route("/metrics", web::get().to(admin::metrics))
+        .route("/kvwarden/status", web::get().to(admin::status))
+        .default_service(web::to(no_route));
+}
+
+async fn no_route(request: HttpRequest) -> HttpResponse {
+    Failure::NoRoute {
+        path: format!("{} {}", request.method(), request.path()),
+    }
+    .response()
+}
+
+/// The id that [`identify`] gave to a request.
+fn request_id(request: &HttpRequest) -> &str {
+    request
+        .headers()
+        .get("x-request-id")
+        .and_then(|id| id.to_str().ok())
+        .unwrap_or_default()
+}
+
+/// Middleware: gives every request an id (the client's, if it is printable) and echoes it, under the names that OpenAI's and
+/// Anthropic's SDKs read.
+pub async fn identify(
+    mut request: ServiceRequest,
+    next: Next<impl MessageBody>,
+) -> Result<ServiceResponse<impl MessageBody>, Error> {
+    const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+    let given = request.headers().get(X_REQUEST_ID).filter(|id| {
+        (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
+    });
+    let id = match given {
+        Some(id) => id.clone(),
+        None => {
+            let fresh = format!("req-{:032x}", rand::random::<u128>());
+            HeaderValue::from_str(&fresh).unwrap_or(HeaderValue::from_static("req"))
+        }
+    };
+    request.headers_mut().insert(X_REQUEST_ID, id.clone());
+    let mut response = next.call(request).await?;
+    response.headers_mut().insert(X_REQUEST_ID, id.clone());
+    response
+        .headers_mut()
+        .insert(HeaderName::from_static("request-id"), id);
+    Ok(response)
+}

@@ -1,0 +1,422 @@
+//! Every way to say no, as HTTP: the only place that knows status codes.
+//!
+//! Whose fault it is stands in the code: 4xx the request or its tenant's own limits, 503 this node,
+//! 502 an engine. The body has OpenAI's shape, the headers are the ones its SDKs read.
+
+use std::{fmt, time::Duration};
+
+use actix_web::{
+    HttpResponse, HttpResponseBuilder,
+    http::{StatusCode, header},
+};
+use kvwarden_actors::{RateLimits, Refusal};
+use kvwarden_policy::bucket::Level;
+use serde_json::{Map, Value, json, value::RawValue};
+
+/// A request that can't be right whoever sends it whenever.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadRequest {
+    /// What is wrong and what to do.
+    pub message: String,
+    /// The field it is about.
+    pub param: Option<String>,
+}
+
+impl BadRequest {
+    /// Bad, for this reason.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            param: None,
+        }
+    }
+
+    /// About this field.
+    #[must_use]
+    pub fn param(mut self, name: &str) -> Self {
+        self.param = Some(name.to_owned());
+        self
+    }
+}
+
+/// Why a request got no answer from an engine.
+#[derive(Debug)]
+pub enum Failure {
+    /// Malformed.
+    Bad(BadRequest),
+    /// The body is larger than the limit.
+    TooLarge {
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// The body did not arrive in time.
+    SlowBody,
+    /// Not JSON by its own header.
+    NotJson,
+    /// The API key is unknown, or none was given where one is needed.
+    Unauthorized(&'static str),
+    /// This key may not see that.
+    Forbidden(&'static str),
+    /// No such route.
+    NoRoute {
+        /// What was asked for.
+        path: String,
+    },
+    /// An actor said no.
+    Refused(Refusal),
+    /// As many requests as this node holds are queued or streaming.
+    NodeFull,
+    /// The engine could not be reached, or went away before it answered.
+    Unreachable(String),
+    /// The engine answered with an error.
+    Engine {
+        /// Its status.
+        status: StatusCode,
+        /// Its `error` object, as it is.
+        error: Value,
+    },
+}
+
+impl From<BadRequest> for Failure {
+    fn from(bad: BadRequest) -> Self {
+        Self::Bad(bad)
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// Status, type and code of a failure.
+struct Form {
+    status: StatusCode,
+    kind: &'static str,
+    code: &'static str,
+}
+
+const fn form(status: StatusCode, kind: &'static str, code: &'static str) -> Form {
+    Form { status, kind, code }
+}
+
+const INVALID: &str = "invalid_request_error";
+const LIMITED: &str = "rate_limit_error";
+const SERVER: &str = "server_error";
+
+impl Failure {
+    fn form(&self) -> Form {
+        match self {
+            Self::Bad(_) => form(StatusCode::BAD_REQUEST, INVALID, "invalid_request"),
+            Self::TooLarge { .. } => form(StatusCode::PAYLOAD_TOO_LARGE, INVALID, "body_too_large"),
+            Self::SlowBody => form(StatusCode::REQUEST_TIMEOUT, INVALID, "body_timeout"),
+            Self::NotJson => form(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, "not_json"),
+            Self::Unauthorized(_) => form(
+                StatusCode::UNAUTHORIZED,
+                "authentication_error",
+                "invalid_api_key",
+            ),
+            Self::Forbidden(_) => form(StatusCode::FORBIDDEN, "permission_error", "forbidden"),
+            Self::NoRoute { .. } => form(StatusCode::NOT_FOUND, INVALID, "unknown_route"),
+            Self::NodeFull => form(StatusCode::SERVICE_UNAVAILABLE, SERVER, "node_full"),
+            Self::Unreachable(_) => form(StatusCode::BAD_GATEWAY, SERVER, "engine_unreachable"),
+            Self::Engine { status, .. } => form(*status, SERVER, "engine_error"),
+            Self::Refused(refusal) => refused(refusal),
+        }
+    }
+
+    /// The status it will have.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.form().status
+    }
+
+    /// A short name, for metrics and the dropped-reason header.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        self.form().code
+    }
+
+    fn param(&self) -> Option<&str> {
+        if let Self::Bad(bad) = self {
+            return bad.param.as_deref();
+        }
+        matches!(self, Self::Refused(Refusal::UnknownModel(_))).then_some("model")
+    }
+
+    /// The answer to the client.
+    #[must_use]
+    pub fn response(&self) -> HttpResponse {
+        let Form { status, kind, code } = self.form();
+        let mut response = HttpResponse::build(status);
+        if let Self::Engine { error, .. } = self {
+            return response.json(json!({ "error": error }));
+        }
+        if let Self::Refused(refusal) = self {
+            limit_headers(&mut response, refusal);
+        }
+        if status == StatusCode::SERVICE_UNAVAILABLE || status == StatusCode::TOO_MANY_REQUESTS {
+            response.insert_header(("x-kvwarden-dropped-reason", code));
+        }
+        if matches!(self, Self::NodeFull) {
+            retry_after(&mut response, Duration::from_secs(1));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
+        }
+        response.json(json!({ "error": {
+            "message": self.to_string(), "type": kind, "param": self.param(), "code": code,
+        }}))
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bad(bad) => f.write_str(&bad.message),
+            Self::TooLarge { limit } => write!(
+                f,
+                "the request body is larger than {limit} bytes; the operator sets limits.max_body"
+            ),
+            Self::SlowBody => f.write_str("the request body did not arrive in time"),
+            Self::NotJson => f.write_str("send the body as JSON, with `content-type: application/json` and no content-encoding"),
+            Self::Unauthorized(why) | Self::Forbidden(why) => f.write_str(why),
+            Self::NoRoute { path } => write!(
+                f,
+                "there is no {path} here; served are /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, /tokenize, /health, /metrics and /kvwarden/status"
+            ),
+            Self::Refused(refusal) => refusal.fmt(f),
+            Self::NodeFull => f.write_str("this node holds as many requests as it can; try again"),
+            Self::Unreachable(_) => f.write_str("the model's engine did not answer; try again"),
+            Self::Engine { status, .. } => write!(f, "the model's engine answered {status}"),
+        }
+    }
+}
+
+fn refused(refusal: &Refusal) -> Form {
+    let unavailable = |code| form(StatusCode::SERVICE_UNAVAILABLE, SERVER, code);
+    let limited = |code| form(StatusCode::TOO_MANY_REQUESTS, LIMITED, code);
+    match refusal {
+        Refusal::UnknownModel(_) => form(StatusCode::NOT_FOUND, INVALID, "model_not_found"),
+        Refusal::RequestRate { .. } => limited("requests_per_minute"),
+        Refusal::TokenRate { .. } => limited("tokens_per_minute"),
+        Refusal::LargerThanBudget { .. } => limited("larger_than_budget"),
+        Refusal::Concurrency { .. } => limited("max_concurrent_requests"),
+        Refusal::QueueFull { .. } => unavailable("queue_full"),
+        Refusal::QueueTimeout { .. } => unavailable("queue_timeout"),
+        Refusal::Broken { .. } => unavailable("engine_broken"),
+        Refusal::Draining => unavailable("shutting_down"),
+    }
+}
+
+fn limit_headers(response: &mut HttpResponseBuilder, refusal: &Refusal) {
+    match refusal {
+        Refusal::RequestRate {
+            limit,
+            retry_after: wait,
+        } => {
+            level_headers(response, "requests", limit);
+            retry_after(response, *wait);
+        }
+        Refusal::TokenRate {
+            limit,
+            retry_after: wait,
+            ..
+        } => {
+            level_headers(response, "tokens", limit);
+            retry_after(response, *wait);
+        }
+        // Trying again can't help; OpenAI's SDKs would otherwise.
+        Refusal::LargerThanBudget { .. } => {
+            response.insert_header(("x-should-retry", "false"));
+        }
+        // When a place will be free is unknown; a second is short enough not to waste one.
+        Refusal::Concurrency { .. }
+        | Refusal::QueueFull { .. }
+        | Refusal::QueueTimeout { .. }
+        | Refusal::Draining
+        | Refusal::Broken {
+            retry_after: None, ..
+        } => {
+            retry_after(response, Duration::from_secs(1));
+        }
+        Refusal::Broken {
+            retry_after: Some(wait),
+            ..
+        } => retry_after(response, *wait),
+        Refusal::UnknownModel(_) => {}
+    }
+}
+
+/// Both forms, rounded up: a client that waits that long is let in.
+fn retry_after(response: &mut HttpResponseBuilder, wait: Duration) {
+    let millis = wait.as_nanos().div_ceil(1_000_000);
+    response.insert_header(("retry-after", millis.div_ceil(1000).to_string()));
+    response.insert_header(("retry-after-ms", millis.to_string()));
+}
+
+/// `x-ratelimit-*` of an answer that was let in.
+pub fn rate_limit_headers(response: &mut HttpResponseBuilder, limits: &RateLimits) {
+    if let Some(level) = &limits.requests {
+        level_headers(response, "requests", level);
+    }
+    if let Some(level) = &limits.tokens {
+        level_headers(response, "tokens", level);
+    }
+}
+
+fn level_headers(response: &mut HttpResponseBuilder, what: &str, level: &Level) {
+    let reset = format!("{}ms", level.reset.as_nanos().div_ceil(1_000_000));
+    response.insert_header((format!("x-ratelimit-limit-{what}"), level.limit.to_string()));
+    response.insert_header((
+        format!("x-ratelimit-remaining-{what}"),
+        level.remaining.to_string(),
+    ));
+    response.insert_header((format!("x-ratelimit-reset-{what}"), reset));
+}
+
+/// An engine's error answer in OpenAI's shape, whatever shape it came in.
+#[must_use]
+pub fn engine_failure(status: StatusCode, body: &[u8]) -> Failure {
+    // Our key was refused: nothing the client could mend.
+    if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+        return Failure::Unreachable(format!("the engine refused our key ({status})"));
+    }
+    let error = match serde_json::from_slice(body) {
+        Ok(Value::Object(answer)) => error_of(status, answer),
+        Ok(_) | Err(_) => error_object(status, String::from_utf8_lossy(body).trim()),
+    };
+    Failure::Engine { status, error }
+}
+
+/// An error that an engine sent as an event, in place of an answer.
+#[must_use]
+pub fn event_failure(error: &RawValue) -> Failure {
+    let error: Value = serde_json::from_str(error.get()).unwrap_or(Value::Null);
+    let code = error
+        .get("code")
+        .and_then(Value::as_u64)
+        .and_then(|code| u16::try_from(code).ok());
+    let status = code.and_then(|code| StatusCode::from_u16(code).ok());
+    let status = status.filter(|status| status.is_client_error() || status.is_server_error());
+    let status = status.unwrap_or(StatusCode::BAD_GATEWAY);
+    let error = if error.is_object() {
+        error
+    } else {
+        error_object(status, &text_of(&error))
+    };
+    Failure::Engine { status, error }
+}
+
+fn error_of(status: StatusCode, mut answer: Map<String, Value>) -> Value {
+    if let Some(error) = answer.remove("error") {
+        return if error.is_object() {
+            error
+        } else {
+            error_object(status, &text_of(&error))
+        };
+    }
+    // SGLang: the error's fields without an envelope. FastAPI: only a detail.
+    match answer.get("message").or_else(|| answer.get("detail")) {
+        Some(message) => error_object(status, without_source_lines(&text_of(message))),
+        None => error_object(status, "the engine gave no reason"),
+    }
+}
+
+fn error_object(status: StatusCode, message: &str) -> Value {
+    let kind = if status.is_client_error() {
+        INVALID
+    } else {
+        SERVER
+    };
+    json!({ "message": message, "type": kind, "param": null, "code": status.as_u16() })
+}
+
+fn text_of(value: &Value) -> String {
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// SGLang shows its own file paths behind a blank line.
+fn without_source_lines(message: &str) -> &str {
+    message
+        .find("\n\n  File ")
+        .map_or(message, |at| message[..at].trim_end())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(status: u16, body: &str) -> Value {
+        match engine_failure(StatusCode::from_u16(status).unwrap(), body.as_bytes()) {
+            Failure::Engine { error, .. } => error,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_engines_error_gets_openais_shape() {
+        let vllm =
+            r#"{"error":{"message":"bad","type":"Bad Request","param":"body.t","code":400}}"#;
+        assert_eq!(error(400, vllm)["param"], "body.t");
+        let sglang = r#"{"object":"error","message":"bad\n\n  File \"/x.py\"","type":"Bad Request","param":null,"code":400}"#;
+        assert_eq!(error(400, sglang)["message"], "bad");
+        assert_eq!(
+            error(404, r#"{"detail":"Not Found"}"#)["message"],
+            "Not Found"
+        );
+        assert_eq!(
+            error(500, "Internal Server Error")["message"],
+            "Internal Server Error"
+        );
+        assert_eq!(error(503, "")["type"], SERVER);
+    }
+
+    #[test]
+    fn an_engine_that_refuses_our_key_is_our_fault() {
+        let failure = engine_failure(StatusCode::UNAUTHORIZED, br#"{"error":"Unauthorized"}"#);
+        assert_eq!(failure.status(), StatusCode::BAD_GATEWAY);
+    }
+
+    #[test]
+    fn an_error_event_keeps_its_status() {
+        let raw = RawValue::from_string(r#"{"message":"full","code":503}"#.to_owned()).unwrap();
+        assert_eq!(
+            event_failure(&raw).status(),
+            StatusCode::SERVICE_UNAVAILABLE
+        );
+        let raw = RawValue::from_string(r#""odd""#.to_owned()).unwrap();
+        assert_eq!(event_failure(&raw).status(), StatusCode::BAD_GATEWAY);
+    }
+
+    #[test]
+    fn retry_after_is_rounded_up_in_both_units() {
+        let level = Level {
+            limit: 60,
+            remaining: 0,
+            reset: Duration::from_secs(60),
+        };
+        let wait = Duration::from_nanos(1_000_000_001);
+        let refusal = Refusal::RequestRate {
+            limit: level,
+            retry_after: wait,
+        };
+        let response = Failure::from(refusal).response();
+        let header = |name| {
+            response
+                .headers()
+                .get(name)
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned()
+        };
+        assert_eq!(
+            (header("retry-after"), header("retry-after-ms")),
+            ("2".into(), "1001".into())
+        );
+        assert_eq!(header("x-ratelimit-reset-requests"), "60000ms");
+    }
+}

@@ -1,0 +1,249 @@
+//! An engine's stream on its way to the client, event by event, byte for byte.
+//!
+//! The relay holds the permit: end, error and hang-up all release it by dropping it. The first
+//! event is read before anything is promised to the client, since vLLM reports some refusals as
+//! the first event of a 200.
+
+use std::{collections::VecDeque, io, pin::Pin, time::Duration};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
+use kvwarden_actors::{Permit, gpu::engine::EngineKind};
+use kvwarden_policy::cost::Usage;
+use serde_json::json;
+
+use super::{
+    Place,
+    assemble::Assembly,
+    envelope::Members,
+    record::Record,
+    refusal::{Failure, event_failure},
+    sse::{self, Event, Splitter},
+    upstream::Answer,
+};
+
+/// A stream being passed on.
+pub struct Relay {
+    body: Pin<Box<dyn Stream<Item = io::Result<Bytes>>>>,
+    splitter: Splitter,
+    ready: VecDeque<Bytes>,
+    permit: Permit,
+    record: Record,
+    usage: Option<Usage>,
+    strips_usage: bool,
+    idle: Duration,
+    state: State,
+    _place: Place,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    /// `[DONE]` was passed on; only the end of the body is missing.
+    Done,
+    Ended {
+        /// With everything passed on.
+        well: bool,
+    },
+}
+
+/// How a stream is passed on.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// The client did not ask for usage, so what the engine says of it is taken out.
+    pub strips_usage: bool,
+    /// How long the engine may be silent.
+    pub idle: Duration,
+}
+
+impl Relay {
+    /// Waits for the first event.
+    ///
+    /// # Errors
+    /// When the engine's first event is an error, or none comes.
+    pub async fn open(
+        answer: Answer,
+        permit: Permit,
+        record: Record,
+        place: Place,
+        manner: Manner,
+    ) -> Result<Self, (Failure, Record)> {
+        let mut relay = Self {
+            body: answer.body,
+            splitter: Splitter::default(),
+            ready: VecDeque::new(),
+            permit,
+            record,
+            usage: None,
+            strips_usage: manner.strips_usage,
+            idle: manner.idle,
+            state: State::Open,
+            _place: place,
+        };
+        loop {
+            match relay.pull().await {
+                Ok(Some(event)) => match sse::read(&event) {
+                    // A ping before the first token promises nothing.
+                    Event::Other => relay.ready.push_back(event),
+                    Event::Failed(error) => return Err((event_failure(error), relay.record)),
+                    Event::Chunk(_) | Event::Done => {
+                        let event = relay.take(event);
+                        relay.ready.extend(event);
+                        return Ok(relay);
+                    }
+                },
+                Ok(None) => {
+                    let failure = Failure::Unreachable("the stream ended before it began".into());
+                    return Err((failure, relay.record));
+                }
+                Err(broken) => {
+                    return Err((Failure::Unreachable(broken.to_owned()), relay.record));
+                }
+            }
+        }
+    }
+
+    /// The next event for the client. After an error there is one last event that tells so: a
+    /// clean close would pass for success with the SDKs.
+    pub async fn next(&mut self) -> Option<Bytes> {
+        if let Some(event) = self.ready.pop_front() {
+            return Some(event);
+        }
+        loop {
+            if let State::Ended { .. } = self.state {
+                return None;
+            }
+            match self.pull().await {
+                Ok(Some(event)) => {
+                    if let Some(event) = self.take(event) {
+                        return Some(event);
+                    }
+                }
+                Ok(None) if self.state == State::Done => self.finish(),
+                Ok(None) => return Some(self.break_off("engine_closed")),
+                // After `[DONE]` nothing is lost by a connection that ends badly.
+                Err(_) if self.state == State::Done => self.finish(),
+                Err(reason) => return Some(self.break_off(reason)),
+            }
+        }
+    }
+
+    /// All events as a body.
+    pub fn into_stream(mut self) -> impl Stream<Item = io::Result<Bytes>> {
+        self.record.streaming();
+        futures_util::stream::unfold(self, |mut relay| async move {
+            let event = relay.next().await?;
+            Some((Ok(event), relay))
+        })
+    }
+
+    /// The answer as a client gets it that did not ask for a stream.
+    ///
+    /// # Errors
+    /// When the engine stopped before the end.
+    pub async fn assemble(mut self) -> Result<Bytes, Failure> {
+        let mut whole = Assembly::default();
+        while let Some(event) = self.next().await {
+            if let Some(data) = sse::data(&event) {
+                whole.add(data);
+            }
+        }
+        if self.state == (State::Ended { well: true }) {
+            return Ok(whole.finish(self.usage).into());
+        }
+        Err(Failure::Unreachable(
+            "the engine stopped before the answer was complete".to_owned(),
+        ))
+    }
+
+    async fn pull(&mut self) -> Result<Option<Bytes>, &'static str> {
+        loop {
+            if let Some(event) = self.splitter.next_event() {
+                return Ok(Some(event));
+            }
+            match tokio::time::timeout(self.idle, self.body.next()).await {
+                Err(_) => return Err("idle_timeout"),
+                Ok(None) => return Ok(None),
+                Ok(Some(Err(_))) => return Err("engine_error"),
+                Ok(Some(Ok(chunk))) => {
+                    self.splitter.push(chunk).map_err(|_| "oversized_event")?;
+                }
+            }
+        }
+    }
+
+    /// Reads an event by the way; nothing comes back if it is not for the client.
+    fn take(&mut self, event: Bytes) -> Option<Bytes> {
+        match sse::read(&event) {
+            Event::Other => Some(event),
+            Event::Done => {
+                self.state = State::Done;
+                Some(event)
+            }
+            Event::Failed(_) => {
+                self.record.broken("engine_error");
+                self.state = State::Ended { well: false };
+                Some(event)
+            }
+            Event::Chunk(chunk) => {
+                if chunk.has_token {
+                    self.record.first_token();
+                    self.permit.first_token();
+                    self.permit.streamed(1);
+                }
+                let Some(usage) = chunk.usage else {
+                    return Some(event);
+                };
+                self.count(usage);
+                if !self.strips_usage {
+                    return Some(event);
+                }
+                (!chunk.is_usage_only).then(|| without_usage(&event))
+            }
+        }
+    }
+
+    /// llama.cpp tells the usage of each choice by itself; the others tell the sum.
+    fn count(&mut self, usage: Usage) {
+        let is_per_choice = self.permit.endpoint.kind == EngineKind::LlamaCpp;
+        let before = self
+            .usage
+            .filter(|_| is_per_choice)
+            .map_or(0, |u| u.completion_tokens);
+        let usage = Usage {
+            completion_tokens: usage.completion_tokens + before,
+            ..usage
+        };
+        self.usage = Some(usage);
+        self.permit.report(usage);
+    }
+
+    fn finish(&mut self) {
+        self.state = State::Ended { well: true };
+        self.record.done(self.usage);
+    }
+
+    fn break_off(&mut self, reason: &'static str) -> Bytes {
+        tracing::warn!(endpoint = ?self.permit.endpoint, reason, "stream broke off");
+        self.state = State::Ended { well: false };
+        self.record.broken(reason);
+        let error = json!({ "error": {
+            "message": "the model's engine stopped before the answer was complete",
+            "type": "server_error", "param": null, "code": reason,
+        }});
+        Bytes::from(format!("data: {error}\n\n"))
+    }
+}
+
+/// llama.cpp puts usage into the last chunk of text, asked or not.
+fn without_usage(event: &Bytes) -> Bytes {
+    let members = sse::data(event).map(Members::parse);
+    let Some(Ok(mut members)) = members else {
+        return event.clone();
+    };
+    members.remove("usage");
+    let mut out = b"data: ".to_vec();
+    out.extend_from_slice(&members.to_bytes());
+    out.extend_from_slice(b"\n\n");
+    out.into()
+}

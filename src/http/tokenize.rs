@@ -1,0 +1,44 @@
+//! `/tokenize` in vLLM's form (`prompt` in; `count`, `max_model_len`, `tokens` out) on every engine.
+
+use bytes::Bytes;
+use kvwarden_actors::gpu::engine::EngineKind;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{completions::Task, envelope::Members};
+
+/// The engine's path for a route of ours.
+#[must_use]
+pub fn path(task: Task, ours: &str) -> &str {
+    match task {
+        Task::Tokenize => "/tokenize",
+        Task::Generate | Task::Compute => ours,
+    }
+}
+
+/// llama.cpp calls the prompt `content`, and without it answers with no tokens instead of an error.
+pub fn adapt(members: &mut Members<'_>, engine: EngineKind) {
+    if engine == EngineKind::LlamaCpp {
+        members.rename("prompt", "content");
+    }
+}
+
+/// llama.cpp only lists the tokens.
+#[must_use]
+pub fn answer(body: Bytes, engine: EngineKind) -> Bytes {
+    #[derive(Deserialize)]
+    struct Tokens {
+        tokens: Vec<u32>,
+    }
+    if engine != EngineKind::LlamaCpp {
+        return body;
+    }
+    match serde_json::from_slice::<Tokens>(&body) {
+        Ok(Tokens { tokens }) => {
+            json!({ "count": tokens.len(), "max_model_len": null, "tokens": tokens })
+                .to_string()
+                .into()
+        }
+        Err(_) => body,
+    }
+}

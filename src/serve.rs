@@ -1,0 +1,327 @@
+//! The wiring: actors leaf first, then the server, then signals and the order of the end. Nothing
+//! here runs once per request.
+
+use std::{
+    io::{self, Write as _},
+    sync::Arc,
+    time::Duration,
+};
+
+use actix::{Actor as _, Addr};
+use actix_rt::Arbiter;
+use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
+use anyhow::Context as _;
+use kvwarden_actors::{
+    Gpu, Model, Router, Tenant,
+    gpu::{self, engine::EngineKind},
+    model::{self, ModelState},
+    protocol::{Drain, Roster},
+    router::{ModelEntry, Unnamed},
+    tenant,
+};
+use kvwarden_policy::queue;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::Instant,
+};
+
+use crate::{
+    config::{Config, ModelConfig, TenantLimits},
+    http::{self, Shared, admin::Overview, upstream::Engines},
+    layout::Layout,
+    prepare,
+};
+
+/// How long a prompt that counts as long lets shorter ones pass.
+const LONG_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often the end of a drain is looked for.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// After its grace an engine is killed; by this much later it must be gone.
+const KILL_MARGIN: Duration = Duration::from_secs(10);
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When the address is taken or the system refuses what serving needs.
+pub fn run(config: &Config, layout: &Layout) -> anyhow::Result<()> {
+    raise_descriptor_limit();
+    make_private_dirs(layout)?;
+    actix_web::rt::System::new().block_on(serve(config, layout))
+}
+
+async fn serve(config: &Config, layout: &Layout) -> anyhow::Result<()> {
+    let mut signals = Signals::listen()?;
+    let control = Arbiter::new();
+    let router = start_actors(config, layout, &control)?;
+    let shared = Arc::new(Shared::new(config, router.clone()));
+    let (server, handle) = listen(config, shared)?;
+    let server = actix_web::rt::spawn(server);
+    tracing::info!(listen = %config.listen, models = config.models.len(), "serving");
+
+    let roster = router.send(Roster).await?;
+    let models = config.models.iter().cloned().zip(roster.models).collect();
+    prepare::spawn(models, layout.clone())?;
+    let greeting = actix_web::rt::spawn(greet(config.clone(), router.clone()));
+
+    signals.next().await;
+    greeting.abort();
+    drain(config, &router, &mut signals).await;
+    handle.stop(false).await;
+    server.await??;
+    control.stop();
+    Ok(())
+}
+
+/// Actors leaf first: each is given the addresses of those below it.
+fn start_actors(
+    config: &Config,
+    layout: &Layout,
+    control: &Arbiter,
+) -> anyhow::Result<Addr<Router>> {
+    let params = gpu::Params {
+        // The file may be replaced by an upgrade while this process runs.
+        shim: "/proc/self/exe".into(),
+        run_dir: layout.run(),
+        log_dir: layout.logs(),
+        // Engines end with us; adopting them at the next start is not supported yet.
+        orphan_grace: Duration::ZERO,
+    };
+    let gpu = Gpu::start_in_arbiter(&control.handle(), |_| Gpu::new(params));
+    let config = config.clone();
+    let below = gpu.clone();
+    let router = Router::start_in_arbiter(&control.handle(), move |ctx| {
+        let me = actix::AsyncContext::address(ctx).downgrade();
+        let unnamed = Unnamed {
+            limits: tenant_limits(&config.tenant_defaults),
+            at_most: config.limits.max_unnamed_tenants,
+        };
+        let mut router = Router::new(below.clone(), unnamed);
+        for tenant in &config.tenants {
+            let limits = tenant_limits(&tenant.limits);
+            let actor = Tenant::named(tenant.id.clone(), limits, me.clone()).start();
+            router.add_tenant(tenant.id.clone(), actor);
+        }
+        for model in &config.models {
+            let params = model_params(model, config.limits.queue_timeout);
+            let names = params.names.clone();
+            let addr = Model::new(params, me.clone(), below.clone()).start();
+            router.add_model(ModelEntry {
+                id: model.id.clone(),
+                names,
+                addr,
+            });
+        }
+        router
+    });
+    gpu.do_send(gpu::Meet(router.downgrade()));
+    Ok(router)
+}
+
+fn tenant_limits(limits: &TenantLimits) -> tenant::Limits {
+    tenant::Limits {
+        priority: limits.priority,
+        requests: limits
+            .rate_limit_rpm
+            .map(|rpm| (rpm, limits.rate_limit_burst.unwrap_or(rpm))),
+        tokens_per_minute: limits.tokens_per_minute,
+        concurrency: limits.max_concurrent_requests,
+    }
+}
+
+fn model_params(model: &ModelConfig, queue_timeout: Duration) -> model::Params {
+    let names = [model.id.to_string()]
+        .into_iter()
+        .chain(model.aliases.clone());
+    model::Params {
+        id: model.id.clone(),
+        names: names.collect(),
+        engine: model.engine,
+        queue: queue::Limits {
+            max_running: usize::try_from(model.flags.max_concurrent).unwrap_or(usize::MAX),
+            max_waiting: model.queue_size,
+            long_prompt_tokens: model.long_prompt_tokens,
+            long_patience: LONG_PATIENCE,
+        },
+        queue_timeout,
+        autostart: model.autostart,
+    }
+}
+
+/// The server and the handle that ends it.
+fn listen(
+    config: &Config,
+    shared: Arc<Shared>,
+) -> anyhow::Result<(actix_web::dev::Server, ServerHandle)> {
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(web::Data::new(shared.clone()))
+            .app_data(web::Data::new(Engines::new()))
+            .wrap(from_fn(http::identify))
+            .configure(http::routes)
+    })
+    // Streams are many small writes: with Nagle's algorithm each could wait 40 ms.
+    .tcp_nodelay(true)
+    // Otherwise a client that hangs up while its request is queued goes unnoticed.
+    .h1_allow_half_closed(false)
+    // Longer than the idle time of common clients and proxies, so that they close first.
+    .keep_alive(Duration::from_secs(90))
+    .client_request_timeout(Duration::from_secs(10))
+    .disable_signals()
+    .bind(config.listen)
+    .with_context(|| {
+        format!(
+            "cannot listen on {}; is another server there? Choose one with --port",
+            config.listen
+        )
+    })?
+    .run();
+    let handle = server.handle();
+    Ok((server, handle))
+}
+
+/// Lets running answers end, then engines, and says how it goes.
+async fn drain(config: &Config, router: &Addr<Router>, signals: &mut Signals) {
+    let begun = Instant::now();
+    let mut deadline = begun + config.limits.drain_timeout;
+    router.do_send(Drain { deadline });
+    let grace = config
+        .models
+        .iter()
+        .map(|model| model.stop_grace)
+        .max()
+        .unwrap_or_default();
+    let mut told = begun;
+    tracing::info!("stopping; a second signal hurries it");
+    loop {
+        tokio::select! {
+            () = signals.next() => {
+                tracing::warn!("stopping at once");
+                deadline = Instant::now();
+                router.do_send(Drain { deadline });
+            }
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        let Ok(now) = Overview::of(router).await else {
+            return tracing::error!("actors do not answer; shims will end the engines");
+        };
+        if now.gpu.engines.is_empty() {
+            return;
+        }
+        if Instant::now() > deadline + grace + KILL_MARGIN {
+            return tracing::error!(engines = ?now.gpu.engines, "engines left; their shims end them");
+        }
+        if told.elapsed() >= Duration::from_secs(1) {
+            told = Instant::now();
+            let running: usize = now.models.iter().map(|model| model.running).sum();
+            let waiting: usize = now.models.iter().map(|model| model.waiting).sum();
+            tracing::info!(
+                running,
+                waiting,
+                engines = now.gpu.engines.len(),
+                "stopping"
+            );
+        }
+    }
+}
+
+/// Once everything is ready, says what to try.
+async fn greet(config: Config, router: Addr<Router>) {
+    let begun = Instant::now();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Ok(now) = Overview::of(&router).await else {
+            return;
+        };
+        let Some(model) = now.models.first().filter(|_| now.is_ready()) else {
+            continue;
+        };
+        // Nobody is left to greet if stderr is closed.
+        let _ = write!(
+            anstream::stderr(),
+            "{}",
+            greeting(&config, model, begun.elapsed())
+        );
+        return;
+    }
+}
+
+fn greeting(config: &Config, model: &ModelState, took: Duration) -> String {
+    let tenant = config
+        .tenants
+        .iter()
+        .find(|tenant| tenant.api_keys.is_empty());
+    let who = match tenant {
+        Some(tenant) => format!("-H 'X-Tenant-ID: {}' ", tenant.id),
+        None if config.tenants.is_empty() => String::new(),
+        None => "-H 'Authorization: Bearer YOUR_KEY' ".to_owned(),
+    };
+    let name = model
+        .names
+        .get(1)
+        .or(model.names.first())
+        .map_or("", String::as_str);
+    let is_simulated = model.engine == EngineKind::Sim;
+    let simulated = if is_simulated {
+        "\n\n(simulated: the text is made up)"
+    } else {
+        ""
+    };
+    format!(
+        "\nready after {:.1} s. Try:\n\n  curl http://{}/v1/chat/completions {who}\\\n    -H 'content-type: application/json' \\\n    -d '{{\"model\":\"{name}\",\"temperature\":0,\"messages\":[{{\"role\":\"user\",\"content\":\"Write one sentence about the sea.\"}}]}}'{simulated}\n\n",
+        took.as_secs_f64(),
+        config.listen,
+    )
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
+}
+
+/// Every stream needs two descriptors, and the usual soft limit is 1024.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// Sockets to shims and engines' logs are nobody else's.
+fn make_private_dirs(layout: &Layout) -> anyhow::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+    for dir in [&layout.state, &layout.run(), &layout.logs()] {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .and_then(|()| std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)))
+            .with_context(|| {
+                format!(
+                    "cannot make {} private; set KVWARDEN_STATE_DIR",
+                    dir.display()
+                )
+            })?;
+    }
+    Ok(())
+}

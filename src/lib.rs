@@ -45,3 +45,4 @@ pub mod metrics;
 pub mod prepare;
 pub mod serve;
 pub mod shim;
+pub mod sim;

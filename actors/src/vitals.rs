@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
 /// How busy an actor is.
@@ -10,7 +10,8 @@ use tokio::time::Instant;
 pub struct Vitals {
     /// Messages handled.
     pub handled: u64,
-    /// How long the latest pulse waited in the mailbox.
+    /// How long the latest pulse waited in the mailbox, in seconds where it is printed.
+    #[serde(serialize_with = "seconds")]
     pub mailbox_wait: Duration,
 }
 
@@ -24,4 +25,9 @@ impl Vitals {
     pub(crate) fn pulse(&mut self, sent: Instant) {
         self.mailbox_wait = sent.elapsed();
     }
+}
+
+/// Durations are printed as seconds.
+pub(crate) fn seconds<S: Serializer>(wait: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(wait.as_secs_f64())
 }

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::layout::Layout;
+use crate::{layout::Layout, shim, sim};
 
 /// Shares the GPUs of one node fairly between tenants
 #[derive(Debug, Parser)]
@@ -35,6 +35,9 @@ enum Command {
     /// The parent of one engine; started by `serve`
     #[command(hide = true)]
     Shim,
+    /// The simulated engine; started by `serve`
+    #[command(hide = true)]
+    SimEngine(sim::SimArgs),
 }
 
 impl Cli {
@@ -52,7 +55,11 @@ impl Cli {
             }
             Command::Key(args) => key::run(&args),
             Command::Version(args) => version::run(&args),
-            Command::Shim => Ok(crate::shim::run()),
+            Command::Shim => Ok(shim::run()),
+            Command::SimEngine(args) => {
+                sim::run(args)?;
+                Ok(ExitCode::SUCCESS)
+            }
         }
     }
 }

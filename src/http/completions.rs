@@ -97,6 +97,7 @@ impl Exchange<'_> {
             Ok(ask) => ask,
             Err(bad) => return Err((bad.into(), record)),
         };
+        record.wants(&ask.model);
         let permit = match self
             .permit(tenant.clone(), ask.model.clone(), self.size(&ask))
             .await

@@ -25,7 +25,7 @@ pub mod tokenize;
 pub mod upstream;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -71,6 +71,7 @@ pub struct Shared {
     /// When this process began to serve.
     pub since: SystemTime,
     named_tenants: HashSet<String>,
+    models: HashMap<String, (String, &'static str)>,
     held: AtomicUsize,
     starts_seen: admin::StartsSeen,
 }
@@ -88,6 +89,7 @@ impl Shared {
             salts: Salts::new(),
             since: SystemTime::now(),
             named_tenants: named.chain([identity::DEFAULT.to_owned()]).collect(),
+            models: model_labels(config),
             held: AtomicUsize::new(0),
             starts_seen: admin::StartsSeen::default(),
         }
@@ -102,9 +104,25 @@ impl Shared {
         }
     }
 
+    /// Canonical name and engine of a model, by any of its names.
+    fn model_labels(&self, name: &str) -> Option<&(String, &'static str)> {
+        self.models.get(name)
+    }
+
     fn is_named(&self, tenant: &str) -> bool {
         self.named_tenants.contains(tenant)
     }
+}
+
+fn model_labels(config: &Config) -> HashMap<String, (String, &'static str)> {
+    let labels = config.models.iter().flat_map(|model| {
+        let labels = (model.id.to_string(), model.engine.as_str());
+        let names = [model.id.to_string()]
+            .into_iter()
+            .chain(model.aliases.clone());
+        names.map(move |name| (name, labels.clone()))
+    });
+    labels.collect()
 }
 
 /// One of `limits.max_in_flight` places on this node, given back when dropped.

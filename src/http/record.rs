@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::{Shared, refusal::Failure};
 use crate::metrics;
 
-/// The label of a model or engine that is not known (yet).
+/// The label of a model or engine that is not known.
 const UNKNOWN: &str = "_unknown";
 
 /// One request's way into the metrics.
@@ -57,10 +57,17 @@ impl Record {
         }
     }
 
+    /// It is for this model, by any of its names. Names that nobody configured stay out of the
+    /// labels.
+    pub fn wants(&mut self, model: &str) {
+        if let Some((model, engine)) = self.shared.model_labels(model) {
+            model.clone_into(&mut self.model);
+            self.engine = engine;
+        }
+    }
+
     /// It was handed to an engine.
     pub fn admitted(&mut self, permit: &kvwarden_actors::Permit) {
-        permit.model().as_str().clone_into(&mut self.model);
-        self.engine = permit.endpoint.kind.as_str();
         self.shared.metrics.admission_admitted.inc();
         self.shared
             .metrics

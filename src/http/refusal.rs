@@ -227,17 +227,17 @@ fn limit_headers(response: &mut HttpResponseBuilder, refusal: &Refusal) {
             retry_after(response, *wait);
         }
         // Trying again can't help; OpenAI's SDKs would otherwise.
-        Refusal::LargerThanBudget { .. } => {
+        Refusal::LargerThanBudget { .. }
+        | Refusal::Broken {
+            retry_after: None, ..
+        } => {
             response.insert_header(("x-should-retry", "false"));
         }
         // When a place will be free is unknown; a second is short enough not to waste one.
         Refusal::Concurrency { .. }
         | Refusal::QueueFull { .. }
         | Refusal::QueueTimeout { .. }
-        | Refusal::Draining
-        | Refusal::Broken {
-            retry_after: None, ..
-        } => {
+        | Refusal::Draining => {
             retry_after(response, Duration::from_secs(1));
         }
         Refusal::Broken {
@@ -350,10 +350,11 @@ mod tests {
     use super::*;
 
     fn error(status: u16, body: &str) -> Value {
-        match engine_failure(StatusCode::from_u16(status).unwrap(), body.as_bytes()) {
-            Failure::Engine { error, .. } => error,
-            other => panic!("{other:?}"),
-        }
+        let status = StatusCode::from_u16(status).unwrap();
+        let Failure::Engine { error, .. } = engine_failure(status, body.as_bytes()) else {
+            panic!("an engine's error stays one: {body}");
+        };
+        error
     }
 
     #[test]

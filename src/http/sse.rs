@@ -198,10 +198,10 @@ mod tests {
     use super::*;
 
     fn chunk(event: &str) -> Chunk {
-        match read(event.as_bytes()) {
-            Event::Chunk(chunk) => chunk,
-            other => panic!("{other:?}"),
-        }
+        let Event::Chunk(chunk) = read(event.as_bytes()) else {
+            panic!("no chunk: {event}");
+        };
+        chunk
     }
 
     #[test]

@@ -15,11 +15,13 @@
 //! | [`batch`] | what a continuous-batching engine does in a step |
 
 pub mod backoff;
+pub mod batch;
 pub mod bucket;
 pub mod cost;
 pub mod failure;
 pub mod id;
 pub mod lifecycle;
 pub mod queue;
+pub mod steps;
 
 pub use id::{Generation, ModelId, TenantId};

@@ -125,7 +125,7 @@ fn key_of_the_python_kvwarden_is_answered_with_ours() {
 #[test]
 fn key_like_no_other_is_answered_with_the_list() {
     let (_, help) = told(&format!("[auth]\nxyzzy = 1\n{MODEL}"));
-    assert_eq!(help, "known here: admin_keys, tenant_header");
+    assert_eq!(help, "known here: tenant_header, admin_keys");
 }
 
 #[test]

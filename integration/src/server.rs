@@ -111,6 +111,10 @@ impl Server {
             }
             match client.try_get("/health") {
                 Ok(reply) if reply.status == 200 => return Some(Ok(())),
+                // Nothing will mend that while we wait.
+                Ok(reply) if reply.text().contains("\"state\":\"broken\"") => {
+                    return Some(Err(format!("a model is broken: {reply}")));
+                }
                 Ok(reply) => last = reply.to_string(),
                 Err(error) => last = error.to_string(),
             }

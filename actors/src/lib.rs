@@ -26,3 +26,6 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// How often the other actors measure their mailbox.
 const PULSE: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests;

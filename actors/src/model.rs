@@ -157,7 +157,7 @@ impl Model {
             .life
             .on(event, Instant::now().into_std(), rand::random());
         if before != self.life.state() {
-            tracing::info!(model = %self.params.id, from = ?before, to = ?self.life.state(), "lifecycle");
+            tracing::info!(model = %self.params.id, "{}", self.life.state());
         }
         match effect {
             Effect::None => {}
@@ -287,7 +287,6 @@ impl Model {
 
     fn ready(&mut self, endpoint: Arc<Endpoint>) {
         let took = self.record.spawned_at.take().map(|at| at.elapsed());
-        tracing::info!(model = %self.params.id, ?took, "ready");
         self.record.starts += 1;
         if self.record.recent_starts.len() >= MAX_RECENT_STARTS {
             self.record.recent_starts.pop_front();

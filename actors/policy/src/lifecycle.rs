@@ -3,7 +3,7 @@
 //! Every start has its [`Generation`]; the shell drops messages of older ones before they come
 //! here. The machine never spawns or stops anything: it answers with an [`Effect`].
 
-use std::time::Instant;
+use std::{fmt, time::Instant};
 
 use serde::Serialize;
 
@@ -44,6 +44,29 @@ pub enum State {
         /// Why the engine ended.
         class: FailureClass,
     },
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fetching => f.write_str("fetching"),
+            Self::Cold => f.write_str("cold"),
+            Self::Waiting => f.write_str("waiting for a place"),
+            Self::Starting {
+                phase: Phase::Spawned,
+            } => f.write_str("starting"),
+            Self::Starting {
+                phase: Phase::Loading,
+            } => f.write_str("loading"),
+            Self::Starting {
+                phase: Phase::Canary,
+            } => f.write_str("proving itself"),
+            Self::Ready => f.write_str("ready"),
+            Self::Stopping => f.write_str("stopping"),
+            Self::Backoff { attempt, .. } => write!(f, "backing off after failure {attempt}"),
+            Self::Broken { .. } => f.write_str("broken"),
+        }
+    }
 }
 
 /// How far a start got.

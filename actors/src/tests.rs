@@ -1,0 +1,369 @@
+//! The actors together, with an attached engine that answers everything with 200.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    sync::Arc,
+    time::Duration,
+};
+
+use actix::{Actor, Addr, AsyncContext as _};
+use kvwarden_policy::{
+    Generation, ModelId, TenantId,
+    cost::{RequestSize, Usage},
+    failure::FailureClass,
+    lifecycle::State,
+    queue,
+};
+use tokio::{sync::oneshot::Receiver, time::Instant};
+
+use crate::{
+    Answer, Gpu, Model, Permit, Refusal, Router, Tenant, Ticket,
+    gpu::{
+        self,
+        engine::{Attached, EngineKind, EngineSpec},
+    },
+    model::{self, ModelState},
+    protocol::{Admit, Drain, EngineNews, News, Prepared, Roster, Snapshot},
+    router::{ModelEntry, OTHERS, Unnamed},
+    tenant::{self, TenantState},
+};
+
+/// Longer than any event here takes, even on a machine that is busy with other tests.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A server that says 200 to everything, for as long as the test runs.
+fn engine() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request);
+            let _ = stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}");
+        }
+    });
+    base
+}
+
+struct Node {
+    router: Addr<Router>,
+    model: Addr<Model>,
+}
+
+#[derive(Clone)]
+struct Setup {
+    max_running: usize,
+    max_waiting: usize,
+    queue_timeout: Duration,
+    limits: tenant::Limits,
+    unnamed: usize,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            max_running: 1,
+            max_waiting: 10,
+            queue_timeout: DEADLINE,
+            limits: tenant::Limits::default(),
+            unnamed: 10,
+        }
+    }
+}
+
+impl Node {
+    /// One model `m` (alias `short`), one named tenant `t`, ready to serve.
+    async fn start(setup: Setup) -> Self {
+        let here = std::env::temp_dir();
+        let gpu = Gpu::new(gpu::Params {
+            shim: "/nonexistent".into(),
+            run_dir: here.clone(),
+            log_dir: here,
+            orphan_grace: Duration::ZERO,
+        });
+        let gpu = gpu.start();
+        let below = gpu.clone();
+        let router = Router::create(|ctx| {
+            let me = ctx.address().downgrade();
+            let unnamed = Unnamed {
+                limits: tenant::Limits::default(),
+                at_most: setup.unnamed,
+            };
+            let mut router = Router::new(below.clone(), unnamed);
+            let id = TenantId::from("t");
+            let tenant = Tenant::named(id.clone(), setup.limits, me.clone());
+            router.add_tenant(id, tenant.start());
+            let params = model::Params {
+                id: ModelId::from("m"),
+                names: vec!["m".to_owned(), "short".to_owned()],
+                engine: EngineKind::Attach,
+                queue: queue::Limits {
+                    max_running: setup.max_running,
+                    max_waiting: setup.max_waiting,
+                    long_prompt_tokens: 1000,
+                    long_patience: Duration::from_secs(5),
+                },
+                queue_timeout: setup.queue_timeout,
+                autostart: true,
+            };
+            let names = params.names.clone();
+            let addr = Model::new(params, me, below).start();
+            router.add_model(ModelEntry {
+                id: ModelId::from("m"),
+                names,
+                addr,
+            });
+            router
+        });
+        gpu.do_send(gpu::Meet(router.downgrade()));
+        let model = router.send(Roster).await.unwrap().models.remove(0);
+        let spec = Attached {
+            base: engine(),
+            api_key: None,
+            served_name: "m".to_owned(),
+        };
+        model.do_send(Prepared::Done(Arc::new(EngineSpec::Attached(spec))));
+        let node = Self { router, model };
+        node.until(|state| state.state == State::Ready).await;
+        node
+    }
+
+    fn ask(&self, tenant: &str, model: &str) -> Receiver<Answer> {
+        let size = RequestSize {
+            prompt_bytes: 400,
+            max_tokens: Some(100),
+            choices: 1,
+        };
+        let (ticket, answer) = Ticket::new(TenantId::from(tenant), model.to_owned(), size);
+        self.router.do_send(Admit(ticket));
+        answer
+    }
+
+    async fn state(&self) -> ModelState {
+        self.model.send(Snapshot::default()).await.unwrap()
+    }
+
+    async fn tenants(&self) -> Vec<TenantState> {
+        let mut states = Vec::new();
+        for tenant in self.router.send(Roster).await.unwrap().tenants {
+            states.push(tenant.send(Snapshot::default()).await.unwrap());
+        }
+        states
+    }
+
+    async fn until(&self, is_so: impl Fn(&ModelState) -> bool) -> ModelState {
+        let begun = Instant::now();
+        loop {
+            let state = self.state().await;
+            if is_so(&state) {
+                return state;
+            }
+            assert!(begun.elapsed() < DEADLINE, "still {state:?}");
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+async fn permit(answer: Receiver<Answer>) -> Permit {
+    let answer = tokio::time::timeout(DEADLINE, answer)
+        .await
+        .unwrap()
+        .unwrap();
+    answer.unwrap_or_else(|refusal| panic!("refused: {refusal}"))
+}
+
+async fn refusal(answer: Receiver<Answer>) -> Refusal {
+    let answer = tokio::time::timeout(DEADLINE, answer)
+        .await
+        .unwrap()
+        .unwrap();
+    answer.err().unwrap()
+}
+
+#[actix_rt::test]
+async fn dropped_permit_frees_its_place_for_the_next() {
+    let node = Node::start(Setup::default()).await;
+    let first = permit(node.ask("t", "m")).await;
+    let second = node.ask("t", "short");
+    node.until(|state| state.waiting == 1 && state.running == 1)
+        .await;
+    drop(first);
+    drop(permit(second).await);
+    node.until(|state| state.running == 0).await;
+}
+
+#[actix_rt::test]
+async fn client_that_hangs_up_while_queued_leaves_nothing_behind() {
+    let node = Node::start(Setup::default()).await;
+    let running = permit(node.ask("t", "m")).await;
+    drop(node.ask("t", "m"));
+    let behind = node.ask("t", "m");
+    drop(running);
+    drop(permit(behind).await);
+    node.until(|state| state.running == 0 && state.waiting == 0)
+        .await;
+    assert_eq!(node.tenants().await[0].in_flight, 0);
+}
+
+#[actix_rt::test]
+async fn unknown_model_is_refused_before_its_tenant_is_charged() {
+    let node = Node::start(Setup::default()).await;
+    let why = refusal(node.ask("t", "gpt-7")).await;
+    assert_eq!(why, Refusal::UnknownModel("gpt-7".to_owned()));
+    assert_eq!(node.tenants().await[0].admitted, 0);
+}
+
+#[actix_rt::test]
+async fn full_queue_refuses_and_says_how_many_wait() {
+    let node = Node::start(Setup {
+        max_waiting: 1,
+        ..Setup::default()
+    })
+    .await;
+    let _running = permit(node.ask("t", "m")).await;
+    let _waiting = node.ask("t", "m");
+    assert_eq!(
+        refusal(node.ask("t", "m")).await,
+        Refusal::QueueFull { waiting: 1 }
+    );
+}
+
+#[actix_rt::test]
+async fn request_whose_turn_does_not_come_in_time_is_refused() {
+    let queue_timeout = Duration::from_millis(150);
+    let node = Node::start(Setup {
+        queue_timeout,
+        ..Setup::default()
+    })
+    .await;
+    let _running = permit(node.ask("t", "m")).await;
+    let why = refusal(node.ask("t", "m")).await;
+    assert_eq!(
+        why,
+        Refusal::QueueTimeout {
+            waited: queue_timeout
+        }
+    );
+}
+
+#[actix_rt::test]
+async fn tokens_that_were_reserved_and_not_used_come_back() {
+    let limits = tenant::Limits {
+        tokens_per_minute: Some(210),
+        ..tenant::Limits::default()
+    };
+    let node = Node::start(Setup {
+        limits,
+        max_running: 8,
+        ..Setup::default()
+    })
+    .await;
+    let mut used = permit(node.ask("t", "m")).await;
+    // 100 prompt and 100 output tokens are held, so another 200 do not fit.
+    assert!(matches!(
+        refusal(node.ask("t", "m")).await,
+        Refusal::TokenRate { wanted: 200, .. }
+    ));
+    used.report(Usage {
+        prompt_tokens: 5,
+        cached_tokens: 0,
+        completion_tokens: 3,
+    });
+    drop(used);
+    let tenant = node.router.send(Roster).await.unwrap().tenants.remove(0);
+    let begun = Instant::now();
+    loop {
+        let state: TenantState = tenant.send(Snapshot::default()).await.unwrap();
+        if state.used.total() == 8 {
+            break;
+        }
+        assert!(begun.elapsed() < DEADLINE, "{state:?}");
+    }
+    drop(permit(node.ask("t", "m")).await);
+}
+
+#[actix_rt::test]
+async fn tenant_at_its_concurrency_is_refused_and_another_is_not() {
+    let limits = tenant::Limits {
+        concurrency: Some(1),
+        ..tenant::Limits::default()
+    };
+    let node = Node::start(Setup {
+        limits,
+        max_running: 8,
+        ..Setup::default()
+    })
+    .await;
+    let _held = permit(node.ask("t", "m")).await;
+    assert_eq!(
+        refusal(node.ask("t", "m")).await,
+        Refusal::Concurrency { limit: 1 }
+    );
+    drop(permit(node.ask("stranger", "m")).await);
+}
+
+#[actix_rt::test]
+async fn strangers_beyond_the_limit_share_one_tenant() {
+    let node = Node::start(Setup {
+        unnamed: 2,
+        max_running: 8,
+        ..Setup::default()
+    })
+    .await;
+    for name in ["a", "b", "c", "d"] {
+        drop(permit(node.ask(name, "m")).await);
+    }
+    let names: Vec<_> = node
+        .tenants()
+        .await
+        .iter()
+        .map(|tenant| tenant.id.to_string())
+        .collect();
+    assert_eq!(names.len(), 4, "{names:?}");
+    assert!(names.iter().any(|name| name == OTHERS), "{names:?}");
+}
+
+#[actix_rt::test]
+async fn news_of_an_older_engine_is_counted_and_ignored() {
+    let node = Node::start(Setup::default()).await;
+    let class = FailureClass::Crashed;
+    let what = News::Exited {
+        class,
+        reason: "old".to_owned(),
+        log_tail: Vec::new(),
+    };
+    node.model.do_send(EngineNews {
+        generation: Generation(0),
+        what,
+    });
+    let state = node.until(|state| state.record.stale == 1).await;
+    assert_eq!(state.state, State::Ready);
+}
+
+#[actix_rt::test]
+async fn drain_lets_the_running_end_and_the_new_wait_for_another_server() {
+    let node = Node::start(Setup::default()).await;
+    let running = permit(node.ask("t", "m")).await;
+    node.router.do_send(Drain {
+        deadline: Instant::now() + DEADLINE,
+    });
+    assert_eq!(refusal(node.ask("t", "m")).await, Refusal::Draining);
+    assert_eq!(node.state().await.state, State::Ready);
+    drop(running);
+    node.until(|state| state.state == State::Cold).await;
+}
+
+#[actix_rt::test]
+async fn drain_past_its_deadline_stops_the_engine_under_a_running_request() {
+    let node = Node::start(Setup::default()).await;
+    let _running = permit(node.ask("t", "m")).await;
+    let waiting = node.ask("t", "m");
+    node.router.do_send(Drain {
+        deadline: Instant::now(),
+    });
+    assert_eq!(refusal(waiting).await, Refusal::Draining);
+    node.until(|state| state.state == State::Cold).await;
+}

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::Mutex,
 };
 
@@ -34,6 +34,8 @@ pub fn install(name: &str) {
     let _guard = ONE_AT_A_TIME.lock();
     let status = Command::new(kvwarden())
         .args(["engine", "install", name])
+        // What it says at the end would tear the test runner's lines apart.
+        .stdout(Stdio::null())
         .status()
         .expect("kvwarden runs");
     assert!(status.success(), "kvwarden engine install {name}: {status}");

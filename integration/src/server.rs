@@ -1,10 +1,11 @@
 //! `kvwarden serve` as a user runs it, with a configuration and directories of its own.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{BufRead, BufReader, Read},
     net::{TcpListener, TcpStream},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -36,6 +37,7 @@ pub struct Server {
     pub port: u16,
     home: tempfile::TempDir,
     log: Arc<Mutex<Vec<String>>>,
+    trees: Mutex<BTreeSet<String>>,
 }
 
 /// How a server ended.
@@ -95,6 +97,7 @@ impl Server {
             port,
             home,
             log,
+            trees: Mutex::default(),
         }
     }
 
@@ -180,7 +183,8 @@ impl Server {
     /// The server, its shims and its engines.
     #[must_use]
     pub fn processes(&self) -> Vec<Process> {
-        Process::all_marked_by(&self.mark())
+        let mut trees = self.trees.lock().unwrap_or_else(PoisonError::into_inner);
+        Process::all_of(&self.home.path().join("tmp"), &mut trees)
     }
 
     /// Its engines.
@@ -252,10 +256,6 @@ impl Server {
             left.is_empty().then_some(())
         });
         assert!(gone.is_some(), "left behind: {left:#?}");
-    }
-
-    fn mark(&self) -> PathBuf {
-        self.home.path().join("tmp")
     }
 
     /// Where its configuration and its state are.

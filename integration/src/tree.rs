@@ -1,10 +1,10 @@
-//! The processes of a server, found in `/proc` by the temporary directory they were given.
+//! The processes of a server, found in `/proc` however far they have moved from their parents.
 //!
-//! `TMPDIR` is inherited by the shims and passed on to the engines, so it marks the whole tree,
-//! however far a process has moved from its parent. Tests that rely on finding nothing first make
-//! sure that they would have found something.
+//! `TMPDIR` marks the server and, passed on, its engines. A shim inherits nothing; it carries the
+//! token of its engine's tree. Tests that rely on finding nothing first make sure that they would
+//! have found something.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 /// A process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,16 +30,27 @@ pub struct EngineProcess {
 }
 
 impl Process {
-    /// Every living process whose `TMPDIR` is `dir`. Zombies have no environment and don't count.
+    /// Every living process whose `TMPDIR` is `dir`, and the rest of their trees. `tokens` keeps
+    /// the names of trees, so that what is left of one is found when its engine is gone. Zombies
+    /// have no environment and don't count.
     #[must_use]
-    pub fn all_marked_by(dir: &Path) -> Vec<Self> {
+    pub fn all_of(dir: &Path, tokens: &mut BTreeSet<String>) -> Vec<Self> {
         let mark = format!("TMPDIR={}", dir.display());
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-        entries
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .filter_map(Self::read)
-            .filter(|process| process.environ.contains(&mark))
-            .collect()
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let all: Vec<Self> = pids.filter_map(Self::read).collect();
+        let marked = all.iter().filter(|process| process.environ.contains(&mark));
+        tokens.extend(marked.flat_map(|process| process.tokens().cloned()));
+        let is_ours = |process: &Self| {
+            process.environ.contains(&mark) || process.tokens().any(|token| tokens.contains(token))
+        };
+        all.into_iter().filter(is_ours).collect()
+    }
+
+    fn tokens(&self) -> impl Iterator<Item = &String> {
+        self.environ
+            .iter()
+            .filter(|entry| entry.starts_with("KVWARDEN_TREE="))
     }
 
     fn read(pid: i32) -> Option<Self> {

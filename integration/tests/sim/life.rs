@@ -184,7 +184,7 @@ fn idle_sigterm_is_quick() {
 
 #[test]
 fn sigterm_while_an_engine_starts_leaves_no_process() {
-    let slow_start = r#"extra_args = ["--fault-slow-start", "10m"]"#;
+    let slow_start = r#"extra_args = ["--fault-slow-start", "600s"]"#;
     let mut server = Server::launch(&format!("{TINY}{slow_start}\n"));
     let _ = server.engine();
     let ended = server.terminate();

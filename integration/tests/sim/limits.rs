@@ -45,7 +45,7 @@ fn refused_client_that_waits_as_told_is_let_in() {
         "{refused}"
     );
     let error = refused.expect_error(429);
-    assert_eq!(error["code"], "rate_limit_exceeded");
+    assert_eq!(error["code"], "requests_per_minute");
 
     // Not a guess at how long something takes: the wait is what the server promised.
     std::thread::sleep(wait);
@@ -71,15 +71,13 @@ fn tokens_are_rationed_by_what_was_really_used() {
     let limits = "[tenants.a]\ntokens_per_minute = 1000\n";
     let server = Server::start(&format!("{TINY}{limits}"));
     let client = server.client().tenant("a");
-    // Reserves 900 and uses a few: the rest is given back.
-    for _ in 0..5 {
-        let ask = with(chat("tiny", 900), "ignore_eos", false);
-        let reply = client.post(CHAT, &ask);
-        assert_eq!(reply.status, 200, "{reply}");
+    // Two reservations of 500 and a prompt don't fit a budget of 1000; what two short answers
+    // really use does.
+    for _ in 0..2 {
+        let ask = with(chat("tiny", 500), "ignore_eos", false);
+        let reply = client.post(CHAT, &ask).expect(200);
         assert_eq!(number(&reply, "x-ratelimit-limit-tokens"), 1000);
-        if reply.json()["usage"]["total_tokens"].as_u64() > Some(90) {
-            break;
-        }
+        assert!(reply.json()["usage"]["total_tokens"].as_u64() < Some(300));
     }
     let refused = client.post(CHAT, &chat("tiny", 950));
     assert!(millis(&refused) > Duration::ZERO);

@@ -5,10 +5,10 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use kvwarden_integration::{Server, key_hash, kvwarden};
+use kvwarden_integration::{Server, eventually, key_hash, kvwarden};
 use serde_json::Value;
 
-use crate::{CHAT, TINY, chat, streamed};
+use crate::{CHAT, SLOW, TINY, chat, endless, streamed};
 
 /// The names the Python KVWarden had; its dashboards go on working.
 const INHERITED: [&str; 17] = [
@@ -31,16 +31,33 @@ const INHERITED: [&str; 17] = [
     "kvwarden_admission_admitted_total",
 ];
 
+/// A server to which everything has happened that is counted.
 fn used_server() -> Server {
+    let tenants = "[tenants.a]\n[tenants.b]\nrate_limit_rpm = 1\n";
     let server = Server::start(&format!(
-        "{TINY}[tenants.a]\n[tenants.b]\nrate_limit_rpm = 1\n"
+        "{TINY}{SLOW}max_concurrent = 1\nqueue_size = 1\n{tenants}"
     ));
     for tenant in ["a", "b", "b", "stranger"] {
         let client = server.client().tenant(tenant);
         let _ = client.post(CHAT, &streamed("tiny", 3));
         let _ = client.post(CHAT, &chat("nope", 3));
     }
+    let mut running = server.exchange(CHAT, "a", &endless()).answer();
+    let _ = running.until("content");
+    let crowd: Vec<_> = (0..3)
+        .map(|_| server.exchange(CHAT, "a", &endless()))
+        .collect();
+    wait_for(&server, "kvwarden_admission_rejected_total");
+    drop((running, crowd));
+    wait_for(&server, "kvwarden_sse_stream_disconnect_total");
     server
+}
+
+fn wait_for(server: &Server, counter: &str) {
+    eventually(&format!("{counter} to count"), || {
+        let count = server.metrics().sum(counter, &[]);
+        count.filter(|count| *count >= 1.0)
+    });
 }
 
 fn run(args: &[&str]) -> Output {
@@ -65,7 +82,7 @@ fn every_inherited_metric_is_there() {
         "model=\"org/tiny-model\"",
         "tenant=\"a\"",
         "engine=\"sim\"",
-        "status=\"200\"",
+        "status=\"ok\"",
     ];
     assert_eq!(
         page.sum("kvwarden_requests_total", &labels),
@@ -140,7 +157,7 @@ fn admin_key_guards_metrics_and_status() {
     let server = Server::start(&format!("[auth]\nadmin_keys = [\"{admin}\"]\n{TINY}"));
     for path in ["/metrics", "/kvwarden/status"] {
         let _ = server.client().get(path).expect_error(401);
-        let _ = server.client().key("sk-wrong").get(path).expect_error(401);
+        let _ = server.client().key("sk-wrong").get(path).expect_error(403);
         let _ = server.client().key("sk-admin").get(path).expect(200);
     }
     let _ = server.client().get("/health").expect(200);

@@ -225,6 +225,10 @@ impl Exchange<'_> {
             let failure = Failure::Unreachable("the answer broke off".to_owned());
             return Err((failure, record));
         };
+        if sse::is_aborted(&body) {
+            let failure = Failure::Unreachable("the engine gave the request up".to_owned());
+            return Err((failure, record));
+        }
         if self.task == Task::Generate {
             record.first_token();
         }

@@ -310,10 +310,9 @@ pub fn event_failure(error: &RawValue) -> Failure {
 
 fn error_of(status: StatusCode, mut answer: Map<String, Value>) -> Value {
     if let Some(error) = answer.remove("error") {
-        return if error.is_object() {
-            error
-        } else {
-            error_object(status, &text_of(&error))
+        return match error {
+            Value::Object(error) => whole_error(status, error),
+            other => error_object(status, &text_of(&other)),
         };
     }
     // SGLang: the error's fields without an envelope. FastAPI: only a detail.
@@ -321,6 +320,16 @@ fn error_of(status: StatusCode, mut answer: Map<String, Value>) -> Value {
         Some(message) => error_object(status, without_source_lines(&text_of(message))),
         None => error_object(status, "the engine gave no reason"),
     }
+}
+
+/// The engine's own words, and what it left out (llama.cpp: `param`): the SDKs read all four.
+fn whole_error(status: StatusCode, mut error: Map<String, Value>) -> Value {
+    if let Value::Object(missing) = error_object(status, "the engine gave no reason") {
+        for (key, value) in missing {
+            error.entry(key).or_insert(value);
+        }
+    }
+    Value::Object(error)
 }
 
 fn error_object(status: StatusCode, message: &str) -> Value {
@@ -373,6 +382,8 @@ mod tests {
             "Internal Server Error"
         );
         assert_eq!(error(503, "")["type"], SERVER);
+        let llamacpp = r#"{"error":{"code":400,"message":"bad","type":"invalid_request_error"}}"#;
+        assert_eq!(error(400, llamacpp).get("param"), Some(&Value::Null));
     }
 
     #[test]

@@ -185,6 +185,7 @@ impl Relay {
                 self.state = State::Ended { well: false };
                 Some(event)
             }
+            Event::Chunk(chunk) if chunk.is_aborted => Some(self.break_off("engine_aborted")),
             Event::Chunk(chunk) => {
                 if chunk.has_token {
                     self.record.first_token();

@@ -227,21 +227,12 @@ impl Model {
             | State::Ready
             | State::Stopping => FailureClass::Stopped,
         };
-        let reason = self
-            .record
-            .note
-            .clone()
-            .unwrap_or_else(|| "it failed to start".to_owned());
         let now = Instant::now().into_std();
         let retry_after = self
             .life
             .retry_at()
             .map(|at| at.saturating_duration_since(now));
-        Refusal::Broken {
-            class,
-            reason,
-            retry_after,
-        }
+        Refusal::Broken { class, retry_after }
     }
 
     /// Work left, or the time for it: may the engine go?

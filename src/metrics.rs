@@ -274,6 +274,26 @@ mod tests {
         assert!(!text.contains("UNIT") && !text.contains("EOF"), "{text}");
     }
 
+    const PYTHON_NAMES: [&str; 17] = [
+        "requests_total",
+        "request_latency_seconds",
+        "tokens_generated_total",
+        "tokens_input_total",
+        "models_loaded",
+        "model_evictions_total",
+        "engine_up",
+        "engine_cold_start_seconds",
+        "sse_stream_disconnect_total",
+        "tenant_requests_total",
+        "tenant_requests_rejected_total",
+        "tenant_ttft_seconds",
+        "admission_queue_depth",
+        "admission_in_flight",
+        "admission_wait_seconds",
+        "admission_rejected_total",
+        "admission_admitted_total",
+    ];
+
     #[test]
     fn names_of_the_python_kvwarden_are_kept() {
         let metrics = Metrics::register();
@@ -324,25 +344,7 @@ mod tests {
         };
         metrics.tenant_ttft.get_or_create(&ttft).observe(1.0);
         let text = classic(&metrics.open_metrics().unwrap());
-        for name in [
-            "requests_total",
-            "request_latency_seconds",
-            "tokens_generated_total",
-            "tokens_input_total",
-            "models_loaded",
-            "model_evictions_total",
-            "engine_up",
-            "engine_cold_start_seconds",
-            "sse_stream_disconnect_total",
-            "tenant_requests_total",
-            "tenant_requests_rejected_total",
-            "tenant_ttft_seconds",
-            "admission_queue_depth",
-            "admission_in_flight",
-            "admission_wait_seconds",
-            "admission_rejected_total",
-            "admission_admitted_total",
-        ] {
+        for name in PYTHON_NAMES {
             assert!(
                 text.contains(&format!("# TYPE kvwarden_{name} ")),
                 "{name} in {text}"

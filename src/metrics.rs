@@ -282,6 +282,26 @@ mod tests {
         assert!(!text.contains("UNIT") && !text.contains("EOF"), "{text}");
     }
 
+    const PYTHON_NAMES: [&str; 17] = [
+        "requests_total",
+        "request_latency_seconds",
+        "tokens_generated_total",
+        "tokens_input_total",
+        "models_loaded",
+        "model_evictions_total",
+        "engine_up",
+        "engine_cold_start_seconds",
+        "sse_stream_disconnect_total",
+        "tenant_requests_total",
+        "tenant_requests_rejected_total",
+        "tenant_ttft_seconds",
+        "admission_queue_depth",
+        "admission_in_flight",
+        "admission_wait_seconds",
+        "admission_rejected_total",
+        "admission_admitted_total",
+    ];
+
     #[test]
     fn names_of_the_python_kvwarden_are_kept() {
         let metrics = Metrics::register();
@@ -290,56 +310,49 @@ mod tests {
             model: m(),
             engine: m(),
         };
-        metrics.requests.get_or_create(&Request {
-            model: m(),
-            tenant: m(),
-            status: m(),
-            engine: m(),
-        });
-        metrics.request_latency.get_or_create(&Model { model: m() });
         metrics
-            .tokens_generated
-            .get_or_create(&Model { model: m() });
-        metrics.tokens_input.get_or_create(&Model { model: m() });
-        metrics.engine_up.get_or_create(&engine);
-        metrics.engine_cold_start.get_or_create(&engine);
+            .requests
+            .get_or_create(&Request {
+                model: m(),
+                tenant: m(),
+                status: m(),
+                engine: m(),
+            })
+            .inc();
+        for counters in [&metrics.tokens_generated, &metrics.tokens_input] {
+            counters.get_or_create(&Model { model: m() }).inc();
+        }
         metrics
-            .sse_stream_disconnect
-            .get_or_create(&Reason { reason: m() });
+            .request_latency
+            .get_or_create(&Model { model: m() })
+            .observe(1.0);
+        metrics.engine_up.get_or_create(&engine).set(1);
+        metrics
+            .engine_cold_start
+            .get_or_create(&engine)
+            .observe(1.0);
+        for reasons in [&metrics.sse_stream_disconnect, &metrics.admission_rejected] {
+            reasons.get_or_create(&Reason { reason: m() }).inc();
+        }
         metrics
             .tenant_requests
-            .get_or_create(&Tenant { tenant: m() });
-        metrics.tenant_requests_rejected.get_or_create(&Rejection {
+            .get_or_create(&Tenant { tenant: m() })
+            .inc();
+        let rejection = Rejection {
             tenant: m(),
             reason: m(),
-        });
-        metrics.tenant_ttft.get_or_create(&ModelTenant {
+        };
+        metrics
+            .tenant_requests_rejected
+            .get_or_create(&rejection)
+            .inc();
+        let ttft = ModelTenant {
             model: m(),
             tenant: m(),
-        });
-        metrics
-            .admission_rejected
-            .get_or_create(&Reason { reason: m() });
+        };
+        metrics.tenant_ttft.get_or_create(&ttft).observe(1.0);
         let text = classic(&metrics.open_metrics().unwrap());
-        for name in [
-            "requests_total",
-            "request_latency_seconds",
-            "tokens_generated_total",
-            "tokens_input_total",
-            "models_loaded",
-            "model_evictions_total",
-            "engine_up",
-            "engine_cold_start_seconds",
-            "sse_stream_disconnect_total",
-            "tenant_requests_total",
-            "tenant_requests_rejected_total",
-            "tenant_ttft_seconds",
-            "admission_queue_depth",
-            "admission_in_flight",
-            "admission_wait_seconds",
-            "admission_rejected_total",
-            "admission_admitted_total",
-        ] {
+        for name in PYTHON_NAMES {
             assert!(
                 text.contains(&format!("# TYPE kvwarden_{name} ")),
                 "{name} in {text}"

@@ -72,12 +72,12 @@ pub enum Refusal {
         waited: Duration,
     },
     /// The model's engine can't be brought to life.
-    #[error("the engine of this model is broken: {reason}")]
+    #[error(
+        "the engine of this model is broken ({class}); `kvwarden status` shows its operator why"
+    )]
     Broken {
-        /// What kind of failure.
+        /// What kind of failure. No more than that: an engine's last words may hold prompts.
         class: FailureClass,
-        /// One sentence.
-        reason: String,
         /// When one more start will be tried, if one will.
         retry_after: Option<Duration>,
     },

@@ -124,9 +124,12 @@ pub async fn health(shared: web::Data<Arc<Shared>>) -> HttpResponse {
     response.json(json!({ "status": status, "models": models }))
 }
 
+/// What anybody may know. Of a failure that is its class: an engine's last words may hold prompts.
 fn health_of(model: &ModelState) -> (String, Value) {
     let mut health = json!(model.state);
-    health["note"] = json!(model.record.note);
+    if model.state == State::Fetching {
+        health["note"] = json!(model.record.note);
+    }
     (model.id.to_string(), health)
 }
 

@@ -12,7 +12,7 @@ use super::{
     Place, Shared,
     envelope::Ask,
     record::Record,
-    refusal::{self, Failure, engine_failure},
+    refusal::{self, BadRequest, Failure, engine_failure},
     relay::{Manner, Relay},
     request_id, sse, tokenize,
     upstream::{Answer, Engines},
@@ -35,6 +35,7 @@ pub enum Task {
 /// Handles a `POST` that an engine answers.
 pub async fn forward(
     task: Task,
+    path: &'static str,
     request: HttpRequest,
     payload: web::Payload,
     shared: web::Data<Arc<Shared>>,
@@ -48,6 +49,7 @@ pub async fn forward(
     let record = Record::new(shared.clone(), tenant.as_str());
     let exchange = Exchange {
         task,
+        path,
         request: &request,
         shared: &shared,
         engines: &engines,
@@ -71,6 +73,7 @@ pub async fn forward(
 /// One request and what it needs on its way.
 struct Exchange<'a> {
     task: Task,
+    path: &'static str,
     request: &'a HttpRequest,
     shared: &'a Arc<Shared>,
     engines: &'a Engines,
@@ -108,9 +111,13 @@ impl Exchange<'_> {
         record.admitted(&permit);
         let streams_upstream = self.adapt(&mut ask, &tenant, &permit);
         let sent = ask.members.to_bytes();
-        let path = tokenize::path(self.task, self.request.path());
-        let id = request_id(self.request);
-        let answer = match self.engines.post(&permit.endpoint, path, id, sent).await {
+        // An id that two requests share would make vLLM refuse the second.
+        let id = format!("{}-{:08x}", request_id(self.request), rand::random::<u32>());
+        let answer = match self
+            .engines
+            .post(&permit.endpoint, self.path, &id, sent)
+            .await
+        {
             Ok(answer) => answer,
             Err(why) => return Err((Failure::Unreachable(why), record)),
         };
@@ -149,7 +156,7 @@ impl Exchange<'_> {
         let read = async {
             let mut body = BytesMut::new();
             while let Some(chunk) = payload.next().await {
-                let chunk = chunk.map_err(|_| Failure::SlowBody)?;
+                let chunk = chunk.map_err(|_| BadRequest::new("the request body broke off"))?;
                 if body.len() + chunk.len() > limit {
                     return Err(Failure::TooLarge { limit });
                 }

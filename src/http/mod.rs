@@ -148,21 +148,25 @@ impl Drop for Place {
 /// The routes. Whatever is not here is 404 and never reaches an engine: vLLM alone has 38 control
 /// routes that would stop it, read its weights or load others.
 pub fn routes(app: &mut web::ServiceConfig) {
-    let post = |task: Task| {
-        web::post().to(move |request, payload, shared, engines| {
-            forward(task, request, payload, shared, engines)
-        })
-    };
-    app.route("/v1/chat/completions", post(Task::Generate))
-        .route("/v1/completions", post(Task::Generate))
-        .route("/v1/embeddings", post(Task::Compute))
-        .route("/tokenize", post(Task::Tokenize))
+    const GENERATE: [&str; 2] = ["/v1/chat/completions", "/v1/completions"];
+    for path in GENERATE {
+        app.route(path, post(Task::Generate, path));
+    }
+    app.route("/v1/embeddings", post(Task::Compute, "/v1/embeddings"))
+        .route("/tokenize", post(Task::Tokenize, "/tokenize"))
         .route("/v1/models", web::get().to(admin::models))
         .route("/v1/models/{id:.+}", web::get().to(admin::model))
         .route("/health", web::get().to(admin::health))
         .route("/metrics", web::get().to(admin::metrics))
         .route("/kvwarden/status", web::get().to(admin::status))
         .default_service(web::to(no_route));
+}
+
+/// The engine is asked for `path`, never for the path as the client spelt it.
+fn post(task: Task, path: &'static str) -> actix_web::Route {
+    web::post().to(move |request, payload, shared, engines| {
+        forward(task, path, request, payload, shared, engines)
+    })
 }
 
 async fn no_route(request: HttpRequest) -> HttpResponse {

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 /// An event larger than this is no event; the longest real ones (logprobs) stay under 1 MiB.
-const MAX_EVENT: usize = 16 << 20;
+const MAX_EVENT: usize = 4 << 20;
 
 /// Cuts a byte stream into whole events without changing a byte.
 #[derive(Default)]
@@ -25,7 +25,7 @@ impl Splitter {
     /// Takes in what came. The usual chunk is one whole event and is not copied.
     ///
     /// # Errors
-    /// When more than 16 MiB came without the end of an event.
+    /// When more than 4 MiB came without the end of an event.
     pub fn push(&mut self, chunk: Bytes) -> Result<(), Oversized> {
         if self.pending.len() + chunk.len() > MAX_EVENT {
             return Err(Oversized);

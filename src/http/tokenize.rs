@@ -5,16 +5,7 @@ use kvwarden_actors::gpu::engine::EngineKind;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{completions::Task, envelope::Members};
-
-/// The engine's path for a route of ours.
-#[must_use]
-pub fn path(task: Task, ours: &str) -> &str {
-    match task {
-        Task::Tokenize => "/tokenize",
-        Task::Generate | Task::Compute => ours,
-    }
-}
+use super::envelope::Members;
 
 /// llama.cpp calls the prompt `content`, and without it answers with no tokens instead of an error.
 pub fn adapt(members: &mut Members<'_>, engine: EngineKind) {

@@ -4,6 +4,8 @@
 //! sources of vLLM 0.32, SGLang 0.5.23, llama.cpp, PyTorch, transformers and `huggingface_hub`, and
 //! from runs that were made to fail. A new sentence is a new row and a new line in the tests.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// The class of a failure: what an operator has to look at, and whether trying again can help.
@@ -32,6 +34,24 @@ pub enum FailureClass {
     Killed,
     /// It ended by itself and left no known sign.
     Crashed,
+}
+
+impl fmt::Display for FailureClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stopped => "stopped",
+            Self::OutOfMemory => "out of memory",
+            Self::PortInUse => "its port was taken",
+            Self::BadModel => "the model could not be loaded",
+            Self::BadFlag => "it did not accept its flags",
+            Self::Driver => "GPU driver error",
+            Self::NotInstalled => "it is not installed",
+            Self::StartTimeout => "it did not start in time",
+            Self::Canary => "it gave no first token",
+            Self::Killed => "killed from outside",
+            Self::Crashed => "crashed",
+        })
+    }
 }
 
 impl FailureClass {

@@ -249,18 +249,15 @@ fn describe(
         (Some(code), None) => format!("exited with code {code}"),
         (None, None) => "ended".to_owned(),
     };
-    let what = match class {
-        FailureClass::OutOfMemory => ": out of memory",
-        FailureClass::PortInUse => ": its port was taken",
-        FailureClass::BadModel => ": the model could not be loaded",
-        FailureClass::BadFlag => ": it did not accept its flags",
-        FailureClass::Driver => ": GPU driver error",
-        FailureClass::Stopped
-        | FailureClass::NotInstalled
-        | FailureClass::StartTimeout
-        | FailureClass::Canary
-        | FailureClass::Killed
-        | FailureClass::Crashed => "",
+    // Crashes and kills are told by the exit status already.
+    let says_more = !matches!(
+        class,
+        FailureClass::Crashed | FailureClass::Killed | FailureClass::Stopped
+    );
+    let what = if says_more {
+        format!(": {class}")
+    } else {
+        String::new()
     };
     let last = tail.iter().rev().find(|line| !line.trim().is_empty());
     last.map_or_else(

@@ -3,7 +3,9 @@
 //! It never spawns anything. Which request goes next is decided by `policy::queue`, what to do
 //! about the engine by `policy::lifecycle`; this file only carries messages between the two.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+mod state;
+
+use std::{sync::Arc, time::Duration};
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, MessageResult, WeakAddr};
 use kvwarden_policy::{
@@ -13,7 +15,6 @@ use kvwarden_policy::{
     lifecycle::{Effect, Event, Lifecycle, State},
     queue::{self, Arrival, Queue},
 };
-use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
 use crate::{
@@ -25,8 +26,7 @@ use crate::{
     },
 };
 
-/// More starts than this between two looks at a model is a crash loop, not news.
-const MAX_RECENT_STARTS: usize = 16;
+pub use state::{ModelState, Record};
 
 /// What a model is told at its birth.
 #[derive(Clone, Debug)]
@@ -58,75 +58,6 @@ pub struct Model {
     drain: Option<Instant>,
     record: Record,
     vitals: Vitals,
-}
-
-/// What happened so far, for people.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Record {
-    /// Engine starts that succeeded.
-    pub starts: u64,
-    /// Engine ends that nobody asked for.
-    pub failures: u64,
-    /// Messages about an engine that was no longer the current one.
-    pub stale: u64,
-    /// Requests handed to the engine.
-    pub dispatched: u64,
-    /// How long the latest successful starts took, oldest first, in seconds where it is printed.
-    #[serde(serialize_with = "all_seconds")]
-    pub recent_starts: VecDeque<Duration>,
-    /// What it is doing, or why it can't.
-    pub note: Option<String>,
-    /// Last words of the engine that failed last.
-    pub log_tail: Vec<String>,
-    #[serde(skip)]
-    pid: Option<i32>,
-    #[serde(skip)]
-    spawned_at: Option<Instant>,
-}
-
-/// A model's observable state.
-#[derive(Clone, Debug, Serialize)]
-pub struct ModelState {
-    /// Canonical name.
-    pub id: ModelId,
-    /// Every name that routes to it, the canonical one first.
-    pub names: Vec<String>,
-    /// Which engine serves it.
-    pub engine: EngineKind,
-    /// Where it stands.
-    #[serde(flatten)]
-    pub state: State,
-    /// The newest start of its engine.
-    pub generation: Generation,
-    /// Starts with the server.
-    pub autostart: bool,
-    /// Where the engine listens, while it serves.
-    pub url: Option<String>,
-    /// The engine's process.
-    pub pid: Option<i32>,
-    /// Requests that wait.
-    pub waiting: usize,
-    /// Requests that run.
-    pub running: usize,
-    /// How many may run.
-    pub max_running: usize,
-    /// Wait of the request that waits longest, in seconds where it is printed.
-    #[serde(serialize_with = "maybe_seconds")]
-    pub oldest_wait: Option<Duration>,
-    /// What happened so far.
-    pub record: Record,
-    /// How busy the actor is.
-    pub vitals: Vitals,
-}
-
-fn all_seconds<S: Serializer>(all: &VecDeque<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(all.iter().map(Duration::as_secs_f64))
-}
-
-fn maybe_seconds<S: Serializer>(wait: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
-    wait.as_ref()
-        .map(Duration::as_secs_f64)
-        .serialize(serializer)
 }
 
 // === impl Model ===
@@ -185,7 +116,7 @@ impl Model {
         let Some(spec) = self.spec.clone() else {
             return;
         };
-        self.record.spawned_at = Some(Instant::now());
+        self.record.spawned();
         self.gpu.do_send(Spawn {
             model: self.params.id.clone(),
             generation,
@@ -227,21 +158,12 @@ impl Model {
             | State::Ready
             | State::Stopping => FailureClass::Stopped,
         };
-        let reason = self
-            .record
-            .note
-            .clone()
-            .unwrap_or_else(|| "it failed to start".to_owned());
         let now = Instant::now().into_std();
         let retry_after = self
             .life
             .retry_at()
             .map(|at| at.saturating_duration_since(now));
-        Refusal::Broken {
-            class,
-            reason,
-            retry_after,
-        }
+        Refusal::Broken { class, retry_after }
     }
 
     /// Work left, or the time for it: may the engine go?
@@ -275,24 +197,15 @@ impl Model {
 
     fn ended(&mut self, class: FailureClass, reason: String, log_tail: Vec<String>) {
         self.endpoint = None;
-        self.record.pid = None;
-        if matches!(self.life.state(), State::Stopping) {
-            return;
+        self.record.gone();
+        if !matches!(self.life.state(), State::Stopping) {
+            tracing::warn!(model = %self.params.id, ?class, reason, "engine ended");
+            self.record.failed(reason, log_tail);
         }
-        tracing::warn!(model = %self.params.id, ?class, reason, "engine ended");
-        self.record.failures += 1;
-        self.record.note = Some(reason);
-        self.record.log_tail = log_tail;
     }
 
     fn ready(&mut self, endpoint: Arc<Endpoint>) {
-        let took = self.record.spawned_at.take().map(|at| at.elapsed());
-        self.record.starts += 1;
-        if self.record.recent_starts.len() >= MAX_RECENT_STARTS {
-            self.record.recent_starts.pop_front();
-        }
-        self.record.recent_starts.extend(took);
-        self.record.note = None;
+        self.record.started();
         self.endpoint = Some(endpoint);
     }
 }
@@ -379,7 +292,7 @@ impl Handler<EngineNews> for Model {
         }
         match news.what {
             News::Progressed { phase, pid } => {
-                self.record.pid = pid.or(self.record.pid);
+                self.record.progressed(pid);
                 self.happen(Event::Progressed(phase), ctx);
             }
             News::Ready(endpoint) => {
@@ -451,7 +364,7 @@ impl Handler<Snapshot<ModelState>> for Model {
             generation: self.life.generation(),
             autostart: self.params.autostart,
             url: self.endpoint.as_ref().map(|endpoint| endpoint.base.clone()),
-            pid: self.record.pid,
+            pid: self.record.pid(),
             waiting: self.queue.waiting(),
             running: self.queue.running(),
             max_running: self.params.queue.max_running,

@@ -1,0 +1,122 @@
+//! What a model remembers and shows of itself.
+
+use std::{collections::VecDeque, time::Duration};
+
+use kvwarden_policy::{Generation, ModelId, lifecycle::State};
+use serde::{Serialize, Serializer};
+use tokio::time::Instant;
+
+use crate::{Vitals, gpu::engine::EngineKind};
+
+/// More starts than this between two looks at a model is a crash loop, not news.
+const MAX_RECENT_STARTS: usize = 16;
+
+/// What happened so far, for people.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Record {
+    /// Engine starts that succeeded.
+    pub starts: u64,
+    /// Engine ends that nobody asked for.
+    pub failures: u64,
+    /// Messages about an engine that was no longer the current one.
+    pub stale: u64,
+    /// Requests handed to the engine.
+    pub dispatched: u64,
+    /// How long the latest successful starts took, oldest first, in seconds where it is printed.
+    #[serde(serialize_with = "all_seconds")]
+    pub recent_starts: VecDeque<Duration>,
+    /// What it is doing, or why it can't.
+    pub note: Option<String>,
+    /// Last words of the engine that failed last.
+    pub log_tail: Vec<String>,
+    #[serde(skip)]
+    pid: Option<i32>,
+    #[serde(skip)]
+    spawned_at: Option<Instant>,
+}
+
+impl Record {
+    /// The engine's process, while there is one.
+    #[must_use]
+    pub fn pid(&self) -> Option<i32> {
+        self.pid
+    }
+
+    /// A start began.
+    pub(super) fn spawned(&mut self) {
+        self.spawned_at = Some(Instant::now());
+    }
+
+    /// The start got further, and this may be its process.
+    pub(super) fn progressed(&mut self, pid: Option<i32>) {
+        self.pid = pid.or(self.pid);
+    }
+
+    /// The start succeeded.
+    pub(super) fn started(&mut self) {
+        let took = self.spawned_at.take().map(|at| at.elapsed());
+        if self.recent_starts.len() >= MAX_RECENT_STARTS {
+            self.recent_starts.pop_front();
+        }
+        self.recent_starts.extend(took);
+        self.starts += 1;
+        self.note = None;
+    }
+
+    /// The engine's process ended.
+    pub(super) fn gone(&mut self) {
+        self.pid = None;
+    }
+
+    /// It ended although nobody asked for it.
+    pub(super) fn failed(&mut self, reason: String, log_tail: Vec<String>) {
+        self.failures += 1;
+        self.note = Some(reason);
+        self.log_tail = log_tail;
+    }
+}
+
+/// A model's observable state.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelState {
+    /// Canonical name.
+    pub id: ModelId,
+    /// Every name that routes to it, the canonical one first.
+    pub names: Vec<String>,
+    /// Which engine serves it.
+    pub engine: EngineKind,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub state: State,
+    /// The newest start of its engine.
+    pub generation: Generation,
+    /// Starts with the server.
+    pub autostart: bool,
+    /// Where the engine listens, while it serves.
+    pub url: Option<String>,
+    /// The engine's process.
+    pub pid: Option<i32>,
+    /// Requests that wait.
+    pub waiting: usize,
+    /// Requests that run.
+    pub running: usize,
+    /// How many may run.
+    pub max_running: usize,
+    /// Wait of the request that waits longest, in seconds where it is printed.
+    #[serde(serialize_with = "maybe_seconds")]
+    pub oldest_wait: Option<Duration>,
+    /// What happened so far.
+    pub record: Record,
+    /// How busy the actor is.
+    pub vitals: Vitals,
+}
+
+fn all_seconds<S: Serializer>(all: &VecDeque<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(all.iter().map(Duration::as_secs_f64))
+}
+
+fn maybe_seconds<S: Serializer>(wait: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    wait.as_ref()
+        .map(Duration::as_secs_f64)
+        .serialize(serializer)
+}

@@ -310,10 +310,7 @@ pub fn event_failure(error: &RawValue) -> Failure {
 
 fn error_of(status: StatusCode, mut answer: Map<String, Value>) -> Value {
     if let Some(error) = answer.remove("error") {
-        return match error {
-            Value::Object(error) => whole_error(status, error),
-            other => error_object(status, &text_of(&other)),
-        };
+        return whole_error(status, error);
     }
     // SGLang: the error's fields without an envelope. FastAPI: only a detail.
     match answer.get("message").or_else(|| answer.get("detail")) {
@@ -323,9 +320,12 @@ fn error_of(status: StatusCode, mut answer: Map<String, Value>) -> Value {
 }
 
 /// The engine's own words, and what it left out (llama.cpp: `param`): the SDKs read all four.
-fn whole_error(status: StatusCode, mut error: Map<String, Value>) -> Value {
-    if let Value::Object(missing) = error_object(status, "the engine gave no reason") {
-        for (key, value) in missing {
+fn whole_error(status: StatusCode, error: Value) -> Value {
+    let Value::Object(mut error) = error else {
+        return error_object(status, &text_of(&error));
+    };
+    if let Value::Object(usual) = error_object(status, "the engine gave no reason") {
+        for (key, value) in usual {
             error.entry(key).or_insert(value);
         }
     }

@@ -98,10 +98,20 @@ fn request_during_a_restart_waits_for_it() {
 fn engine_that_runs_out_of_memory_at_start_is_named_as_such() {
     let oom = r#"extra_args = ["--fault-oom-at-start"]"#;
     let server = Server::launch(&format!("{TINY}{oom}\n"));
-    eventually_within(Duration::from_secs(30), "the reason in /health", || {
-        let reply = server.client().try_get("/health").ok()?;
-        (reply.status == 503 && reply.text().contains("out of memory")).then_some(())
-    });
+    eventually_within(
+        Duration::from_secs(30),
+        "the class of the failure in /health",
+        || {
+            let reply = server.client().try_get("/health").ok()?;
+            (reply.status == 503 && reply.text().contains("\"out_of_memory\"")).then_some(())
+        },
+    );
+    // The engine's own words are for operators.
+    let log = server.log().concat();
+    assert!(
+        log.contains("CUDA out of memory") || log.contains("OutOfMemory"),
+        "{log}"
+    );
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use kvwarden_integration::{Server, eventually, key_hash, kvwarden};
+use kvwarden_integration::{Server, eventually, key_hash, kvwarden, workspace};
 use serde_json::Value;
 
 use crate::{CHAT, SLOW, TINY, chat, endless, streamed};
@@ -63,6 +63,14 @@ fn wait_for(server: &Server, counter: &str) {
 fn run(args: &[&str]) -> Output {
     let output = Command::new(kvwarden()).args(args).output();
     output.expect("kvwarden runs")
+}
+
+/// The standard output of a command that succeeds.
+fn said(args: &[&str]) -> String {
+    let output = run(args);
+    let problem = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {problem}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[test]
@@ -134,20 +142,22 @@ fn promtool_finds_nothing_to_say_about_the_metrics() {
 }
 
 #[test]
-fn status_is_there_for_programs_and_for_people() {
+fn status_and_models_are_there_for_programs_and_for_people() {
     let server = used_server();
     let json = server.client().get("/kvwarden/status").expect(200).json();
     assert!(json.is_object(), "{json}");
     let url = format!("http://127.0.0.1:{}", server.port);
-    for args in [
-        ["status", "--url", &url, "--json"].as_slice(),
-        &["status", "--url", &url],
-    ] {
-        let output = run(args);
-        let said = String::from_utf8_lossy(&output.stdout);
-        let problem = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{args:?}: {said}{problem}");
-        assert!(said.contains("org/tiny-model"), "{args:?}: {said}");
+    for command in ["status", "models"] {
+        for (format, is_json) in [(&[][..], false), (&["--json"], true)] {
+            let args = [&[command, "--url", &url], format].concat();
+            let said = said(&args);
+            assert!(said.contains("org/tiny-model"), "{args:?}: {said}");
+            assert_eq!(
+                serde_json::from_str::<Value>(&said).is_ok(),
+                is_json,
+                "{said}"
+            );
+        }
     }
 }
 
@@ -164,18 +174,22 @@ fn admin_key_guards_metrics_and_status() {
 }
 
 #[test]
-fn commands_that_print_also_print_json() {
-    for args in [
-        &["version", "--json"][..],
-        &["models", "--json"],
-        &["doctor", "--json"],
-        &["engine", "list", "--json"],
-    ] {
-        let output = run(args);
-        let said = String::from_utf8_lossy(&output.stdout);
-        let parsed: Result<Value, _> = serde_json::from_str(&said);
+fn commands_that_need_no_server_print_json_too() {
+    let config = workspace().join("configs/quickstart_sim.toml");
+    let config = config.to_str().expect("a path that is text");
+    let commands = [
+        &["version"][..],
+        &["doctor"],
+        &["engine", "list"],
+        &["check", config],
+    ];
+    for command in commands {
+        let args = [command, &["--json"]].concat();
+        // What doctor finds on this machine is no matter here, only that it says it.
+        let output = run(&args);
+        let parsed = serde_json::from_slice::<Value>(&output.stdout);
         let problem = String::from_utf8_lossy(&output.stderr);
-        assert!(parsed.is_ok(), "{args:?}: {said}{problem}");
+        assert!(parsed.is_ok(), "{args:?}: {parsed:?} {problem}");
     }
 }
 

@@ -31,8 +31,9 @@ pub fn kvwarden() -> &'static Path {
 fn build() -> PathBuf {
     let built = escargot::CargoBuild::new()
         .manifest_path(workspace().join("Cargo.toml"))
-        // Features as `cargo test --workspace` resolves them, so that nothing is compiled twice.
-        .arg("--workspace")
+        // The packages and the kinds of target of `cargo test --workspace`: cargo resolves the
+        // same features, and what that command has built is not compiled a second time.
+        .args(["--workspace", "--test", "shim"])
         .bin("kvwarden")
         .current_target()
         .run();

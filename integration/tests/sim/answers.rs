@@ -167,6 +167,27 @@ fn body_that_is_no_json_object_is_400() {
     }
 }
 
+/// A page of any web site can make its visitors' browsers send other types without asking.
+#[test]
+fn body_that_does_not_call_itself_json_is_415() {
+    let server = Server::start(TINY);
+    let ask = chat("tiny", 3).to_string();
+    for kind in [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/jsonl",
+    ] {
+        let reply = server.client().send("POST", CHAT, kind, ask.as_bytes());
+        assert_eq!(reply.status, 415, "{kind}: {reply}");
+        let _ = reply.expect_error(415);
+    }
+    let with_charset = "application/json; charset=utf-8";
+    let reply = server
+        .client()
+        .send("POST", CHAT, with_charset, ask.as_bytes());
+    assert_eq!(reply.status, 200, "{reply}");
+}
+
 #[test]
 fn engines_own_error_passes_through() {
     let server = Server::start(TINY);

@@ -89,6 +89,8 @@ impl Runner<'_> {
             });
             let result = work();
             drop(done);
+            // A short step ends before its first sample.
+            self.progress.report(Event::OnDisk(growth.bytes()));
             result
         })
     }

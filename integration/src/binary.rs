@@ -35,7 +35,6 @@ fn build() -> PathBuf {
         // same features, and what that command has built is not compiled a second time.
         .args(["--workspace", "--test", "shim"])
         .bin("kvwarden")
-        .current_target()
         .run();
     let run = built.expect("kvwarden builds");
     run.path().to_owned()

@@ -277,9 +277,14 @@ impl Drop for Server {
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
-        for process in self.processes() {
-            let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
-        }
+        // Until all are gone: a shim that still writes its record would keep the directory alive.
+        let _ = poll(GONE, || {
+            let left = self.processes();
+            for process in &left {
+                let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+            }
+            left.is_empty().then_some(())
+        });
     }
 }
 

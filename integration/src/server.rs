@@ -4,10 +4,13 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{BufRead, BufReader, Read},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -303,11 +306,18 @@ fn collect(output: Option<impl Read + Send + 'static>, log: &Arc<Mutex<Vec<Strin
     });
 }
 
-/// A port that was free a moment ago.
+/// A free port that nobody is given by chance: below the range from which the kernel takes the
+/// ports of engines, stubs and clients, and never the same one twice.
 fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-    let port = listener.local_addr().expect("its address").port();
-    drop(listener);
-    debug_assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
-    port
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 20_000;
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let ports = std::iter::repeat_with(|| {
+        let next = std::process::id() + TAKEN.fetch_add(1, Ordering::Relaxed);
+        u16::try_from(FIRST + next % COUNT).ok()
+    });
+    let mut free = ports
+        .flatten()
+        .filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    free.next().expect("an endless search")
 }

@@ -64,7 +64,7 @@ async function limits() {
   const hasty = client("limited", { maxRetries: 0 });
   await assert.rejects(hasty.chat.completions.create(ask), (error) => {
     assert.ok(error instanceof OpenAI.RateLimitError);
-    assert.equal(error.code, "requests_per_minute");
+    assert.equal(error.code, "rate_limit_exceeded");
     assert.ok(Number(error.headers.get("retry-after-ms")) <= 1000);
     return true;
   });

@@ -69,7 +69,7 @@ def limits():
             model=MODEL, messages=SEA, max_tokens=2)
         raise AssertionError("the limit did not hold")
     except openai.RateLimitError as error:
-        assert error.code == "requests_per_minute", error.body
+        assert error.code == "rate_limit_exceeded", error.body
         assert int(error.response.headers["retry-after-ms"]) <= 1000
 
 

@@ -124,7 +124,7 @@ impl Record {
     /// It got no answer.
     pub fn failed(&mut self, failure: &Failure) {
         let metrics = &self.shared.metrics;
-        let reason = failure.code().to_owned();
+        let reason = failure.reason().to_owned();
         let is_refused = matches!(failure, Failure::NodeFull | Failure::Refused(_));
         if matches!(failure, Failure::Refused(refusal) if is_own_limit(refusal)) {
             let labels = metrics::Rejection {

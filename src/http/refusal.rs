@@ -89,15 +89,35 @@ impl From<Refusal> for Failure {
     }
 }
 
-/// Status, type and code of a failure.
+/// A failure as clients and operators see it.
 struct Form {
     status: StatusCode,
+    /// OpenAI's `type`.
     kind: &'static str,
+    /// OpenAI's `code`.
     code: &'static str,
+    /// The same, or finer, for metrics and `x-kvwarden-dropped-reason`.
+    reason: &'static str,
 }
 
 const fn form(status: StatusCode, kind: &'static str, code: &'static str) -> Form {
-    Form { status, kind, code }
+    Form {
+        status,
+        kind,
+        code,
+        reason: code,
+    }
+}
+
+/// As OpenAI says it: clients compare this code, and the type tells which limit it was.
+const fn rate_limit(kind: &'static str, reason: &'static str) -> Form {
+    let code = "rate_limit_exceeded";
+    Form {
+        status: StatusCode::TOO_MANY_REQUESTS,
+        kind,
+        code,
+        reason,
+    }
 }
 
 const INVALID: &str = "invalid_request_error";
@@ -133,8 +153,8 @@ impl Failure {
 
     /// A short name, for metrics and the dropped-reason header.
     #[must_use]
-    pub fn code(&self) -> &'static str {
-        self.form().code
+    pub fn reason(&self) -> &'static str {
+        self.form().reason
     }
 
     fn param(&self) -> Option<&str> {
@@ -147,7 +167,12 @@ impl Failure {
     /// The answer to the client.
     #[must_use]
     pub fn response(&self) -> HttpResponse {
-        let Form { status, kind, code } = self.form();
+        let Form {
+            status,
+            kind,
+            code,
+            reason,
+        } = self.form();
         let mut response = HttpResponse::build(status);
         if let Self::Engine { error, .. } = self {
             return response.json(json!({ "error": error }));
@@ -156,7 +181,7 @@ impl Failure {
             limit_headers(&mut response, refusal);
         }
         if status == StatusCode::SERVICE_UNAVAILABLE || status == StatusCode::TOO_MANY_REQUESTS {
-            response.insert_header(("x-kvwarden-dropped-reason", code));
+            response.insert_header(("x-kvwarden-dropped-reason", reason));
         }
         if matches!(self, Self::NodeFull) {
             retry_after(&mut response, Duration::from_secs(1));
@@ -198,8 +223,8 @@ fn refused(refusal: &Refusal) -> Form {
     let limited = |code| form(StatusCode::TOO_MANY_REQUESTS, LIMITED, code);
     match refusal {
         Refusal::UnknownModel(_) => form(StatusCode::NOT_FOUND, INVALID, "model_not_found"),
-        Refusal::RequestRate { .. } => limited("requests_per_minute"),
-        Refusal::TokenRate { .. } => limited("tokens_per_minute"),
+        Refusal::RequestRate { .. } => rate_limit("requests", "requests_per_minute"),
+        Refusal::TokenRate { .. } => rate_limit("tokens", "tokens_per_minute"),
         Refusal::LargerThanBudget { .. } => limited("larger_than_budget"),
         Refusal::Concurrency { .. } => limited("max_concurrent_requests"),
         Refusal::QueueFull { .. } => unavailable("queue_full"),

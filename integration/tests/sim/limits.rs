@@ -45,7 +45,7 @@ fn refused_client_that_waits_as_told_is_let_in() {
         "{refused}"
     );
     let error = refused.expect_error(429);
-    assert_eq!(error["code"], "requests_per_minute");
+    assert_eq!(error["code"], "rate_limit_exceeded");
 
     // Not a guess at how long something takes: the wait is what the server promised.
     std::thread::sleep(wait);

@@ -20,6 +20,8 @@ mod line;
 mod plain;
 mod settings;
 mod slab;
+#[cfg(test)]
+mod tests;
 mod types;
 
 use std::time::{Duration, Instant};

@@ -72,7 +72,7 @@ impl Record {
         self.shared
             .metrics
             .admission_wait
-            .observe(permit.waited.as_secs_f64());
+            .observe(permit.waited().as_secs_f64());
     }
 
     /// Its answer is on the way to the client.
@@ -171,6 +171,7 @@ fn is_own_limit(refusal: &Refusal) -> bool {
             | Refusal::TokenRate { .. }
             | Refusal::LargerThanBudget { .. }
             | Refusal::Concurrency { .. }
+            | Refusal::TenantQueueFull { .. }
     )
 }
 

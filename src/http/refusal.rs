@@ -227,6 +227,7 @@ fn refused(refusal: &Refusal) -> Form {
         Refusal::TokenRate { .. } => rate_limit("tokens", "tokens_per_minute"),
         Refusal::LargerThanBudget { .. } => limited("larger_than_budget"),
         Refusal::Concurrency { .. } => limited("max_concurrent_requests"),
+        Refusal::TenantQueueFull { .. } => limited("tenant_queue_full"),
         Refusal::QueueFull { .. } => unavailable("queue_full"),
         Refusal::QueueTimeout { .. } => unavailable("queue_timeout"),
         Refusal::Broken { .. } => unavailable("engine_broken"),
@@ -260,6 +261,7 @@ fn limit_headers(response: &mut HttpResponseBuilder, refusal: &Refusal) {
         }
         // When a place will be free is unknown; a second is short enough not to waste one.
         Refusal::Concurrency { .. }
+        | Refusal::TenantQueueFull { .. }
         | Refusal::QueueFull { .. }
         | Refusal::QueueTimeout { .. }
         | Refusal::Draining => {

@@ -156,6 +156,9 @@ fn lower_priority_number_goes_first() {
     let server = Server::start(&format!("{SLOW}max_concurrent = 1\n{limits}"));
     let mut running = server.exchange(CHAT, "t", &endless()).answer();
     let _ = running.until("content");
+    // The place that is kept free for tenants far below their share.
+    let mut in_headroom = server.exchange(CHAT, "u", &endless()).answer();
+    let _ = in_headroom.until("content");
     let depth_is = |wanted: f64| {
         eventually("the queue to fill", || {
             let depth = server.metrics().sum("kvwarden_admission_queue_depth", &[]);

@@ -72,14 +72,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn epoch() -> Instant {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "a test needs some instant to count from"
-        )]
-        Instant::now()
-    }
+    use crate::epoch;
 
     #[test]
     fn fifth_failure_in_ten_minutes_opens_the_breaker() {

@@ -121,14 +121,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn epoch() -> Instant {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "a test needs some instant to count from"
-        )]
-        Instant::now()
-    }
+    use crate::epoch;
 
     #[test]
     fn burst_is_granted_at_once_and_then_the_rate() {

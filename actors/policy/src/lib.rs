@@ -25,3 +25,10 @@ pub mod scheduling;
 pub mod steps;
 
 pub use id::{Generation, ModelId, TenantId};
+
+/// Some instant to count from: tests have no other use for a clock.
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "the one clock of the tests")]
+pub(crate) fn epoch() -> std::time::Instant {
+    std::time::Instant::now()
+}

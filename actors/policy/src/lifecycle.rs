@@ -273,14 +273,7 @@ mod tests {
 
     use super::*;
     use crate::backoff::MAX_FAILURES;
-
-    fn epoch() -> Instant {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "a test needs some instant to count from"
-        )]
-        Instant::now()
-    }
+    use crate::epoch;
 
     fn after(events: &[Event]) -> (Lifecycle, Effect) {
         let (mut life, mut last) = (Lifecycle::new(), Effect::None);

@@ -8,6 +8,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
+use crate::epoch as now;
 use crate::steps::{A100_8B, StepLoad, TINY};
 
 fn limits(policy: Policy) -> Limits {
@@ -32,11 +33,6 @@ fn request(prompt: u32, max_tokens: u32) -> Request {
         limit: u32::MAX,
         priority: 0,
     }
-}
-
-fn now() -> Instant {
-    #[expect(clippy::disallowed_methods, reason = "any fixed origin will do")]
-    Instant::now()
 }
 
 /// Steps until nothing is left and returns what ended.

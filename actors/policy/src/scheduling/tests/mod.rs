@@ -13,15 +13,7 @@ use super::{
     Arrival, Bounds, Capacity, Discipline, FairSettings, Group, Order, Scheduler, Settings,
     fair::FairCore,
 };
-
-/// Some instant to count from.
-fn epoch() -> Instant {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a test needs some instant to count from"
-    )]
-    Instant::now()
-}
+use crate::epoch;
 
 /// Room for everything that a test pushes.
 const ROOMY: Bounds = Bounds {

@@ -69,7 +69,7 @@ async fn serve(config: &Config, layout: &Layout) -> anyhow::Result<()> {
     signals.next().await;
     greeting.abort();
     drain(config, &router, &mut signals).await;
-    handle.stop(false).await;
+    handle.stop(true).await;
     server.await??;
     control.stop();
     Ok(())
@@ -180,6 +180,8 @@ fn listen(
     .keep_alive(Duration::from_secs(90))
     .client_request_timeout(Duration::from_secs(10))
     .disable_signals()
+    // Answers are complete by then; this is for clients that read the end of theirs slowly.
+    .shutdown_timeout(2)
     .bind(config.listen)
     .with_context(|| {
         format!(
@@ -217,7 +219,11 @@ async fn drain(config: &Config, router: &Addr<Router>, signals: &mut Signals) {
         let Ok(now) = Overview::of(router).await else {
             return tracing::error!("actors do not answer; shims will end the engines");
         };
-        if now.gpu.engines.is_empty() {
+        let is_idle = now
+            .models
+            .iter()
+            .all(|model| model.waiting + model.running == 0);
+        if now.gpu.engines.is_empty() && (is_idle || Instant::now() > deadline) {
             return;
         }
         if Instant::now() > deadline + grace + KILL_MARGIN {

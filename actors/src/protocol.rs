@@ -57,6 +57,8 @@ pub struct SlotFreed {
     pub prompt_bytes: u64,
     /// How it ended.
     pub outcome: Outcome,
+    /// The engine did not answer at all.
+    pub is_unreachable: bool,
 }
 
 /// Permit or abandoned ticket -> Tenant: what was held against what was used.

@@ -22,8 +22,7 @@ use crate::{
     ticket::{RateLimits, Share},
 };
 
-/// An unnamed tenant that nobody used for this long is forgotten. Longer than a minute, so that
-/// its buckets are full again and nothing is gained by coming back as a stranger.
+/// An unnamed tenant that nobody used for this long, and that owes nothing, is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(300);
 
 /// What a tenant may use. `None` is unlimited.
@@ -57,6 +56,7 @@ impl Default for Limits {
 pub struct Tenant {
     id: TenantId,
     is_named: bool,
+    is_retiring: bool,
     limits: Limits,
     requests: Option<TokenBucket>,
     tokens: Option<TokenBucket>,
@@ -100,6 +100,7 @@ impl Tenant {
         Self {
             id,
             is_named: true,
+            is_retiring: false,
             requests: limits
                 .requests
                 .map(|(rate, burst)| bucket((rate.into(), burst.into()))),
@@ -175,6 +176,15 @@ impl Tenant {
                 .as_ref()
                 .map(|bucket| bucket.level(now.into_std())),
         }
+    }
+
+    /// Its buckets are full: coming back as a stranger would gain nothing.
+    fn owes_nothing(&self) -> bool {
+        let limits = self.rate_limits(Instant::now());
+        [limits.requests, limits.tokens]
+            .iter()
+            .flatten()
+            .all(|level| level.reset.is_zero())
     }
 
     /// A tenant that the configuration names is entitled by itself. All others together are entitled
@@ -262,9 +272,12 @@ impl Handler<Pulse> for Tenant {
         self.vitals.pulse(sent);
         let is_idle = self.in_flight == 0 && self.last_seen.elapsed() >= FORGET_AFTER;
         if !self.is_named
+            && !self.is_retiring
             && is_idle
+            && self.owes_nothing()
             && let Some(router) = self.router.upgrade()
         {
+            self.is_retiring = true;
             router.do_send(Retire(self.id.clone()));
         }
     }

@@ -194,6 +194,7 @@ impl Ticket {
             prompt_bytes: self.size.prompt_bytes,
             has_first_token: false,
             has_failed: false,
+            is_unreachable: false,
             usage: None,
         };
         // If the client hung up at this moment, the permit comes back in the error and is dropped.
@@ -229,6 +230,7 @@ pub struct Permit {
     prompt_bytes: u64,
     has_first_token: bool,
     has_failed: bool,
+    is_unreachable: bool,
     usage: Option<Usage>,
 }
 
@@ -276,6 +278,18 @@ impl Permit {
         self.turn.streamed.fetch_add(tokens, Ordering::Relaxed);
     }
 
+    /// The end of its prefill won't be seen, since the answer comes whole: count it as over, so that
+    /// its prompt does not hold up the next one's for as long as the answer takes.
+    pub fn acknowledge_unseen(&mut self) {
+        self.model.do_send(FirstToken(self.turn.key));
+    }
+
+    /// The engine could not be reached; the next request should not go there at once.
+    pub fn engine_unreachable(&mut self) {
+        self.has_failed = true;
+        self.is_unreachable = true;
+    }
+
     /// The engine failed. If it gave no token, the tenant is charged nothing.
     pub fn engine_failed(&mut self) {
         self.has_failed = true;
@@ -286,9 +300,10 @@ impl Permit {
         self.usage = Some(usage);
     }
 
-    /// For an answer that was cut: the prompt was computed if anything came, and so was what came.
+    /// For an answer that was cut: its prompt, and what came. Hanging up before the first token is no
+    /// way around a token limit; an engine that failed before it costs nothing.
     fn estimated_usage(&self) -> Usage {
-        if !self.has_first_token {
+        if self.has_failed && !self.has_first_token {
             return Usage::default();
         }
         let prompt_tokens = PromptEstimator::default().tokens(self.prompt_bytes);
@@ -317,6 +332,7 @@ impl Drop for Permit {
             key: self.turn.key,
             prompt_bytes: self.prompt_bytes,
             outcome,
+            is_unreachable: self.is_unreachable,
         });
     }
 }

@@ -110,6 +110,9 @@ impl Exchange<'_> {
         };
         record.admitted(&permit);
         let streams_upstream = self.adapt(&mut ask, &tenant, &permit);
+        if !streams_upstream {
+            permit.acknowledge_unseen();
+        }
         let sent = ask.members.to_bytes();
         // An id that two requests share would make vLLM refuse the second.
         let id = format!("{}-{:08x}", request_id(self.request), rand::random::<u32>());
@@ -120,7 +123,7 @@ impl Exchange<'_> {
         {
             Ok(answer) => answer,
             Err(why) => {
-                permit.engine_failed();
+                permit.engine_unreachable();
                 return Err((Failure::Unreachable(why), record));
             }
         };
@@ -130,7 +133,7 @@ impl Exchange<'_> {
             let body = collect(answer).await.unwrap_or_default();
             return Err((engine_failure(status, &body), record));
         }
-        if !streams_upstream {
+        if !streams_upstream || !answer.is_stream() {
             return self.whole(answer, permit, record).await;
         }
         let mut response = self.head(&permit, &answer);
@@ -218,7 +221,9 @@ impl Exchange<'_> {
             let salt = self.shared.salts.of(tenant, salt.as_deref());
             ask.members.set("cache_salt", &salt);
         }
-        if ask.stream || !engine.aborts_unstreamed() {
+        // A stream tells when the prefill is over and how many tokens came, which is what the fair
+        // queue goes by, and every engine aborts it when the client hangs up.
+        if ask.stream || !ask.has_tools() || !engine.aborts_unstreamed() {
             ask.set_streaming();
             return true;
         }
@@ -241,6 +246,7 @@ impl Exchange<'_> {
             return Err((failure, record));
         };
         if sse::is_aborted(&body) {
+            permit.engine_failed();
             let failure = Failure::Unreachable("the engine gave the request up".to_owned());
             return Err((failure, record));
         }

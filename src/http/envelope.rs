@@ -18,9 +18,29 @@ use super::refusal::BadRequest;
 /// More choices than this in one request is a mistake or an attack; OpenAI allows 128.
 const MAX_CHOICES: u64 = 128;
 
-/// Fields that steer the engine's scheduler or its caches. A client has no say in these: they
-/// would let one tenant pass the others, or read another's cached prefix.
-const OURS: [&str; 4] = ["priority", "cache_salt", "kv_transfer_params", "extra_key"];
+/// More fields than this at the top of a request are no request. The bound also keeps the search for
+/// duplicates short.
+const MAX_MEMBERS: usize = 256;
+
+/// Fields that steer the engine's scheduler, its slots or its caches. A client has no say in these:
+/// they would let one tenant pass the others, read another's cached prefix, or end its requests
+/// (SGLang aborts by prefix of `rid`, and runs what `custom_logit_processor` holds).
+const OURS: [&str; 14] = [
+    "priority",
+    "cache_salt",
+    "kv_transfer_params",
+    "extra_key",
+    "rid",
+    "request_id",
+    "session_params",
+    "custom_logit_processor",
+    "data_parallel_rank",
+    "routed_dp_rank",
+    "bootstrap_host",
+    "bootstrap_port",
+    "bootstrap_room",
+    "id_slot",
+];
 
 /// A JSON object as its members, in order, with their values unparsed.
 pub struct Members<'a>(Vec<(Cow<'a, str>, Cow<'a, RawValue>)>);
@@ -38,6 +58,11 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
                 let mut members: Self::Value = Vec::new();
                 while let Some(Key(key)) = map.next_key()? {
+                    if members.len() == MAX_MEMBERS {
+                        return Err(M::Error::custom(format_args!(
+                            "more than {MAX_MEMBERS} fields"
+                        )));
+                    }
                     // Parsers disagree about which of two wins, and that is how one gets past us.
                     if members.iter().any(|(known, _)| *known == key) {
                         return Err(M::Error::custom(format_args!("duplicate field `{key}`")));
@@ -149,8 +174,10 @@ impl<'a> Ask<'a> {
         let stream = read::<bool>(&members, "stream", "true or false")?.unwrap_or(false);
         let options = read::<StreamOptions>(&members, "stream_options", "an object")?;
         let choices = read::<u64>(&members, "n", "a positive integer")?.unwrap_or(1);
+        let choices = choices.saturating_mul(prompts(&members));
         if !(1..=MAX_CHOICES).contains(&choices) {
-            return Err(BadRequest::new(format!("`n` must be 1 to {MAX_CHOICES}")).param("n"));
+            let message = format!("`n` times the number of prompts must be 1 to {MAX_CHOICES}");
+            return Err(BadRequest::new(message).param("n"));
         }
         let limit = |name| read::<u64>(&members, name, "a positive integer");
         let max_tokens = limit("max_completion_tokens")?.or(limit("max_tokens")?);
@@ -183,6 +210,14 @@ impl<'a> Ask<'a> {
         self.salt.take()
     }
 
+    /// Engines read tool calls out of a whole answer more reliably than out of a stream.
+    #[must_use]
+    pub fn has_tools(&self) -> bool {
+        ["tools", "functions"]
+            .iter()
+            .any(|name| self.members.get(name).is_some())
+    }
+
     /// Asks the engine to stream, usage included.
     pub fn set_streaming(&mut self) {
         let given = self.members.get("stream_options").and_then(|raw| {
@@ -193,6 +228,18 @@ impl<'a> Ask<'a> {
         self.members.set("stream", &true);
         self.members.set("stream_options", &options);
     }
+}
+
+/// A completion may bring several prompts; each is a sequence of its own to the engine. A list of
+/// numbers is one prompt in tokens.
+fn prompts(members: &Members<'_>) -> u64 {
+    let list = members
+        .get("prompt")
+        .and_then(|raw| serde_json::from_str::<Vec<&RawValue>>(raw.get()).ok());
+    let is_prompt = |item: &&&RawValue| item.get().starts_with(['"', '[']);
+    list.map_or(1, |list| {
+        list.iter().filter(is_prompt).count().max(1) as u64
+    })
 }
 
 #[derive(Deserialize)]
@@ -290,6 +337,26 @@ mod tests {
         );
         // Refused or passed on, but decided without recursion.
         let _ = Ask::parse(deep.as_bytes()).is_ok();
+    }
+
+    #[test]
+    fn every_prompt_of_a_batch_counts() {
+        let choices = |body: &str| Ask::parse(body.as_bytes()).map(|ask| ask.size.choices);
+        assert_eq!(
+            choices(r#"{"model":"m","n":2,"prompt":["a","b","c"]}"#),
+            Ok(6)
+        );
+        assert_eq!(choices(r#"{"model":"m","prompt":[1,2,3]}"#), Ok(1));
+        assert_eq!(choices(r#"{"model":"m","prompt":[[1,2],[3]]}"#), Ok(2));
+        let many = format!(r#"{{"model":"m","prompt":[{}"x"]}}"#, "\"x\",".repeat(128));
+        assert!(choices(&many).is_err());
+    }
+
+    #[test]
+    fn a_body_of_very_many_fields_is_refused_at_once() {
+        let fields: String = (0..100_000).map(|i| format!("\"f{i}\":1,")).collect();
+        let body = format!(r#"{{{fields}"model":"m"}}"#);
+        assert!(problem(&body).message.contains("more than 256 fields"));
     }
 
     #[test]

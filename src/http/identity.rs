@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
-use super::refusal::{BadRequest, Failure};
+use super::{
+    OTHERS,
+    refusal::{BadRequest, Failure},
+};
 use crate::config::{Config, KeyHash, TenantHeader};
 use actix_web::{HttpRequest, http::header};
 use kvwarden_policy::TenantId;
@@ -113,7 +116,7 @@ fn tenant_id(value: &[u8]) -> Result<TenantId, Failure> {
     let is_allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"._:@/-".contains(byte);
     let is_id = (1..=MAX_TENANT_ID).contains(&value.len()) && value.iter().all(is_allowed);
     match std::str::from_utf8(value) {
-        Ok(id) if is_id => Ok(TenantId::from(id)),
+        Ok(id) if is_id && id != OTHERS => Ok(TenantId::from(id)),
         _ => Err(BadRequest::new(
             "X-Tenant-ID must be 1 to 64 of the characters A-Z a-z 0-9 . _ : @ / -",
         )

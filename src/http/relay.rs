@@ -183,9 +183,11 @@ impl Relay {
             Event::Other => Some(event),
             Event::Done => {
                 self.state = State::Done;
+                self.record.done(self.usage);
                 Some(event)
             }
             Event::Failed(_) => {
+                self.permit.engine_failed();
                 self.record.broken("engine_error");
                 self.state = State::Ended { well: false };
                 Some(event)
@@ -226,7 +228,6 @@ impl Relay {
 
     fn finish(&mut self) {
         self.state = State::Ended { well: true };
-        self.record.done(self.usage);
     }
 
     fn break_off(&mut self, reason: &'static str) -> Bytes {

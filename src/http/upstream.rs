@@ -35,6 +35,16 @@ pub struct Answer {
     pub body: Pin<Box<dyn Stream<Item = io::Result<Bytes>>>>,
 }
 
+impl Answer {
+    /// It comes as events.
+    #[must_use]
+    pub fn is_stream(&self) -> bool {
+        self.content_type
+            .as_ref()
+            .is_some_and(|media| media.starts_with("text/event-stream"))
+    }
+}
+
 impl Engines {
     /// A client without connections.
     #[must_use]

@@ -36,6 +36,10 @@ use crate::{
 
 pub use state::{ModelState, Record};
 
+/// How long nothing is sent to an engine that did not answer. News of its end is on the way, and
+/// what waits should meet its successor instead of the same closed port.
+const UNREACHABLE_PAUSE: Duration = Duration::from_secs(1);
+
 /// What a model is told at its birth.
 #[derive(Clone, Debug)]
 pub struct Params {
@@ -65,6 +69,7 @@ pub struct Model {
     running: HashMap<Key, Arc<AtomicU64>>,
     estimator: PromptEstimator,
     drain: Option<Instant>,
+    paused_until: Option<Instant>,
     record: Record,
     vitals: Vitals,
 }
@@ -86,6 +91,7 @@ impl Model {
             endpoint: None,
             estimator: PromptEstimator::default(),
             drain: None,
+            paused_until: None,
             record: Record::default(),
             vitals: Vitals::default(),
         }
@@ -104,10 +110,13 @@ impl Model {
             Effect::None => {}
             Effect::Demand => self.demand(),
             Effect::Spawn(generation) => self.spawn(generation, ctx),
-            Effect::Stop => self.gpu.do_send(Stop {
-                model: self.params.id.clone(),
-                generation: self.life.generation(),
-            }),
+            Effect::Stop => {
+                self.endpoint = None;
+                self.gpu.do_send(Stop {
+                    model: self.params.id.clone(),
+                    generation: self.life.generation(),
+                });
+            }
             Effect::RefuseWaiting => self.refuse_waiting(),
         }
     }
@@ -140,6 +149,12 @@ impl Model {
         let Some(endpoint) = self.endpoint.clone() else {
             return;
         };
+        if self
+            .paused_until
+            .is_some_and(|until| Instant::now() < until)
+        {
+            return;
+        }
         let now = Instant::now().into_std();
         while let Some(next) = self.queue.next(now) {
             if next.item.is_abandoned() {
@@ -298,7 +313,8 @@ impl Handler<Prepared> for Model {
                 self.record.note = None;
                 self.spec = Some(spec);
                 self.happen(Event::Fetched, ctx);
-                if self.params.autostart || self.queue.total().waiting > 0 {
+                let is_wanted = self.params.autostart || self.queue.total().waiting > 0;
+                if is_wanted && self.drain.is_none() {
                     self.happen(Event::Wanted, ctx);
                 }
             }
@@ -311,6 +327,9 @@ impl Handler<Enqueue> for Model {
 
     fn handle(&mut self, Enqueue(ticket): Enqueue, ctx: &mut Context<Self>) {
         self.vitals.handled();
+        if self.drain.is_some() {
+            return ticket.refuse(Refusal::Draining);
+        }
         if let State::Broken { .. } = self.life.state() {
             return ticket.refuse(self.broken());
         }
@@ -388,6 +407,9 @@ impl Handler<SlotFreed> for Model {
     fn handle(&mut self, freed: SlotFreed, ctx: &mut Context<Self>) {
         self.vitals.handled();
         self.running.remove(&freed.key);
+        if freed.is_unreachable {
+            self.paused_until = Some(Instant::now() + UNREACHABLE_PAUSE);
+        }
         self.queue
             .finish(freed.key, &freed.outcome, Instant::now().into_std());
         if let Outcome::Completed(usage) = freed.outcome {

@@ -1,5 +1,6 @@
 //! Tenants: names, limits and what they inherit.
 
+use kvwarden_actors::router::OTHERS;
 use kvwarden_policy::TenantId;
 
 use super::{access::KeyOwners, is_name};
@@ -40,6 +41,10 @@ pub(super) fn tenants(
         if !is_name(name, LONGEST_NAME) {
             let help = format!("use 1 to {LONGEST_NAME} of the characters A-Z a-z 0-9 . _ : @ / -");
             report.problem(&path, format!("{name:?} cannot name a tenant"), help);
+        }
+        if name == OTHERS {
+            let help = "choose another name: this one stands for all that the file does not name";
+            report.problem(&path, format!("`{OTHERS}` is taken"), Some(help.to_owned()));
         }
         let limits = inherit(tenant, defaults);
         check_limits(&path, &own_limits(tenant), &limits, report);

@@ -43,8 +43,8 @@ impl EngineKind {
         }
     }
 
-    /// It stops computing an answer when the client of a non-streaming request hangs up. One that
-    /// does not (llama.cpp never, SGLang after seconds) is always asked to stream.
+    /// It stops computing an unstreamed answer when its client hangs up. llama.cpp never does, SGLang
+    /// after seconds.
     #[must_use]
     pub fn aborts_unstreamed(self) -> bool {
         match self {
@@ -66,8 +66,8 @@ impl EngineKind {
     #[must_use]
     pub fn salts_prefix_cache(self) -> bool {
         match self {
-            Self::Vllm | Self::Sim => true,
-            Self::Sglang | Self::LlamaCpp | Self::Attach => false,
+            Self::Vllm | Self::Sglang | Self::Sim => true,
+            Self::LlamaCpp | Self::Attach => false,
         }
     }
 }

@@ -11,8 +11,22 @@
 //!
 //! What it never does: pass a simulation off as a measurement. Whatever came from the simulated
 //! engine says SIMULATED in the table, in the JSON and in the picture.
+//!
+//! ```text
+//!  cli ─ Options ─▶ fairness ─▶ capacity (step model, or a closed loop)
+//!                      │ per round and arm
+//!                      ├▶ arm (configuration) ─▶ server (child) ◀─ load (open loop), watch (10 Hz)
+//!                      └▶ stats ─▶ report: table, JSON, JSONL, SVG, PNG
+//! ```
 
+pub mod arm;
 pub mod capacity;
+pub mod fairness;
+pub mod hero;
 pub mod load;
+pub mod progress;
+pub mod report;
+pub mod server;
 pub mod stats;
+pub mod watch;
 pub mod workload;

@@ -99,7 +99,7 @@ fn summary(live: &Live, is_quiet: impl Fn(usize) -> bool) -> String {
             .map_or("-".to_owned(), |at| format!("{:.0}", quiet[at]))
     };
     format!(
-        "sent {} ok {} refused {} failed {}   quiet ttft p50 {} p99 {} ms",
+        "sent {} ok {} refused {} not done {}   quiet ttft p50 {} p99 {} ms",
         live.sent.get(),
         live.ok.get(),
         live.refused.get(),

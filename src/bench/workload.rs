@@ -48,7 +48,8 @@ pub const HERO_RATE: f64 = 32.0;
 /// The quiet tenant's rate, requests per second.
 const QUIET_RATE: f64 = 1.0;
 
-/// All quiet tenants together ask for at most this part of the capacity, or they would be a flood.
+/// All quiet tenants together ask for at most this part of the capacity, in output tokens, or they
+/// would be a flood.
 const QUIET_SHARE: f64 = 0.1;
 
 // === impl Shape ===
@@ -97,7 +98,9 @@ impl Workload {
     #[must_use]
     pub fn new(flood: Load, tenants: usize, capacity: f64, scale: f64) -> Self {
         let quiet_tenants = tenants.saturating_sub(1).max(1);
-        let most = capacity * QUIET_SHARE / quiet_tenants as f64;
+        let output = Lengths::Uniform { min: 60, max: 64 }.scaled(scale);
+        let capacity_in_quiet = capacity * flood.output.mean() / output.mean();
+        let most = capacity_in_quiet * QUIET_SHARE / quiet_tenants as f64;
         let quiet = |number: usize| Load {
             tenant: match quiet_tenants {
                 1 => "quiet".to_owned(),
@@ -105,7 +108,7 @@ impl Workload {
             },
             rate: QUIET_RATE.min(most.max(0.05)),
             prompt: Lengths::Uniform { min: 10, max: 60 }.scaled(scale),
-            output: Lengths::Uniform { min: 60, max: 64 }.scaled(scale),
+            output,
         };
         let quiet = (1..=quiet_tenants).map(|number| (Role::Quiet, quiet(number)));
         Self {
@@ -146,9 +149,15 @@ mod tests {
 
     #[test]
     fn quiet_tenant_stays_quiet_on_a_slow_engine() {
-        let workload = Workload::new(Shape::Decode.flood(2.0, 0.125), 2, 1.0, 0.125);
-        let quiet = workload.of(Role::Quiet).next().unwrap();
-        assert!((quiet.rate - 0.1).abs() < 1e-9);
-        assert_eq!(quiet.output.longest(), 8);
+        let rate = |capacity| {
+            let workload = Workload::new(Shape::Decode.flood(2.0, 0.125), 2, capacity, 0.125);
+            workload
+                .of(Role::Quiet)
+                .next()
+                .map_or(0.0, |quiet| quiet.rate)
+        };
+        // A decode costs about thirteen quiet requests, of which a tenth are the quiet tenant's.
+        assert!((rate(0.1) - 0.13).abs() < 0.02, "{}", rate(0.1));
+        assert!((rate(8.0) - 1.0).abs() < 1e-9);
     }
 }

@@ -110,12 +110,13 @@ impl Lengths {
         }
     }
 
-    /// The largest count it can give.
+    /// The mean of many draws.
     #[must_use]
-    pub fn longest(&self) -> u32 {
-        match *self {
-            Self::Uniform { max, .. } | Self::LogNormal { max, .. } => max,
-        }
+    pub fn mean(&self) -> f64 {
+        const DRAWS: u32 = 4096;
+        let mut rng = SplitMix::named(0, "mean");
+        let sum: f64 = (0..DRAWS).map(|_| f64::from(self.draw(&mut rng))).sum();
+        sum / f64::from(DRAWS)
     }
 }
 

@@ -223,10 +223,15 @@ where
 /// counter includes its `_total` and units are not declared.
 #[must_use]
 pub fn classic(open_metrics: &str) -> String {
-    let counters: HashSet<&str> = open_metrics
-        .lines()
-        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
-        .collect();
+    let of_type = |kind: &str| -> HashSet<&str> {
+        let types = open_metrics
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE "));
+        types
+            .filter_map(|line| line.strip_suffix(kind)?.strip_suffix(' '))
+            .collect()
+    };
+    let (counters, infos) = (of_type("counter"), of_type("info"));
     let mut classic = String::with_capacity(open_metrics.len() + 256);
     for line in open_metrics.lines() {
         let is_dropped = line.starts_with("# UNIT ") || line == "# EOF";
@@ -238,6 +243,9 @@ pub fn classic(open_metrics: &str) -> String {
             }
             (Some("#"), Some("TYPE"), Some(name), Some("info")) => {
                 classic.push_str(&format!("# TYPE {name}_info gauge"));
+            }
+            (Some("#"), Some(what), Some(name), Some(rest)) if infos.contains(name) => {
+                classic.push_str(&format!("# {what} {name}_info {rest}"));
             }
             _ => classic.push_str(line),
         }

@@ -19,7 +19,7 @@ use kvwarden_actors::{
     router::{ModelEntry, Unnamed},
     tenant,
 };
-use kvwarden_policy::queue;
+use kvwarden_policy::scheduling::{Bounds, FairSettings, Settings};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -33,8 +33,8 @@ use crate::{
     prepare,
 };
 
-/// How long a prompt that counts as long lets shorter ones pass.
-const LONG_PATIENCE: Duration = Duration::from_secs(5);
+/// Prompts that wait for one model, in bytes: a thousand of a megabyte.
+const MAX_WAITING_BYTES: u64 = 1 << 30;
 
 /// How often the end of a drain is looked for.
 const LOOK: Duration = Duration::from_millis(50);
@@ -123,6 +123,7 @@ fn start_actors(
 fn tenant_limits(limits: &TenantLimits) -> tenant::Limits {
     tenant::Limits {
         priority: limits.priority,
+        weight: limits.weight,
         requests: limits
             .rate_limit_rpm
             .map(|rpm| (rpm, limits.rate_limit_burst.unwrap_or(rpm))),
@@ -139,11 +140,20 @@ fn model_params(model: &ModelConfig, queue_timeout: Duration) -> model::Params {
         id: model.id.clone(),
         names: names.collect(),
         engine: model.engine,
-        queue: queue::Limits {
-            max_running: usize::try_from(model.flags.max_concurrent).unwrap_or(usize::MAX),
-            max_waiting: model.queue_size,
-            long_prompt_tokens: model.long_prompt_tokens,
-            long_patience: LONG_PATIENCE,
+        scheduling: Settings {
+            discipline: model.scheduling,
+            bounds: Bounds {
+                requests: model.queue_size,
+                bytes: MAX_WAITING_BYTES,
+                // The tenant with the longest line makes room for others by itself.
+                tenant_requests: model.queue_size,
+                tenant_bytes: MAX_WAITING_BYTES,
+            },
+            max_in_flight: usize::try_from(model.flags.capacity.sequences).unwrap_or(usize::MAX),
+            fair: FairSettings {
+                long_prompt_tokens: model.long_prompt_tokens,
+                ..FairSettings::new(model.flags.capacity)
+            },
         },
         queue_timeout,
         autostart: model.autostart,

@@ -7,7 +7,11 @@ use std::{marker::PhantomData, sync::Arc};
 
 use actix::{Addr, Message, WeakRecipient};
 use kvwarden_policy::{
-    Generation, ModelId, TenantId, cost::Usage, failure::FailureClass, lifecycle::Phase,
+    Generation, ModelId, TenantId,
+    cost::Usage,
+    failure::FailureClass,
+    lifecycle::Phase,
+    scheduling::{Key, Outcome},
 };
 use tokio::time::Instant;
 
@@ -41,16 +45,18 @@ pub struct Enqueue(pub Ticket);
 /// Permit -> Model: the engine finished this request's prefill.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct FirstToken;
+pub struct FirstToken(pub Key);
 
 /// Permit -> Model: the request left the engine; its place is free.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct SlotFreed {
+    /// Which request.
+    pub key: Key,
     /// Prompt bytes, to learn their ratio to tokens.
     pub prompt_bytes: u64,
-    /// What the engine counted, if the request ended so that it did.
-    pub usage: Option<Usage>,
+    /// How it ended.
+    pub outcome: Outcome,
 }
 
 /// Permit or abandoned ticket -> Tenant: what was held against what was used.

@@ -10,6 +10,7 @@ use kvwarden_policy::{
     TenantId,
     bucket::{TokenBucket, Verdict},
     cost::{PromptEstimator, Usage},
+    scheduling::Group,
 };
 use serde::Serialize;
 use tokio::time::Instant;
@@ -17,7 +18,8 @@ use tokio::time::Instant;
 use crate::{
     PULSE, Refusal, Reservation, Router, Ticket, Vitals,
     protocol::{Pulse, Reserve, Reserved, Retire, Settle, Snapshot},
-    ticket::RateLimits,
+    router::OTHERS,
+    ticket::{RateLimits, Share},
 };
 
 /// An unnamed tenant that nobody used for this long is forgotten. Longer than a minute, so that
@@ -25,16 +27,30 @@ use crate::{
 const FORGET_AFTER: Duration = Duration::from_secs(300);
 
 /// What a tenant may use. `None` is unlimited.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Lower goes first.
     pub priority: i32,
+    /// Its part beside other tenants' parts.
+    pub weight: u32,
     /// Requests per minute, and at once after a pause.
     pub requests: Option<(u32, u32)>,
     /// Tokens per minute.
     pub tokens_per_minute: Option<u64>,
     /// Requests queued and running at once.
     pub concurrency: Option<u32>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            priority: 0,
+            weight: 1,
+            requests: None,
+            tokens_per_minute: None,
+            concurrency: None,
+        }
+    }
 }
 
 /// One tenant.
@@ -161,13 +177,31 @@ impl Tenant {
         }
     }
 
+    /// A tenant that the configuration names is entitled by itself. All others together are entitled
+    /// like one, so that made-up names add nothing to what their author gets.
+    fn share(&self) -> Share {
+        let name = if self.is_named {
+            self.id.as_str()
+        } else {
+            OTHERS
+        };
+        let group = Group {
+            name: name.into(),
+            weight: self.limits.weight,
+        };
+        Share {
+            class: self.limits.priority,
+            group,
+        }
+    }
+
     fn admit(&mut self, mut ticket: Ticket, tokens: u64, ctx: &Context<Self>) {
         let Some(router) = self.router.upgrade() else {
             return ticket.refuse(Refusal::Draining);
         };
         self.in_flight += 1;
         self.admitted += 1;
-        ticket.priority = self.limits.priority;
+        ticket.share = self.share();
         ticket.hold(Reservation {
             tenant: ctx.address(),
             tokens,

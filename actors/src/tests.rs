@@ -13,7 +13,7 @@ use kvwarden_policy::{
     cost::{RequestSize, Usage},
     failure::FailureClass,
     lifecycle::State,
-    queue,
+    scheduling::{Bound, Bounds, Capacity, Discipline, FairSettings, Settings},
 };
 use tokio::{sync::oneshot::Receiver, time::Instant};
 
@@ -100,11 +100,22 @@ impl Node {
                 id: ModelId::from("m"),
                 names: vec!["m".to_owned(), "short".to_owned()],
                 engine: EngineKind::Attach,
-                queue: queue::Limits {
-                    max_running: setup.max_running,
-                    max_waiting: setup.max_waiting,
-                    long_prompt_tokens: 1000,
-                    long_patience: Duration::from_secs(5),
+                scheduling: Settings {
+                    discipline: Discipline::Fair,
+                    bounds: Bounds {
+                        requests: setup.max_waiting,
+                        bytes: u64::MAX,
+                        tenant_requests: setup.max_waiting,
+                        tenant_bytes: u64::MAX,
+                    },
+                    max_in_flight: setup.max_running,
+                    fair: FairSettings::new(Capacity {
+                        sequences: setup.max_running as u64,
+                        headroom: 0,
+                        step_tokens: 2048,
+                        chunk_tokens: 2048,
+                        kv_tokens: None,
+                    }),
                 },
                 queue_timeout: setup.queue_timeout,
                 autostart: true,
@@ -217,7 +228,7 @@ async fn unknown_model_is_refused_before_its_tenant_is_charged() {
 }
 
 #[actix_rt::test]
-async fn full_queue_refuses_and_says_how_many_wait() {
+async fn tenant_that_fills_the_queue_is_told_so() {
     let node = Node::start(Setup {
         max_waiting: 1,
         ..Setup::default()
@@ -227,7 +238,9 @@ async fn full_queue_refuses_and_says_how_many_wait() {
     let _waiting = node.ask("t", "m");
     assert_eq!(
         refusal(node.ask("t", "m")).await,
-        Refusal::QueueFull { waiting: 1 }
+        Refusal::TenantQueueFull {
+            bound: Bound::TenantRequests
+        }
     );
 }
 

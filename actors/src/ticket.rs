@@ -2,7 +2,13 @@
 //!
 //! Whoever drops one gives back what it holds, so a client that hangs up needs no code anywhere.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use actix::Addr;
 use kvwarden_policy::{
@@ -10,6 +16,7 @@ use kvwarden_policy::{
     bucket::Level,
     cost::{PromptEstimator, RequestSize, Usage},
     failure::FailureClass,
+    scheduling::{Bound, Group, Key, Outcome},
 };
 use tokio::sync::oneshot;
 
@@ -17,6 +24,7 @@ use crate::{
     Model, Tenant,
     gpu::engine::Endpoint,
     protocol::{FirstToken, Settle, SlotFreed},
+    router::OTHERS,
 };
 
 /// Why a request was turned away. Its HTTP form is known to the HTTP side alone.
@@ -59,6 +67,12 @@ pub enum Refusal {
         /// How many it may have.
         limit: u32,
     },
+    /// As many requests of the tenant wait for this model as may.
+    #[error("this tenant's requests fill its part of the queue: {bound}")]
+    TenantQueueFull {
+        /// Which bound.
+        bound: Bound,
+    },
     /// The model's queue is full.
     #[error("{waiting} requests already wait for this model")]
     QueueFull {
@@ -95,6 +109,27 @@ pub struct RateLimits {
     pub tokens: Option<Level>,
 }
 
+/// What a tenant is entitled to in front of an engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Lower goes first.
+    pub class: i32,
+    /// Whom it shares its entitlement with, and how much that is.
+    pub group: Group,
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self {
+            class: 0,
+            group: Group {
+                name: OTHERS.into(),
+                weight: 1,
+            },
+        }
+    }
+}
+
 /// What a ticket becomes.
 pub type Answer = Result<Permit, Refusal>;
 
@@ -106,8 +141,8 @@ pub struct Ticket {
     pub model: String,
     /// How large it is.
     pub size: RequestSize,
-    /// Lower goes first; the tenant sets it.
-    pub priority: i32,
+    /// What its tenant is entitled to; the tenant sets it.
+    pub share: Share,
     reservation: Option<Reservation>,
     reply: oneshot::Sender<Answer>,
 }
@@ -126,7 +161,7 @@ impl Ticket {
                 tenant,
                 model,
                 size,
-                priority: 0,
+                share: Share::default(),
                 reservation: None,
                 reply,
             },
@@ -150,15 +185,15 @@ impl Ticket {
         self.reservation = Some(reservation);
     }
 
-    pub(crate) fn admit(self, endpoint: Arc<Endpoint>, model: &Addr<Model>, waited: Duration) {
+    pub(crate) fn admit(self, endpoint: Arc<Endpoint>, model: &Addr<Model>, turn: Turn) {
         let permit = Permit {
             endpoint,
-            waited,
+            turn,
             model: model.clone(),
             reservation: self.reservation,
             prompt_bytes: self.size.prompt_bytes,
             has_first_token: false,
-            streamed: 0,
+            has_failed: false,
             usage: None,
         };
         // If the client hung up at this moment, the permit comes back in the error and is dropped.
@@ -188,17 +223,37 @@ impl Drop for Reservation {
 pub struct Permit {
     /// Where the engine is.
     pub endpoint: Arc<Endpoint>,
-    /// How long the request waited for its turn.
-    pub waited: Duration,
+    turn: Turn,
     model: Addr<Model>,
     reservation: Option<Reservation>,
     prompt_bytes: u64,
     has_first_token: bool,
-    streamed: u64,
+    has_failed: bool,
     usage: Option<Usage>,
 }
 
+/// A request's turn, as its model counts it.
+pub(crate) struct Turn {
+    pub(crate) key: Key,
+    pub(crate) waited: Duration,
+    pub(crate) tag: i64,
+    /// Tokens streamed so far. The model reads it at its own tick, so that no token costs a message.
+    pub(crate) streamed: Arc<AtomicU64>,
+}
+
 impl Permit {
+    /// How long the request waited for its turn.
+    #[must_use]
+    pub fn waited(&self) -> Duration {
+        self.turn.waited
+    }
+
+    /// Where it belongs in the engine's own queue, lower first.
+    #[must_use]
+    pub fn tag(&self) -> i64 {
+        self.turn.tag
+    }
+
     /// Where the tenant stands with its limits.
     #[must_use]
     pub fn rate_limits(&self) -> RateLimits {
@@ -211,14 +266,19 @@ impl Permit {
     pub fn first_token(&mut self) {
         if !self.has_first_token {
             self.has_first_token = true;
-            self.model.do_send(FirstToken);
+            self.model.do_send(FirstToken(self.turn.key));
         }
     }
 
     /// The engine sent `tokens` more. A chunk may hold several; counting it as one is the lower
     /// bound that is used when the answer is cut before its usage arrives.
     pub fn streamed(&mut self, tokens: u64) {
-        self.streamed += tokens;
+        self.turn.streamed.fetch_add(tokens, Ordering::Relaxed);
+    }
+
+    /// The engine failed. If it gave no token, the tenant is charged nothing.
+    pub fn engine_failed(&mut self) {
+        self.has_failed = true;
     }
 
     /// What the engine says the request used; the last call counts.
@@ -235,7 +295,7 @@ impl Permit {
         Usage {
             prompt_tokens,
             cached_tokens: 0,
-            completion_tokens: self.streamed,
+            completion_tokens: self.turn.streamed.load(Ordering::Relaxed),
         }
     }
 }
@@ -246,9 +306,17 @@ impl Drop for Permit {
         if let Some(held) = &mut self.reservation {
             held.used = Some(used);
         }
+        let outcome = match self.usage {
+            Some(usage) => Outcome::Completed(usage),
+            None if self.has_failed && !self.has_first_token => Outcome::FailedBeforeFirstToken,
+            None => Outcome::Cancelled {
+                generated: used.completion_tokens,
+            },
+        };
         self.model.do_send(SlotFreed {
+            key: self.turn.key,
             prompt_bytes: self.prompt_bytes,
-            usage: self.usage,
+            outcome,
         });
     }
 }

@@ -81,11 +81,6 @@ impl Arm {
         }
     }
 
-    /// It differs from what a build does that has no `scheduling`.
-    fn needs_scheduling(self) -> bool {
-        self.scheduling() != "fifo"
-    }
-
     /// Who sends in it.
     #[must_use]
     pub fn sends(self, role: Role) -> bool {
@@ -169,30 +164,10 @@ impl Base {
         id.unwrap_or(MODEL).to_owned()
     }
 
-    /// The configuration of one server.
-    #[must_use]
-    pub fn config(&self, instance: Instance<'_>, workload: &Workload) -> String {
-        let with = |scheduling| self.render(instance, workload, scheduling);
-        let text = with(true);
-        match self.problem(&text) {
-            // A build without the key has one discipline, which `available` asked about.
-            Some(problem) if is_about_scheduling(&problem) => with(false),
-            _ => text,
-        }
-    }
-
     /// Why this arm can't run here, or nothing.
     #[must_use]
     pub fn unavailable(&self, instance: Instance<'_>, workload: &Workload) -> Option<String> {
-        let problem = self.problem(&self.render(instance, workload, true))?;
-        match is_about_scheduling(&problem) {
-            true if instance.arm.needs_scheduling() => Some(format!(
-                "not available in this build (no scheduling = \"{}\")",
-                instance.arm.scheduling()
-            )),
-            true => self.problem(&self.render(instance, workload, false)),
-            false => Some(problem),
-        }
+        self.problem(&self.config(instance, workload))
     }
 
     /// The first thing wrong with a configuration.
@@ -200,15 +175,13 @@ impl Base {
         let path = self.dir.join("bench.toml");
         let loaded = Config::load_str(text, &path, &process_environment(), &Overrides::default());
         let error = loaded.err()?;
-        error
-            .problems
-            .iter()
-            .find(|problem| !is_about_scheduling(&problem.key))
-            .or(error.problems.first())
-            .map(|problem| format!("{}: {}", problem.key, problem.message))
+        let problem = error.problems.first()?;
+        Some(format!("{}: {}", problem.key, problem.message))
     }
 
-    fn render(&self, instance: Instance<'_>, workload: &Workload, scheduling: bool) -> String {
+    /// The configuration of one server.
+    #[must_use]
+    pub fn config(&self, instance: Instance<'_>, workload: &Workload) -> String {
         let mut table = self.table.clone();
         let mut set = |key: &str, value: Value| table.insert(key.to_owned(), value);
         set("listen", format!("127.0.0.1:{}", instance.port).into());
@@ -233,9 +206,8 @@ impl Base {
                 // First come, first served, whatever the length.
                 model.insert("long_prompt_tokens".to_owned(), 1_000_000_000.into());
             }
-            if scheduling {
-                model.insert("scheduling".to_owned(), instance.arm.scheduling().into());
-            }
+            let scheduling = instance.arm.scheduling();
+            model.insert("scheduling".to_owned(), scheduling.into());
         }
         table.to_string()
     }
@@ -255,10 +227,6 @@ fn tenants(instance: Instance<'_>, workload: &Workload) -> Table {
     workload.loads.iter().map(table).collect()
 }
 
-fn is_about_scheduling(problem: &str) -> bool {
-    problem.contains("scheduling")
-}
-
 #[cfg(test)]
 mod tests {
     use kvwarden_policy::steps;
@@ -275,18 +243,13 @@ mod tests {
             state_dir: Path::new("/tmp/bench"),
             bucket_rpm: 600,
         };
-        assert_eq!(
-            base.unavailable(instance, &workload)
-                .filter(|_| !arm.needs_scheduling()),
-            None
-        );
         let text = base.config(instance, &workload);
         (base, text, workload)
     }
 
     #[test]
     fn generated_configurations_are_accepted() {
-        for arm in [Arm::Solo, Arm::Fifo, Arm::Bucket] {
+        for arm in [Arm::Solo, Arm::Fifo, Arm::Bucket, Arm::Drr, Arm::Fair] {
             let (base, text, _) = config(arm);
             assert_eq!(base.problem(&text), None, "{text}");
         }

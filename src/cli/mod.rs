@@ -2,9 +2,15 @@
 
 pub mod bench;
 pub mod check;
+pub mod client;
+pub mod doctor;
 pub mod engine;
 pub mod key;
+pub mod models;
+mod reply;
 pub mod serve;
+mod show;
+pub mod status;
 pub mod version;
 
 use std::process::ExitCode;
@@ -13,9 +19,24 @@ use clap::{Parser, Subcommand};
 
 use crate::{layout::Layout, shim, sim};
 
+const EXAMPLES: &str = "\
+Examples:
+  kvwarden serve demo --engine sim            try it: no GPU, nothing to download, made-up text
+  kvwarden doctor --config node.toml          is this machine ready for that configuration?
+  kvwarden engine install vllm                fetch an engine before it is needed
+  kvwarden serve --config node.toml           serve
+  kvwarden status                             what does it do?
+
+Each command says more with --help.";
+
 /// Shares the GPUs of one node fairly between tenants
 #[derive(Debug, Parser)]
-#[command(name = "kvwarden", version, arg_required_else_help = true)]
+#[command(
+    name = "kvwarden",
+    version,
+    arg_required_else_help = true,
+    after_help = EXAMPLES
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -25,6 +46,12 @@ pub struct Cli {
 enum Command {
     /// Serve models behind one OpenAI-compatible API
     Serve(serve::ServeArgs),
+    /// Show what a running kvwarden does: models, tenants, GPUs
+    Status(status::StatusArgs),
+    /// List the models of a running kvwarden
+    Models(status::StatusArgs),
+    /// Look for what would keep kvwarden or its engines from working on this machine
+    Doctor(doctor::DoctorArgs),
     /// Say everything that is wrong with a configuration file
     Check(check::CheckArgs),
     /// Install, list and remove inference engines
@@ -51,6 +78,9 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Serve(args) => serve::run(&args),
+            Command::Status(args) => status::run(&args),
+            Command::Models(args) => models::run(&args),
+            Command::Doctor(args) => doctor::run(&args),
             Command::Check(args) => check::run(&args),
             Command::Engine(args) => {
                 engine::run(&args, &Layout::from_env())?;

@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
+use kvwarden_policy::scheduling::Discipline;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -75,6 +76,8 @@ pub struct Limits {
 pub struct TenantDefaults {
     /// Lower goes first. Default: 0.
     pub priority: Option<i32>,
+    /// Its part of an engine beside other tenants' parts; one with 2 gets twice as much as one with 1. All tenants that the file does not name share one part. Default: 1.
+    pub weight: Option<u32>,
     /// Requests per minute, sustained; more are answered 429. Default: unlimited.
     pub rate_limit_rpm: Option<u32>,
     /// Requests at once after a pause. Default: a minute's worth (`rate_limit_rpm`).
@@ -93,6 +96,8 @@ pub struct Tenant {
     pub api_keys: Vec<String>,
     /// Lower goes first.
     pub priority: Option<i32>,
+    /// Its part of an engine beside other tenants' parts.
+    pub weight: Option<u32>,
     /// Requests per minute, sustained; more are answered 429.
     pub rate_limit_rpm: Option<u32>,
     /// Requests at once after a pause.
@@ -145,6 +150,10 @@ pub struct Model {
     pub executable: Option<PathBuf>,
     /// Requests the engine runs at once. Default: 256; 4 on `llamacpp`, 8 on `vllm-cpu` and `sglang-cpu`.
     pub max_concurrent: Option<u32>,
+    /// For `vllm`, `vllm-cpu` and `sim`, tokens one engine step computes; 8192 suits H100 and newer. Default: 2048, or the preset's.
+    pub step_tokens: Option<u32>,
+    /// Who goes next: `fair` (by tokens served), `fifo` (by arrival) or `drr` (by requests in the server, as the Python KVWarden). Default: `fair`.
+    pub scheduling: Option<Scheduling>,
     /// Requests that may wait. Default: 1024.
     pub queue_size: Option<usize>,
     /// Longest context of one request, prompt and output together, in tokens. Default: the model's own.
@@ -171,6 +180,28 @@ pub struct Model {
     pub long_prompt_tokens: Option<u64>,
     /// Start with the server instead of at the first request. Default: true.
     pub autostart: Option<bool>,
+}
+
+/// Who goes next, as the file names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheduling {
+    /// By tokens served.
+    Fair,
+    /// By arrival.
+    Fifo,
+    /// By requests in the server.
+    Drr,
+}
+
+impl From<Scheduling> for Discipline {
+    fn from(scheduling: Scheduling) -> Self {
+        match scheduling {
+            Scheduling::Fair => Self::Fair,
+            Scheduling::Fifo => Self::Fifo,
+            Scheduling::Drr => Self::Drr,
+        }
+    }
 }
 
 /// An engine as the file names it: its kind, and whether it is the CPU build.

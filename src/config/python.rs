@@ -113,6 +113,7 @@ impl PythonModel {
 impl PythonTenant {
     fn into_defaults(self) -> TenantDefaults {
         TenantDefaults {
+            weight: None,
             priority: Some(self.priority.unwrap_or(1)),
             rate_limit_rpm: Some(self.rate_limit_rpm.unwrap_or(600)),
             rate_limit_burst: self.rate_limit_burst,

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use kvwarden_actors::gpu::engine::{EngineFlags, EngineKind};
-use kvwarden_policy::{ModelId, TenantId};
+use kvwarden_policy::{ModelId, TenantId, scheduling::Discipline};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -140,6 +140,8 @@ pub struct ModelConfig {
     pub start_timeout: Duration,
     /// How long the engine gets between SIGTERM and SIGKILL.
     pub stop_grace: Duration,
+    /// Who goes next.
+    pub scheduling: Discipline,
     /// Requests that may wait.
     pub queue_size: usize,
     /// Prompts of at least this many tokens queue behind shorter ones of the same priority.
@@ -180,10 +182,12 @@ pub struct TenantConfig {
 }
 
 /// What one tenant may use. `None` is unlimited.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TenantLimits {
     /// Lower goes first.
     pub priority: i32,
+    /// Its part of an engine beside other tenants' parts.
+    pub weight: u32,
     /// Requests per minute, sustained.
     pub rate_limit_rpm: Option<u32>,
     /// Requests at once after a pause; the minute's worth by default.
@@ -192,6 +196,19 @@ pub struct TenantLimits {
     pub tokens_per_minute: Option<u64>,
     /// Requests queued and running at once.
     pub max_concurrent_requests: Option<u32>,
+}
+
+impl Default for TenantLimits {
+    fn default() -> Self {
+        Self {
+            priority: 0,
+            weight: 1,
+            rate_limit_rpm: None,
+            rate_limit_burst: None,
+            tokens_per_minute: None,
+            max_concurrent_requests: None,
+        }
+    }
 }
 
 /// A checked configuration and what its author should know about it.

@@ -53,12 +53,12 @@ const RENAMED: &[(&str, &str)] = &[
         "cache",
         "leave it out: the engine manages its KV cache; `kv_cache` of a model sets its size",
     ),
-    ("scheduling", "leave it out: tenants always share fairly"),
     (
         "max_gpu_memory_gb",
         "leave it out: memory belongs to models (`gpu_memory_utilization`, `kv_cache`)",
     ),
     ("max_num_seqs", "it is called `max_concurrent`"),
+    ("max_num_batched_tokens", "it is called `step_tokens`"),
     ("max_running_requests", "it is called `max_concurrent`"),
     ("parallel", "it is called `max_concurrent`"),
     ("context_length", "it is called `max_model_len`"),

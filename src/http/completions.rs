@@ -101,7 +101,7 @@ impl Exchange<'_> {
             Err(bad) => return Err((bad.into(), record)),
         };
         record.wants(&ask.model);
-        let permit = match self
+        let mut permit = match self
             .permit(tenant.clone(), ask.model.clone(), self.size(&ask))
             .await
         {
@@ -119,9 +119,13 @@ impl Exchange<'_> {
             .await
         {
             Ok(answer) => answer,
-            Err(why) => return Err((Failure::Unreachable(why), record)),
+            Err(why) => {
+                permit.engine_failed();
+                return Err((Failure::Unreachable(why), record));
+            }
         };
         if !answer.status.is_success() {
+            permit.engine_failed();
             let status = answer.status;
             let body = collect(answer).await.unwrap_or_default();
             return Err((engine_failure(status, &body), record));
@@ -207,6 +211,9 @@ impl Exchange<'_> {
         if self.task != Task::Generate {
             return false;
         }
+        if engine.orders_by_priority() {
+            ask.members.set("priority", &permit.tag());
+        }
         if engine.salts_prefix_cache() {
             let salt = self.shared.salts.of(tenant, salt.as_deref());
             ask.members.set("cache_salt", &salt);
@@ -229,9 +236,14 @@ impl Exchange<'_> {
         let mut response = self.head(&permit, &answer);
         let content_type = answer.content_type.clone();
         let Some(mut body) = collect(answer).await else {
+            permit.engine_failed();
             let failure = Failure::Unreachable("the answer broke off".to_owned());
             return Err((failure, record));
         };
+        if sse::is_aborted(&body) {
+            let failure = Failure::Unreachable("the engine gave the request up".to_owned());
+            return Err((failure, record));
+        }
         if self.task == Task::Generate {
             record.first_token();
         }

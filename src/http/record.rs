@@ -72,7 +72,7 @@ impl Record {
         self.shared
             .metrics
             .admission_wait
-            .observe(permit.waited.as_secs_f64());
+            .observe(permit.waited().as_secs_f64());
     }
 
     /// Its answer is on the way to the client.
@@ -124,7 +124,7 @@ impl Record {
     /// It got no answer.
     pub fn failed(&mut self, failure: &Failure) {
         let metrics = &self.shared.metrics;
-        let reason = failure.code().to_owned();
+        let reason = failure.reason().to_owned();
         let is_refused = matches!(failure, Failure::NodeFull | Failure::Refused(_));
         if matches!(failure, Failure::Refused(refusal) if is_own_limit(refusal)) {
             let labels = metrics::Rejection {
@@ -171,6 +171,7 @@ fn is_own_limit(refusal: &Refusal) -> bool {
             | Refusal::TokenRate { .. }
             | Refusal::LargerThanBudget { .. }
             | Refusal::Concurrency { .. }
+            | Refusal::TenantQueueFull { .. }
     )
 }
 

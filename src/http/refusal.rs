@@ -89,15 +89,35 @@ impl From<Refusal> for Failure {
     }
 }
 
-/// Status, type and code of a failure.
+/// A failure as clients and operators see it.
 struct Form {
     status: StatusCode,
+    /// OpenAI's `type`.
     kind: &'static str,
+    /// OpenAI's `code`.
     code: &'static str,
+    /// The same, or finer, for metrics and `x-kvwarden-dropped-reason`.
+    reason: &'static str,
 }
 
 const fn form(status: StatusCode, kind: &'static str, code: &'static str) -> Form {
-    Form { status, kind, code }
+    Form {
+        status,
+        kind,
+        code,
+        reason: code,
+    }
+}
+
+/// As OpenAI says it: clients compare this code, and the type tells which limit it was.
+const fn rate_limit(kind: &'static str, reason: &'static str) -> Form {
+    let code = "rate_limit_exceeded";
+    Form {
+        status: StatusCode::TOO_MANY_REQUESTS,
+        kind,
+        code,
+        reason,
+    }
 }
 
 const INVALID: &str = "invalid_request_error";
@@ -133,8 +153,8 @@ impl Failure {
 
     /// A short name, for metrics and the dropped-reason header.
     #[must_use]
-    pub fn code(&self) -> &'static str {
-        self.form().code
+    pub fn reason(&self) -> &'static str {
+        self.form().reason
     }
 
     fn param(&self) -> Option<&str> {
@@ -147,7 +167,12 @@ impl Failure {
     /// The answer to the client.
     #[must_use]
     pub fn response(&self) -> HttpResponse {
-        let Form { status, kind, code } = self.form();
+        let Form {
+            status,
+            kind,
+            code,
+            reason,
+        } = self.form();
         let mut response = HttpResponse::build(status);
         if let Self::Engine { error, .. } = self {
             return response.json(json!({ "error": error }));
@@ -156,7 +181,7 @@ impl Failure {
             limit_headers(&mut response, refusal);
         }
         if status == StatusCode::SERVICE_UNAVAILABLE || status == StatusCode::TOO_MANY_REQUESTS {
-            response.insert_header(("x-kvwarden-dropped-reason", code));
+            response.insert_header(("x-kvwarden-dropped-reason", reason));
         }
         if matches!(self, Self::NodeFull) {
             retry_after(&mut response, Duration::from_secs(1));
@@ -198,10 +223,11 @@ fn refused(refusal: &Refusal) -> Form {
     let limited = |code| form(StatusCode::TOO_MANY_REQUESTS, LIMITED, code);
     match refusal {
         Refusal::UnknownModel(_) => form(StatusCode::NOT_FOUND, INVALID, "model_not_found"),
-        Refusal::RequestRate { .. } => limited("requests_per_minute"),
-        Refusal::TokenRate { .. } => limited("tokens_per_minute"),
+        Refusal::RequestRate { .. } => rate_limit("requests", "requests_per_minute"),
+        Refusal::TokenRate { .. } => rate_limit("tokens", "tokens_per_minute"),
         Refusal::LargerThanBudget { .. } => limited("larger_than_budget"),
         Refusal::Concurrency { .. } => limited("max_concurrent_requests"),
+        Refusal::TenantQueueFull { .. } => limited("tenant_queue_full"),
         Refusal::QueueFull { .. } => unavailable("queue_full"),
         Refusal::QueueTimeout { .. } => unavailable("queue_timeout"),
         Refusal::Broken { .. } => unavailable("engine_broken"),
@@ -235,6 +261,7 @@ fn limit_headers(response: &mut HttpResponseBuilder, refusal: &Refusal) {
         }
         // When a place will be free is unknown; a second is short enough not to waste one.
         Refusal::Concurrency { .. }
+        | Refusal::TenantQueueFull { .. }
         | Refusal::QueueFull { .. }
         | Refusal::QueueTimeout { .. }
         | Refusal::Draining => {
@@ -310,17 +337,26 @@ pub fn event_failure(error: &RawValue) -> Failure {
 
 fn error_of(status: StatusCode, mut answer: Map<String, Value>) -> Value {
     if let Some(error) = answer.remove("error") {
-        return if error.is_object() {
-            error
-        } else {
-            error_object(status, &text_of(&error))
-        };
+        return whole_error(status, error);
     }
     // SGLang: the error's fields without an envelope. FastAPI: only a detail.
     match answer.get("message").or_else(|| answer.get("detail")) {
         Some(message) => error_object(status, without_source_lines(&text_of(message))),
         None => error_object(status, "the engine gave no reason"),
     }
+}
+
+/// The engine's own words, and what it left out (llama.cpp: `param`): the SDKs read all four.
+fn whole_error(status: StatusCode, error: Value) -> Value {
+    let Value::Object(mut error) = error else {
+        return error_object(status, &text_of(&error));
+    };
+    if let Value::Object(usual) = error_object(status, "the engine gave no reason") {
+        for (key, value) in usual {
+            error.entry(key).or_insert(value);
+        }
+    }
+    Value::Object(error)
 }
 
 fn error_object(status: StatusCode, message: &str) -> Value {
@@ -373,6 +409,8 @@ mod tests {
             "Internal Server Error"
         );
         assert_eq!(error(503, "")["type"], SERVER);
+        let llamacpp = r#"{"error":{"code":400,"message":"bad","type":"invalid_request_error"}}"#;
+        assert_eq!(error(400, llamacpp).get("param"), Some(&Value::Null));
     }
 
     #[test]

@@ -85,7 +85,10 @@ impl Relay {
                 Ok(Some(event)) => match sse::read(&event) {
                     // A ping before the first token promises nothing.
                     Event::Other => relay.ready.push_back(event),
-                    Event::Failed(error) => return Err((event_failure(error), relay.record)),
+                    Event::Failed(error) => {
+                        relay.permit.engine_failed();
+                        return Err((event_failure(error), relay.record));
+                    }
                     Event::Chunk(_) | Event::Done => {
                         let event = relay.take(event);
                         relay.ready.extend(event);
@@ -93,10 +96,12 @@ impl Relay {
                     }
                 },
                 Ok(None) => {
+                    relay.permit.engine_failed();
                     let failure = Failure::Unreachable("the stream ended before it began".into());
                     return Err((failure, relay.record));
                 }
                 Err(broken) => {
+                    relay.permit.engine_failed();
                     return Err((Failure::Unreachable(broken.to_owned()), relay.record));
                 }
             }
@@ -185,6 +190,7 @@ impl Relay {
                 self.state = State::Ended { well: false };
                 Some(event)
             }
+            Event::Chunk(chunk) if chunk.is_aborted => Some(self.break_off("engine_aborted")),
             Event::Chunk(chunk) => {
                 if chunk.has_token {
                     self.record.first_token();
@@ -227,6 +233,7 @@ impl Relay {
         tracing::warn!(endpoint = ?self.permit.endpoint, reason, "stream broke off");
         self.state = State::Ended { well: false };
         self.record.broken(reason);
+        self.permit.engine_failed();
         let error = json!({ "error": {
             "message": "the model's engine stopped before the answer was complete",
             "type": "server_error", "param": null, "code": reason,

@@ -81,6 +81,9 @@ pub struct Chunk {
     pub usage: Option<Usage>,
     /// It carries usage and nothing else.
     pub is_usage_only: bool,
+    /// The engine gave the request up. No client of OpenAI's knows that `finish_reason`, and all
+    /// of them would take half an answer for a whole one.
+    pub is_aborted: bool,
 }
 
 /// Reads one event.
@@ -102,6 +105,7 @@ pub fn read(event: &[u8]) -> Event<'_> {
     Event::Chunk(Chunk {
         has_token: wire.choices.iter().any(WireChoice::has_token),
         is_usage_only: usage.is_some() && wire.choices.is_empty(),
+        is_aborted: wire.choices.iter().any(WireChoice::is_aborted),
         usage,
     })
 }
@@ -121,6 +125,8 @@ struct WireChoice<'a> {
     text: Option<Cow<'a, str>>,
     #[serde(borrow)]
     delta: Option<WireDelta<'a>>,
+    #[serde(borrow)]
+    finish_reason: Option<Cow<'a, str>>,
 }
 
 #[derive(Deserialize)]
@@ -136,6 +142,10 @@ struct WireDelta<'a> {
 }
 
 impl WireChoice<'_> {
+    fn is_aborted(&self) -> bool {
+        self.finish_reason.as_deref() == Some("abort")
+    }
+
     fn has_token(&self) -> bool {
         let is_text = |text: &Option<Cow<'_, str>>| text.as_ref().is_some_and(|t| !t.is_empty());
         is_text(&self.text)
@@ -191,6 +201,13 @@ pub fn usage_of(answer: &[u8]) -> Option<Usage> {
         .map(Usage::from)
 }
 
+/// Whether the engine gave up a request whose whole (not streamed) answer this is.
+#[must_use]
+pub fn is_aborted(answer: &[u8]) -> bool {
+    let answer = serde_json::from_slice::<WireChunk>(answer);
+    answer.is_ok_and(|answer| answer.choices.iter().any(WireChoice::is_aborted))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -242,9 +259,9 @@ mod tests {
         assert_eq!(
             chunk(vllm),
             Chunk {
-                has_token: false,
                 usage: Some(used),
-                is_usage_only: true
+                is_usage_only: true,
+                ..Chunk::default()
             }
         );
         let sglang = r#"data: {"choices":[{"text":"x"}],"usage":null}"#;
@@ -252,6 +269,18 @@ mod tests {
         let llamacpp =
             r#"data: {"choices":[{"text":""}],"usage":{"prompt_tokens":1,"completion_tokens":2}}"#;
         assert!(!chunk(llamacpp).is_usage_only && chunk(llamacpp).usage.is_some());
+    }
+
+    #[test]
+    fn request_given_up_by_the_engine_is_no_whole_answer() {
+        assert!(chunk(r#"data: {"choices":[{"text":"","finish_reason":"abort"}]}"#).is_aborted);
+        assert!(!chunk(r#"data: {"choices":[{"text":"","finish_reason":"stop"}]}"#).is_aborted);
+        assert!(is_aborted(
+            br#"{"choices":[{"message":{"content":"a"},"finish_reason":"abort"}]}"#
+        ));
+        assert!(!is_aborted(
+            br#"{"choices":[{"message":{"content":"a"},"finish_reason":"stop"}]}"#
+        ));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The HTTP client to engines: the only file that names `awc`, so that it can be replaced.
+//! The HTTP client to engines. Only this file and the command line's client name `awc`, so that it
+//! can be replaced.
 
 use std::{io, pin::Pin, time::Duration};
 

@@ -12,10 +12,10 @@ mod growth;
 mod lock;
 mod packages;
 pub mod progress;
-mod python;
+pub(crate) mod python;
 pub mod recipe;
 mod run;
-mod uv;
+pub(crate) mod uv;
 
 use std::{
     fs, io,
@@ -193,12 +193,14 @@ fn known(name: &str) -> Result<&'static Recipe, InstallError> {
     })
 }
 
+/// What compiling the stub libraries takes.
+pub(crate) const COMPILER_TOOLS: [&str; 4] = ["cc", "readelf", "nm", "ldconfig"];
+
 fn require_compiler(recipe: &Recipe) -> Result<(), InstallError> {
     if !recipe.needs_compiler {
         return Ok(());
     }
-    let tools = ["cc", "readelf", "nm", "ldconfig"];
-    let missing: Vec<_> = tools
+    let missing: Vec<_> = COMPILER_TOOLS
         .into_iter()
         .filter(|tool| python::on_path(tool).is_none())
         .collect();

@@ -14,11 +14,11 @@ pub struct Version(pub u8, pub u8);
 
 /// An interpreter that was asked about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Python {
-    pub(super) path: PathBuf,
-    pub(super) version: Version,
+pub(crate) struct Python {
+    pub(crate) path: PathBuf,
+    pub(crate) version: Version,
     /// Whether it can make environments by itself; Debian packages that apart.
-    pub(super) has_venv: bool,
+    pub(crate) has_venv: bool,
 }
 
 /// The system's own first; then the rest, the best tested first.
@@ -41,10 +41,7 @@ pub(super) fn find(
 ) -> Result<Python, InstallError> {
     let found: Vec<Python> = match asked {
         Some(path) => probe(path).into_iter().collect(),
-        None => CANDIDATES
-            .iter()
-            .filter_map(|name| probe(Path::new(name)))
-            .collect(),
+        None => all(),
     };
     if found.is_empty() {
         return Err(InstallError::NoPython {
@@ -52,6 +49,14 @@ pub(super) fn find(
         });
     }
     choose(&found, range)
+}
+
+/// Every interpreter on PATH, the one to prefer first.
+pub(crate) fn all() -> Vec<Python> {
+    CANDIDATES
+        .iter()
+        .filter_map(|name| probe(Path::new(name)))
+        .collect()
 }
 
 fn choose(found: &[Python], (oldest, newest): (Version, Version)) -> Result<Python, InstallError> {
@@ -96,7 +101,7 @@ fn parse(line: &str) -> Option<Python> {
 
 /// The executable of that name on PATH, or in the directories of system tools that some users'
 /// PATH lacks.
-pub(super) fn on_path(name: &str) -> Option<PathBuf> {
+pub(crate) fn on_path(name: &str) -> Option<PathBuf> {
     use std::os::unix::fs::PermissionsExt as _;
     let path = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);

@@ -12,6 +12,15 @@ use super::{
 };
 use crate::layout::Layout;
 
+/// The `uv` on PATH, else the private one if it was made.
+pub(crate) fn find(layout: &Layout) -> Option<PathBuf> {
+    python::on_path("uv").or_else(|| Some(private(layout)).filter(|uv| uv.is_file()))
+}
+
+fn private(layout: &Layout) -> PathBuf {
+    layout.data.join("tools/uv/bin/uv")
+}
+
 /// Finds `uv` on PATH, else makes a private one with Python's own `venv` and pip.
 pub(super) fn ensure(
     layout: &Layout,
@@ -22,7 +31,7 @@ pub(super) fn ensure(
         return Ok(uv);
     }
     let root = layout.data.join("tools/uv");
-    let uv = root.join("bin/uv");
+    let uv = private(layout);
     let waiting = || progress.report(Event::Waiting { what: "uv" });
     let lock = Lock::take(&layout.data.join("tools/uv.lock"), waiting)?;
     if uv.is_file() {

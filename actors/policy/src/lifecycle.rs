@@ -5,7 +5,7 @@
 
 use std::{fmt, time::Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Generation,
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Where a model stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum State {
     /// Its engine or its weights are being installed.
@@ -70,7 +70,7 @@ impl fmt::Display for State {
 }
 
 /// How far a start got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// The shim was asked to run it.

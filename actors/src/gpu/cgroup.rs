@@ -45,6 +45,12 @@ impl Cgroup {
             .open(self.dir.join("cgroup.procs"))
     }
 
+    /// Whether its members can be killed at once: the kernel is 5.14 or newer.
+    #[must_use]
+    pub fn has_kill(&self) -> bool {
+        self.dir.join("cgroup.kill").exists()
+    }
+
     /// SIGKILL to every member.
     ///
     /// # Errors

@@ -101,6 +101,32 @@ impl Table {
         }
     }
 
+    /// Every token that some process carries in its environment, this one left out.
+    ///
+    /// # Errors
+    /// As for [`Self::bearing`].
+    pub fn tokens(&self) -> io::Result<BTreeSet<String>> {
+        let own = std::process::id();
+        let mut tokens = BTreeSet::new();
+        for pid in self.0.keys().filter(|pid| pid.unsigned_abs() != own) {
+            let environ = read_proc(*pid, "environ")?.unwrap_or_default();
+            let mut variables = environ.split(|b| *b == 0).map(String::from_utf8_lossy);
+            let token = variables.find_map(|variable| {
+                let (name, token) = variable.split_once('=')?;
+                (name == TREE_TOKEN).then(|| token.to_owned())
+            });
+            tokens.extend(token);
+        }
+        Ok(tokens)
+    }
+
+    /// The pid of a process's parent.
+    #[must_use]
+    pub fn parent(&self, process: ProcessId) -> Option<i32> {
+        let entry = self.0.get(&process.pid);
+        Some(entry.filter(|entry| entry.start == process.start)?.parent)
+    }
+
     /// The living processes that carry `token` in their environment, and what descends from them.
     /// This process is never among them.
     ///
@@ -210,6 +236,15 @@ fn parse_stat(stat: &str) -> Option<Entry> {
     })
 }
 
+/// Whether the kernel has pidfds. Without them, a signal in the moment that a pid is reused could
+/// reach a stranger.
+#[must_use]
+pub fn has_pidfd() -> bool {
+    std::process::id()
+        .try_into()
+        .is_ok_and(|own| pidfd_open(own).is_ok())
+}
+
 /// nix has no pidfd yet (0.31).
 fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: pidfd_open takes two integers and no pointer.
@@ -268,7 +303,11 @@ mod tests {
         let (mut ours, mut other) = (sleeper("unit-a"), sleeper("unit-b"));
         grown(&mut ours);
         grown(&mut other);
-        assert!(Table::read().unwrap().bearing("unit-a").unwrap().len() >= 2);
+        let table = Table::read().unwrap();
+        assert!(table.bearing("unit-a").unwrap().len() >= 2);
+        assert!(table.tokens().unwrap().contains("unit-a"));
+        let outer = ProcessId::of(ours.id().try_into().unwrap()).unwrap();
+        assert_eq!(table.parent(outer), std::process::id().try_into().ok());
 
         let reaper = std::thread::spawn(move || ours.wait().unwrap());
         assert!(kill_tree("unit-a").await >= 2);

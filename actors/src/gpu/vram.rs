@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use actix::{Message, WeakRecipient};
 use nvml_wrapper::{Device, Nvml, error::NvmlError};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How often devices are read.
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// One reading.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Message)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Message)]
 #[serde(rename_all = "snake_case", tag = "state")]
 #[rtype(result = "()")]
 pub enum Reading {
@@ -35,7 +35,7 @@ pub enum Reading {
 }
 
 /// One device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceReading {
     /// NVML's index.
     pub index: u32,
@@ -53,6 +53,17 @@ pub struct DeviceReading {
     pub temperature: Option<u32>,
 }
 
+/// One process that computes on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceProcess {
+    /// NVML's index of the device.
+    pub device: u32,
+    /// Its pid; in a container that of the host, which means nothing there.
+    pub pid: u32,
+    /// Bytes of the device's memory it holds, where the driver tells.
+    pub used: Option<u64>,
+}
+
 /// Reads the devices once.
 #[must_use]
 pub fn read() -> Reading {
@@ -62,6 +73,33 @@ pub fn read() -> Reading {
             reason: error.to_string(),
         },
     }
+}
+
+/// The processes that compute on a device. None where the driver does not tell (a container may
+/// not see those of others).
+#[must_use]
+pub fn processes() -> Vec<DeviceProcess> {
+    let Ok(nvml) = Nvml::init() else {
+        return Vec::new();
+    };
+    let count = nvml.device_count().unwrap_or(0);
+    (0..count)
+        .flat_map(|index| processes_on(&nvml, index).unwrap_or_default())
+        .collect()
+}
+
+fn processes_on(nvml: &Nvml, index: u32) -> Result<Vec<DeviceProcess>, NvmlError> {
+    use nvml_wrapper::enums::device::UsedGpuMemory;
+    let processes = nvml.device_by_index(index)?.running_compute_processes()?;
+    let process = |info: nvml_wrapper::struct_wrappers::device::ProcessInfo| DeviceProcess {
+        device: index,
+        pid: info.pid,
+        used: match info.used_gpu_memory {
+            UsedGpuMemory::Used(bytes) => Some(bytes),
+            UsedGpuMemory::Unavailable => None,
+        },
+    };
+    Ok(processes.into_iter().map(process).collect())
 }
 
 /// Reads the devices every two seconds for as long as somebody listens. On a machine without a

@@ -1,11 +1,18 @@
 //! One model: who waits for it, who runs on it, and the life of its engine.
 //!
-//! It never spawns anything. Which request goes next is decided by `policy::queue`, what to do
+//! It never spawns anything. Which request goes next is decided by `policy::scheduling`, what to do
 //! about the engine by `policy::lifecycle`; this file only carries messages between the two.
 
 mod state;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, MessageResult, WeakAddr};
 use kvwarden_policy::{
@@ -13,7 +20,7 @@ use kvwarden_policy::{
     cost::PromptEstimator,
     failure::FailureClass,
     lifecycle::{Effect, Event, Lifecycle, State},
-    queue::{self, Arrival, Queue},
+    scheduling::{Arrival, Bound, Full, Key, Outcome, Scheduler, Settings},
 };
 use tokio::time::Instant;
 
@@ -24,6 +31,7 @@ use crate::{
         Demand, Drain, EngineNews, Enqueue, FirstToken, Grant, News, Prepared, Pulse, SlotFreed,
         Snapshot, Spawn, StartOver, Stop,
     },
+    ticket::Turn,
 };
 
 pub use state::{ModelState, Record};
@@ -37,8 +45,8 @@ pub struct Params {
     pub names: Vec<String>,
     /// Which engine serves it.
     pub engine: EngineKind,
-    /// Bounds of its queue.
-    pub queue: queue::Limits,
+    /// Who goes next, and how much may wait.
+    pub scheduling: Settings,
     /// How long a request may wait.
     pub queue_timeout: Duration,
     /// Start at once instead of at the first request.
@@ -53,7 +61,8 @@ pub struct Model {
     spec: Option<Arc<EngineSpec>>,
     life: Lifecycle,
     endpoint: Option<Arc<Endpoint>>,
-    queue: Queue<Ticket>,
+    queue: Scheduler<Ticket>,
+    running: HashMap<Key, Arc<AtomicU64>>,
     estimator: PromptEstimator,
     drain: Option<Instant>,
     record: Record,
@@ -67,7 +76,8 @@ impl Model {
     #[must_use]
     pub fn new(params: Params, router: WeakAddr<Router>, gpu: Addr<Gpu>) -> Self {
         Self {
-            queue: Queue::new(params.queue.clone()),
+            queue: Scheduler::new(&params.scheduling),
+            running: HashMap::new(),
             params,
             router,
             gpu,
@@ -130,20 +140,38 @@ impl Model {
         let Some(endpoint) = self.endpoint.clone() else {
             return;
         };
-        while let Some(next) = self.queue.next(Instant::now().into_std()) {
+        let now = Instant::now().into_std();
+        while let Some(next) = self.queue.next(now) {
             if next.item.is_abandoned() {
-                self.queue.finish();
+                self.queue
+                    .finish(next.key, &Outcome::FailedBeforeFirstToken, now);
                 continue;
             }
             self.record.dispatched += 1;
-            next.item
-                .admit(endpoint.clone(), &ctx.address(), next.waited);
+            let streamed = Arc::<AtomicU64>::default();
+            self.running.insert(next.key, streamed.clone());
+            let turn = Turn {
+                key: next.key,
+                waited: next.waited,
+                tag: next.tag,
+                streamed,
+            };
+            next.item.admit(endpoint.clone(), &ctx.address(), turn);
         }
+    }
+
+    /// Charges what was streamed since the last look.
+    fn true_up(&mut self, now: std::time::Instant) {
+        for (key, streamed) in &self.running {
+            self.queue
+                .streamed(*key, streamed.load(Ordering::Relaxed), now);
+        }
+        self.queue.tick(now);
     }
 
     fn refuse_waiting(&mut self) {
         let why = self.broken();
-        for ticket in self.queue.remove_if(|_| true) {
+        for ticket in self.queue.remove_if(|_| true, Instant::now().into_std()) {
             ticket.refuse(why.clone());
         }
     }
@@ -168,13 +196,45 @@ impl Model {
 
     /// Work left, or the time for it: may the engine go?
     fn is_drained(&self, now: Instant) -> bool {
-        let is_idle = self.queue.waiting() == 0 && self.queue.running() == 0;
+        let counts = self.queue.total();
+        let is_idle = counts.waiting == 0 && counts.running == 0;
         self.drain
             .is_some_and(|deadline| is_idle || now >= deadline)
     }
 
+    fn arrival(&self, ticket: &Ticket, now: Instant) -> Arrival {
+        Arrival {
+            tenant: ticket.tenant.clone(),
+            weight: 1,
+            group: ticket.share.group.clone(),
+            flow: None,
+            class: ticket.share.class,
+            prompt_tokens: self.estimator.tokens(ticket.size.prompt_bytes),
+            max_tokens: ticket.size.max_tokens,
+            choices: ticket.size.choices,
+            bytes: ticket.size.prompt_bytes,
+            expires: (now + self.params.queue_timeout).into_std(),
+            is_retry: false,
+        }
+    }
+
+    /// A tenant that fills the queue hears so; others hear that the node is busy.
+    fn refuse_full(&self, ticket: Ticket, bound: Option<Bound>) {
+        ticket.refuse(match bound {
+            None => Refusal::TenantQueueFull {
+                bound: Bound::Requests,
+            },
+            Some(bound @ (Bound::TenantRequests | Bound::TenantBytes)) => {
+                Refusal::TenantQueueFull { bound }
+            }
+            Some(Bound::Requests | Bound::Bytes) => Refusal::QueueFull {
+                waiting: self.queue.total().waiting,
+            },
+        });
+    }
+
     fn clean_queue(&mut self, now: Instant) {
-        drop(self.queue.remove_if(Ticket::is_abandoned));
+        drop(self.queue.remove_if(Ticket::is_abandoned, now.into_std()));
         let waited = self.params.queue_timeout;
         for ticket in self.queue.remove_expired(now.into_std()) {
             ticket.refuse(Refusal::QueueTimeout { waited });
@@ -184,11 +244,13 @@ impl Model {
     fn tick(&mut self, ctx: &Context<Self>) {
         let now = Instant::now();
         self.clean_queue(now);
+        self.true_up(now.into_std());
+        self.dispatch(ctx);
         if self.life.retry_at().is_some_and(|at| now.into_std() >= at) {
             self.happen(Event::RetryDue, ctx);
         }
         if self.is_drained(now) {
-            for ticket in self.queue.remove_if(|_| true) {
+            for ticket in self.queue.remove_if(|_| true, now.into_std()) {
                 ticket.refuse(Refusal::Draining);
             }
             self.happen(Event::Unwanted, ctx);
@@ -236,7 +298,7 @@ impl Handler<Prepared> for Model {
                 self.record.note = None;
                 self.spec = Some(spec);
                 self.happen(Event::Fetched, ctx);
-                if self.params.autostart || self.queue.waiting() > 0 {
+                if self.params.autostart || self.queue.total().waiting > 0 {
                     self.happen(Event::Wanted, ctx);
                 }
             }
@@ -253,15 +315,13 @@ impl Handler<Enqueue> for Model {
             return ticket.refuse(self.broken());
         }
         let now = Instant::now();
-        let arrival = Arrival {
-            priority: ticket.priority,
-            prompt_tokens: self.estimator.tokens(ticket.size.prompt_bytes),
-            expires: (now + self.params.queue_timeout).into_std(),
-        };
-        if let Err(ticket) = self.queue.push(arrival, ticket, now.into_std()) {
-            return ticket.refuse(Refusal::QueueFull {
-                waiting: self.queue.waiting(),
-            });
+        let arrival = self.arrival(&ticket, now);
+        match self.queue.push(&arrival, ticket, now.into_std()) {
+            Ok(pushed) => pushed
+                .displaced
+                .into_iter()
+                .for_each(|out| self.refuse_full(out, None)),
+            Err(Full { item, bound }) => return self.refuse_full(item, Some(bound)),
         }
         self.happen(Event::Wanted, ctx);
         self.dispatch(ctx);
@@ -315,8 +375,10 @@ impl Handler<EngineNews> for Model {
 impl Handler<FirstToken> for Model {
     type Result = ();
 
-    fn handle(&mut self, _: FirstToken, _: &mut Context<Self>) {
+    fn handle(&mut self, FirstToken(key): FirstToken, ctx: &mut Context<Self>) {
         self.vitals.handled();
+        self.queue.first_token(key, Instant::now().into_std());
+        self.dispatch(ctx);
     }
 }
 
@@ -325,8 +387,10 @@ impl Handler<SlotFreed> for Model {
 
     fn handle(&mut self, freed: SlotFreed, ctx: &mut Context<Self>) {
         self.vitals.handled();
-        self.queue.finish();
-        if let Some(usage) = freed.usage {
+        self.running.remove(&freed.key);
+        self.queue
+            .finish(freed.key, &freed.outcome, Instant::now().into_std());
+        if let Outcome::Completed(usage) = freed.outcome {
             self.estimator
                 .learn(freed.prompt_bytes, usage.prompt_tokens);
         }
@@ -365,9 +429,10 @@ impl Handler<Snapshot<ModelState>> for Model {
             autostart: self.params.autostart,
             url: self.endpoint.as_ref().map(|endpoint| endpoint.base.clone()),
             pid: self.record.pid(),
-            waiting: self.queue.waiting(),
-            running: self.queue.running(),
-            max_running: self.params.queue.max_running,
+            waiting: self.queue.total().waiting,
+            running: self.queue.total().running,
+            max_running: self.params.scheduling.max_in_flight,
+            scheduling: self.queue.snapshot(),
             oldest_wait: self.queue.oldest_wait(Instant::now().into_std()),
             record: self.record.clone(),
             vitals: self.vitals,

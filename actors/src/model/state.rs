@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use kvwarden_policy::{Generation, ModelId, lifecycle::State};
+use kvwarden_policy::{Generation, ModelId, lifecycle::State, scheduling};
 use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
@@ -102,6 +102,8 @@ pub struct ModelState {
     pub running: usize,
     /// How many may run.
     pub max_running: usize,
+    /// Who waits and runs, and how full the engine is.
+    pub scheduling: scheduling::Snapshot,
     /// Wait of the request that waits longest, in seconds where it is printed.
     #[serde(serialize_with = "maybe_seconds")]
     pub oldest_wait: Option<Duration>,

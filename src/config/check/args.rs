@@ -21,6 +21,7 @@ const API_KEY: Owner =
 const NAME: Owner =
     Kvwarden("the engine serves the model under its `id`; more names go to `aliases`");
 const MODEL: Owner = Kvwarden("the weights are `source`");
+const ORDER: Owner = Kvwarden("what queues inside the engine has to keep kvwarden's order");
 const TLS: Owner = Kvwarden("kvwarden speaks plain HTTP to its engines on loopback");
 
 const COMMON: &[(&str, Owner)] = &[
@@ -49,6 +50,9 @@ const VLLM: &[(&str, Owner)] = &[
     ("-tp", Key("tensor_parallel_size")),
     ("--gpu-memory-utilization", Key("gpu_memory_utilization")),
     ("--kv-cache-memory-bytes", Key("kv_cache")),
+    ("--max-num-batched-tokens", Key("step_tokens")),
+    ("--long-prefill-token-threshold", Key("step_tokens")),
+    ("--scheduling-policy", ORDER),
 ];
 const SGLANG: &[(&str, Owner)] = &[
     ("--model", MODEL),
@@ -95,6 +99,9 @@ const SIM: &[(&str, Owner)] = &[
     ("--served-model-name", NAME),
     ("--max-model-len", Key("max_model_len")),
     ("--max-num-seqs", Key("max_concurrent")),
+    ("--max-num-batched-tokens", Key("step_tokens")),
+    ("--long-prefill-token-threshold", Key("step_tokens")),
+    ("--scheduling-policy", ORDER),
 ];
 
 /// Variables that would undo what kvwarden puts into an engine's environment.

@@ -73,6 +73,12 @@ const RULES: &[Rule] = &[
         why: r#"vLLM and SGLang go by variables: `env = { OMP_NUM_THREADS = "2" }`"#,
     },
     Rule {
+        key: "step_tokens",
+        given: |model| model.step_tokens.is_some(),
+        fits: &[Vllm, VllmCpu, Sim],
+        why: "only vLLM and `sim` are told how much a step computes",
+    },
+    Rule {
         key: "kv_cache",
         given: |model| model.kv_cache.is_some(),
         fits: &[Vllm, VllmCpu],

@@ -1,8 +1,9 @@
 //! What the engine of a model is told.
 
 use kvwarden_actors::gpu::engine::EngineFlags;
+use kvwarden_policy::{scheduling::Capacity, steps};
 
-use super::positive;
+use super::{positive, source::PRESETS};
 use crate::config::{
     file::{Engine, EngineDefaults, Model},
     path::KeyPath,
@@ -44,15 +45,16 @@ pub(super) fn flags(
     }
     let mut env = defaults.env.clone();
     env.extend(model.env.clone());
+    let max_concurrent = at_least_one(
+        path,
+        "max_concurrent",
+        model.max_concurrent,
+        default_concurrency(engine),
+        report,
+    );
     EngineFlags {
         cpu: matches!(engine, Engine::VllmCpu | Engine::SglangCpu),
-        max_concurrent: at_least_one(
-            path,
-            "max_concurrent",
-            model.max_concurrent,
-            default_concurrency(engine),
-            report,
-        ),
+        capacity: capacity(path, model, engine, max_concurrent, report),
         max_model_len: model.max_model_len,
         dtype: model.dtype.clone(),
         tensor_parallel: model.tensor_parallel_size.unwrap_or(1),
@@ -76,6 +78,37 @@ pub(super) fn at_least_one<N: Default + PartialEq>(
     positive(&path.key(key), value != N::default(), report);
     value
 }
+
+/// What the engine is told to do at once. Where it can't be told (SGLang, llama.cpp, an attached
+/// server), vLLM's default step is assumed and nothing of how it cuts long prompts.
+fn capacity(
+    path: &KeyPath,
+    model: &Model,
+    engine: Engine,
+    sequences: u32,
+    report: &mut Report,
+) -> Capacity {
+    let preset = model.preset.as_deref().unwrap_or(PRESETS[0]);
+    let preset = steps::preset(preset).filter(|_| engine == Engine::Sim);
+    let default = preset.map_or(STEP_TOKENS, |preset| preset.max_num_batched_tokens);
+    let step = at_least_one(path, "step_tokens", model.step_tokens, default, report);
+    let kv_tokens = preset.map(|preset| preset.kv_tokens.into());
+    let of_engine = Capacity::of_engine(sequences.into(), step.into(), kv_tokens);
+    // No engine starts whose step is smaller than its batch.
+    let step_tokens = of_engine.step_tokens.max(of_engine.engine_sequences());
+    let chunk_tokens = match engine {
+        Engine::Vllm | Engine::VllmCpu | Engine::Sim => of_engine.chunk_tokens,
+        Engine::Sglang | Engine::SglangCpu | Engine::Llamacpp | Engine::Attach => step_tokens,
+    };
+    Capacity {
+        step_tokens,
+        chunk_tokens,
+        ..of_engine
+    }
+}
+
+/// vLLM's default on most hardware.
+const STEP_TOKENS: u32 = 2048;
 
 fn default_concurrency(engine: Engine) -> u32 {
     match engine {

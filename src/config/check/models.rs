@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use kvwarden_actors::gpu::engine::EngineKind;
-use kvwarden_policy::ModelId;
+use kvwarden_policy::{ModelId, scheduling::Discipline};
 
 use super::{
     Context, LONGEST_MODEL_NAME,
@@ -176,6 +176,9 @@ fn resolve(
             .or(defaults.start_timeout.map(|text| text.0))
             .unwrap_or(default_start_timeout(engine)),
         stop_grace: stop_grace.map_or(Duration::from_secs(30), |text| text.0),
+        scheduling: model
+            .scheduling
+            .map_or_else(Discipline::default, Discipline::from),
         queue_size: at_least_one(path, "queue_size", model.queue_size, 1024, report),
         long_prompt_tokens: at_least_one(
             path,

@@ -17,7 +17,7 @@ use crate::config::{
 };
 
 /// What the simulated engine can imitate.
-const PRESETS: [&str; 3] = ["a100-8b", "h100-8b", "tiny"];
+pub(super) const PRESETS: [&str; 3] = ["a100-8b", "h100-8b", "tiny"];
 
 /// Whether the simulated engine knows this preset.
 pub(crate) fn is_preset(name: &str) -> bool {

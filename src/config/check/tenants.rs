@@ -16,6 +16,7 @@ const LONGEST_NAME: usize = 64;
 pub(super) fn defaults(table: &TenantDefaults, report: &mut Report) -> TenantLimits {
     let limits = TenantLimits {
         priority: table.priority.unwrap_or(0),
+        weight: table.weight.unwrap_or(1),
         rate_limit_rpm: table.rate_limit_rpm,
         rate_limit_burst: table.rate_limit_burst,
         tokens_per_minute: table.tokens_per_minute,
@@ -59,6 +60,7 @@ fn own_limits(tenant: &Tenant) -> TenantLimits {
 fn inherit(tenant: &Tenant, defaults: &TenantLimits) -> TenantLimits {
     TenantLimits {
         priority: tenant.priority.unwrap_or(defaults.priority),
+        weight: tenant.weight.unwrap_or(defaults.weight),
         rate_limit_rpm: tenant.rate_limit_rpm.or(defaults.rate_limit_rpm),
         rate_limit_burst: tenant.rate_limit_burst.or(defaults.rate_limit_burst),
         tokens_per_minute: tenant.tokens_per_minute.or(defaults.tokens_per_minute),
@@ -71,6 +73,7 @@ fn inherit(tenant: &Tenant, defaults: &TenantLimits) -> TenantLimits {
 /// `own` is what stands in this table, `resolved` what it comes to.
 fn check_limits(path: &KeyPath, own: &TenantLimits, resolved: &TenantLimits, report: &mut Report) {
     let zeros = [
+        ("weight", own.weight == 0),
         ("rate_limit_rpm", own.rate_limit_rpm == Some(0)),
         ("rate_limit_burst", own.rate_limit_burst == Some(0)),
         ("tokens_per_minute", own.tokens_per_minute == Some(0)),

@@ -48,7 +48,7 @@ fn cpu_engines_are_marked_and_run_fewer_requests() {
         (EngineKind::Vllm, Some("vllm-cpu"))
     );
     assert!(model.flags.cpu);
-    assert_eq!(model.flags.max_concurrent, 8);
+    assert_eq!(model.flags.capacity.sequences, 8);
 }
 
 #[test]

@@ -83,7 +83,7 @@ fn options_win_over_the_file() {
     let config = over(&text, &overrides).unwrap().config;
     assert_eq!(config.listen.to_string(), "[::1]:9");
     assert_eq!(config.log_level, "debug");
-    assert_eq!(config.models[0].flags.max_concurrent, 7);
+    assert_eq!(config.models[0].flags.capacity.sequences, 7);
 }
 
 #[test]

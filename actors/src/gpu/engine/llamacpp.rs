@@ -10,13 +10,13 @@ pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
     // llama.cpp divides one context between its slots.
     let context = flags
         .max_model_len
-        .map(|len| u64::from(len) * u64::from(flags.max_concurrent));
+        .map(|len| u64::from(len) * flags.capacity.engine_sequences());
     Args::default()
         .pair("--model", &launch.model)
         .pair("--alias", &launch.served_name)
         .pair("--host", "127.0.0.1")
         .pair("--port", start.port)
-        .pair("--parallel", flags.max_concurrent)
+        .pair("--parallel", flags.capacity.engine_sequences())
         // Without pings a SIGTERM waits up to 32 s for idle keep-alive connections.
         .pair("--sse-ping-interval", 1)
         .word("--metrics")

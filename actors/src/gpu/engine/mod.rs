@@ -11,7 +11,7 @@ mod vllm;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use kvwarden_policy::{Generation, ModelId};
+use kvwarden_policy::{Generation, ModelId, scheduling::Capacity};
 use serde::{Deserialize, Serialize};
 
 /// An inference engine kvwarden knows how to talk to.
@@ -50,6 +50,15 @@ impl EngineKind {
         match self {
             Self::Vllm | Self::Sim | Self::Attach => true,
             Self::LlamaCpp | Self::Sglang => false,
+        }
+    }
+
+    /// It admits what waits inside it by the request's `priority`, lower first.
+    #[must_use]
+    pub fn orders_by_priority(self) -> bool {
+        match self {
+            Self::Vllm | Self::Sim => true,
+            Self::Sglang | Self::LlamaCpp | Self::Attach => false,
         }
     }
 
@@ -124,12 +133,12 @@ pub struct Launch {
 }
 
 /// The engine-independent settings of a model; each engine's module spells them its own way.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct EngineFlags {
     /// No GPU: the CPU build of the engine.
     pub cpu: bool,
-    /// How many sequences run at once.
-    pub max_concurrent: u32,
+    /// What the engine is to do at once.
+    pub capacity: Capacity,
     /// Longest context of one sequence, prompt and output together, in tokens.
     pub max_model_len: Option<u32>,
     /// Number type of the weights, as the engine spells it (`bfloat16`).

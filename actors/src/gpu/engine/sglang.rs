@@ -12,7 +12,7 @@ pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
         .pair("--host", "127.0.0.1")
         .pair("--port", start.port)
         .pair("--served-model-name", &launch.served_name)
-        .pair("--max-running-requests", flags.max_concurrent)
+        .pair("--max-running-requests", flags.capacity.engine_sequences())
         .word("--enable-metrics")
         // `usage.prompt_tokens_details.cached_tokens`: what a prompt really cost.
         .word("--enable-cache-report")

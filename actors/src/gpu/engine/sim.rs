@@ -11,7 +11,15 @@ pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
         .pair("--host", "127.0.0.1")
         .pair("--port", start.port)
         .pair("--served-model-name", &launch.served_name)
-        .pair("--max-num-seqs", flags.max_concurrent)
+        .pair("--max-num-seqs", flags.capacity.engine_sequences())
+        .pair("--max-num-batched-tokens", flags.capacity.step_tokens)
+        // A step full of long prompts keeps room for a short one.
+        .pair(
+            "--long-prefill-token-threshold",
+            flags.capacity.chunk_tokens,
+        )
+        // What queues inside stays in the order of our own queue.
+        .pair("--scheduling-policy", "priority")
         .maybe("--max-model-len", flags.max_model_len)
         .0
 }

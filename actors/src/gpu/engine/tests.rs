@@ -31,9 +31,16 @@ fn started(launch: &Launch) -> Command {
 
 fn flags() -> EngineFlags {
     EngineFlags {
-        max_concurrent: 4,
+        cpu: false,
+        capacity: Capacity::of_engine(4, 2048, None),
+        max_model_len: None,
+        dtype: None,
         tensor_parallel: 1,
-        ..EngineFlags::default()
+        gpu_memory_utilization: None,
+        threads: None,
+        kv_cache_bytes: None,
+        extra_args: Vec::new(),
+        env: BTreeMap::new(),
     }
 }
 
@@ -104,6 +111,20 @@ fn vllm_on_a_cpu_is_told_its_cache_in_whole_gibibytes_and_needs_no_hub() {
 }
 
 #[test]
+fn vllm_has_room_beyond_its_sequences_and_keeps_our_order() {
+    let line = started(&launch(EngineKind::Vllm, flags())).args.join(" ");
+    assert!(
+        line.contains("--max-num-seqs 5 --max-num-batched-tokens 2048"),
+        "{line}"
+    );
+    assert!(
+        line.contains("--long-prefill-token-threshold 512"),
+        "{line}"
+    );
+    assert!(line.contains("--scheduling-policy priority"), "{line}");
+}
+
+#[test]
 fn llamacpp_context_is_per_sequence_times_sequences() {
     let flags = EngineFlags {
         max_model_len: Some(2048),
@@ -112,7 +133,7 @@ fn llamacpp_context_is_per_sequence_times_sequences() {
     };
     let line = started(&launch(EngineKind::LlamaCpp, flags)).args.join(" ");
     assert!(
-        line.contains("--ctx-size 8192 --threads 1 --threads-batch 1"),
+        line.contains("--ctx-size 10240 --threads 1 --threads-batch 1"),
         "{line}"
     );
 }

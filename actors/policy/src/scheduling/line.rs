@@ -1,0 +1,318 @@
+//! Who is in the house: what waits, what runs, and what may still come in.
+//!
+//! When the house is full, a tenant with a shorter line takes the place of the newest request in the
+//! longest line ("longest queue drop" of stochastic fairness queueing, McKenney 1990). So a flood,
+//! or a thousand made-up tenants, fills its own place and never that of a tenant below it.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::{Duration, Instant},
+};
+
+use super::{
+    slab::Slab,
+    types::{Arrival, Bound, Bounds, Counts, Key},
+};
+use crate::TenantId;
+
+#[derive(Debug)]
+enum Stage<T> {
+    Waiting {
+        item: T,
+        since: Instant,
+        expires: Instant,
+        place: i64,
+    },
+    Running,
+}
+
+#[derive(Debug)]
+struct Request<T> {
+    tenant: u32,
+    bytes: u64,
+    stage: Stage<T>,
+}
+
+#[derive(Debug)]
+struct Tenant {
+    id: TenantId,
+    counts: Counts,
+    /// In the order they came; a retried one is first.
+    waiting: BTreeSet<(i64, Key)>,
+}
+
+/// A request left the line.
+pub(super) struct Left<T> {
+    pub(super) item: T,
+    pub(super) waited: Duration,
+}
+
+#[derive(Debug)]
+pub(super) struct Line<T> {
+    bounds: Bounds,
+    requests: Slab<Request<T>>,
+    expiries: BTreeSet<(Instant, Key)>,
+    oldest: BTreeSet<(Instant, Key)>,
+    tenants: Vec<Tenant>,
+    vacant: Vec<u32>,
+    by_id: HashMap<TenantId, u32>,
+    by_fill: BTreeSet<(u64, u32)>,
+    total: Counts,
+    tails: i64,
+    heads: i64,
+}
+
+// === impl Line ===
+
+impl<T> Line<T> {
+    pub(super) fn new(bounds: Bounds) -> Self {
+        Self {
+            bounds,
+            requests: Slab::new(),
+            expiries: BTreeSet::new(),
+            oldest: BTreeSet::new(),
+            tenants: Vec::new(),
+            vacant: Vec::new(),
+            by_id: HashMap::new(),
+            by_fill: BTreeSet::new(),
+            total: Counts::default(),
+            tails: 0,
+            heads: 0,
+        }
+    }
+
+    /// Whether there is room, and which requests must leave for it first, newest first.
+    pub(super) fn room(&self, arrival: &Arrival) -> Result<Vec<Key>, Bound> {
+        let ours = self.counts(&arrival.tenant);
+        let after = Counts {
+            waiting: ours.waiting + 1,
+            bytes: ours.bytes.saturating_add(arrival.bytes),
+            running: ours.running,
+        };
+        if after.waiting > self.bounds.tenant_requests {
+            return Err(Bound::TenantRequests);
+        }
+        if after.bytes > self.bounds.tenant_bytes {
+            return Err(Bound::TenantBytes);
+        }
+        let lacks_place = self.total.waiting >= self.bounds.requests;
+        let wanted = self.total.bytes.saturating_add(arrival.bytes);
+        let lacks_bytes = wanted.saturating_sub(self.bounds.bytes);
+        if !lacks_place && lacks_bytes == 0 {
+            return Ok(Vec::new());
+        }
+        let bound = if lacks_place {
+            Bound::Requests
+        } else {
+            Bound::Bytes
+        };
+        self.displace(self.fill(&after), lacks_bytes).ok_or(bound)
+    }
+
+    /// The newest requests of the fullest tenant that free one place and so many bytes. `None` when
+    /// nobody is fuller than `fill`, so that no two tenants displace each other in turn.
+    fn displace(&self, fill: u64, bytes: u64) -> Option<Vec<Key>> {
+        let (fullest, victim) = self.by_fill.last()?;
+        let victim = &self.tenants[*victim as usize];
+        if *fullest <= fill || victim.counts.bytes < bytes {
+            return None;
+        }
+        let mut freed = 0;
+        let mut displaced = Vec::new();
+        for (_, key) in victim.waiting.iter().rev() {
+            displaced.push(*key);
+            freed += self.requests.get(*key).map_or(0, |request| request.bytes);
+            if freed >= bytes {
+                break;
+            }
+        }
+        Some(displaced)
+    }
+
+    /// Lets a request wait for which there is room. Returns its name and its place: lower came
+    /// earlier, and a retried one is before all others.
+    pub(super) fn enter(&mut self, arrival: &Arrival, item: T, now: Instant) -> (Key, i64) {
+        let place = if arrival.is_retry {
+            self.heads -= 1;
+            self.heads
+        } else {
+            self.tails += 1;
+            self.tails
+        };
+        let tenant = self.seat(&arrival.tenant);
+        let key = self.requests.insert(Request {
+            tenant,
+            bytes: arrival.bytes,
+            stage: Stage::Waiting {
+                item,
+                since: now,
+                expires: arrival.expires,
+                place,
+            },
+        });
+        self.expiries.insert((arrival.expires, key));
+        self.oldest.insert((now, key));
+        self.tenants[tenant as usize].waiting.insert((place, key));
+        self.recount(tenant, |counts| {
+            counts.waiting += 1;
+            counts.bytes += arrival.bytes;
+        });
+        (key, place)
+    }
+
+    /// Takes a waiting request out; it runs from now on.
+    pub(super) fn start(&mut self, key: Key, now: Instant) -> Option<Left<T>> {
+        let left = self.leave(key, now)?;
+        let tenant = self.requests.get(key)?.tenant;
+        self.recount(tenant, |counts| counts.running += 1);
+        Some(left)
+    }
+
+    /// Takes a waiting request out; it is gone.
+    pub(super) fn remove(&mut self, key: Key, now: Instant) -> Option<Left<T>> {
+        let left = self.leave(key, now)?;
+        let tenant = self.requests.remove(key)?.tenant;
+        self.unseat_if_empty(tenant);
+        Some(left)
+    }
+
+    /// A running request is over.
+    pub(super) fn end(&mut self, key: Key) {
+        if let Some(request) = self.requests.remove(key) {
+            self.recount(request.tenant, |counts| counts.running -= 1);
+            self.unseat_if_empty(request.tenant);
+        }
+    }
+
+    pub(super) fn is_waiting(&self, key: Key) -> bool {
+        let stage = self.requests.get(key).map(|request| &request.stage);
+        matches!(stage, Some(Stage::Waiting { .. }))
+    }
+
+    pub(super) fn is_running(&self, key: Key) -> bool {
+        let stage = self.requests.get(key).map(|request| &request.stage);
+        matches!(stage, Some(Stage::Running))
+    }
+
+    pub(super) fn key_at(&self, index: u32) -> Option<Key> {
+        self.requests.key_at(index)
+    }
+
+    pub(super) fn expired(&self, now: Instant) -> Option<Key> {
+        let (expires, key) = self.expiries.first()?;
+        (*expires <= now).then_some(*key)
+    }
+
+    /// Waiting requests that `is_out`, in no order that means anything. O(n).
+    pub(super) fn matching(&self, is_out: impl Fn(&T) -> bool) -> Vec<Key> {
+        let keys = self.requests.iter().filter_map(|(key, request)| {
+            let Stage::Waiting { item, .. } = &request.stage else {
+                return None;
+            };
+            is_out(item).then_some(key)
+        });
+        keys.collect()
+    }
+
+    pub(super) fn oldest_wait(&self, now: Instant) -> Option<Duration> {
+        let (since, _) = self.oldest.first()?;
+        Some(now.saturating_duration_since(*since))
+    }
+
+    pub(super) fn total(&self) -> Counts {
+        self.total
+    }
+
+    pub(super) fn counts(&self, tenant: &TenantId) -> Counts {
+        self.by_id
+            .get(tenant)
+            .map_or_else(Counts::default, |at| self.tenants[*at as usize].counts)
+    }
+
+    pub(super) fn tenants(&self) -> impl Iterator<Item = (&TenantId, Counts)> {
+        let here = self.tenants.iter();
+        here.filter(|tenant| tenant.counts.waiting + tenant.counts.running > 0)
+            .map(|tenant| (&tenant.id, tenant.counts))
+    }
+
+    fn leave(&mut self, key: Key, now: Instant) -> Option<Left<T>> {
+        let request = self.requests.get_mut(key)?;
+        if !matches!(request.stage, Stage::Waiting { .. }) {
+            return None;
+        }
+        let Stage::Waiting {
+            item,
+            since,
+            expires,
+            place,
+        } = std::mem::replace(&mut request.stage, Stage::Running)
+        else {
+            return None;
+        };
+        let (tenant, bytes) = (request.tenant, request.bytes);
+        self.expiries.remove(&(expires, key));
+        self.oldest.remove(&(since, key));
+        self.tenants[tenant as usize].waiting.remove(&(place, key));
+        self.recount(tenant, |counts| {
+            counts.waiting -= 1;
+            counts.bytes -= bytes;
+        });
+        Some(Left {
+            item,
+            waited: now.saturating_duration_since(since),
+        })
+    }
+
+    /// How much of the house a tenant fills, in millionths of the bound it is closer to, rounded up
+    /// so that a single request already counts.
+    fn fill(&self, counts: &Counts) -> u64 {
+        let waiting = u64::try_from(counts.waiting).unwrap_or(u64::MAX);
+        let places = u64::try_from(self.bounds.requests).unwrap_or(u64::MAX);
+        let millionths = |part: u64, whole: u64| {
+            let exact = (u128::from(part) * 1_000_000).div_ceil(u128::from(whole.max(1)));
+            u64::try_from(exact).unwrap_or(u64::MAX)
+        };
+        millionths(waiting, places).max(millionths(counts.bytes, self.bounds.bytes))
+    }
+
+    fn recount(&mut self, tenant: u32, change: impl Fn(&mut Counts)) {
+        let before = self.fill(&self.tenants[tenant as usize].counts);
+        change(&mut self.tenants[tenant as usize].counts);
+        change(&mut self.total);
+        let after = self.fill(&self.tenants[tenant as usize].counts);
+        if before != after {
+            self.by_fill.remove(&(before, tenant));
+        }
+        if after > 0 {
+            self.by_fill.insert((after, tenant));
+        }
+    }
+
+    fn seat(&mut self, id: &TenantId) -> u32 {
+        if let Some(at) = self.by_id.get(id) {
+            return *at;
+        }
+        let tenant = Tenant {
+            id: id.clone(),
+            counts: Counts::default(),
+            waiting: BTreeSet::new(),
+        };
+        let at = if let Some(at) = self.vacant.pop() {
+            self.tenants[at as usize] = tenant;
+            at
+        } else {
+            self.tenants.push(tenant);
+            u32::try_from(self.tenants.len() - 1).unwrap_or(u32::MAX)
+        };
+        self.by_id.insert(id.clone(), at);
+        at
+    }
+
+    fn unseat_if_empty(&mut self, at: u32) {
+        let tenant = &self.tenants[at as usize];
+        if tenant.counts == Counts::default() {
+            self.by_id.remove(&tenant.id);
+            self.vacant.push(at);
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Which waiting request goes to the engine next, and when.
+//!
+//! One [`Scheduler`] stands before each engine. It owns what waits (`T`, in the server a ticket),
+//! hands it out at dispatch, and wants to be told what happened to it since:
+//!
+//! ```text
+//!  push ─▶ waiting ─next─▶ running ─first_token─▶ ─streamed*─▶ ─finish─▶ gone
+//!             └─ remove, remove_expired, remove_if, or displaced by a shorter line ─▶ gone
+//! ```
+//!
+//! Three disciplines stand behind the same operations ([`Discipline`]). `Fair` is the point of it,
+//! see [`fair`]; `Fifo` and `Drr` are there to be measured against.
+//!
+//! It never reads a clock, draws a random number or waits: the same calls give the same answers. A
+//! call about a request that ended before is counted and changes nothing. Every operation costs
+//! O(log n) in requests and tenants, except [`Scheduler::remove_if`] and [`Scheduler::snapshot`].
+
+pub mod fair;
+mod line;
+mod plain;
+mod settings;
+mod slab;
+#[cfg(test)]
+mod tests;
+mod types;
+
+use std::time::{Duration, Instant};
+
+use self::{fair::FairCore, line::Line, plain::Plain};
+pub use self::{
+    settings::{Capacity, FairSettings, Price, Settings},
+    types::{
+        Arrival, Bound, Bounds, Counts, Discipline, Dispatch, Full, Group, Key, Outcome, Pushed,
+        Snapshot, TenantState, WindowState,
+    },
+};
+use crate::TenantId;
+
+/// The queue of one engine.
+#[derive(Debug)]
+pub struct Scheduler<T> {
+    line: Line<T>,
+    order: Order,
+    stale: u64,
+    displaced: u64,
+}
+
+#[derive(Debug)]
+enum Order {
+    Fifo(Plain),
+    Drr(Plain),
+    Fair(Box<FairCore>),
+}
+
+// === impl Scheduler ===
+
+impl<T> Scheduler<T> {
+    /// An empty queue before an idle engine.
+    #[must_use]
+    pub fn new(settings: &Settings) -> Self {
+        Self {
+            line: Line::new(settings.bounds),
+            order: match settings.discipline {
+                Discipline::Fifo => Order::Fifo(Plain::fifo(settings.max_in_flight)),
+                Discipline::Drr => Order::Drr(Plain::drr(settings.max_in_flight)),
+                Discipline::Fair => Order::Fair(Box::new(FairCore::new(settings.fair))),
+            },
+            stale: 0,
+            displaced: 0,
+        }
+    }
+
+    /// Lets `item` wait for its turn.
+    ///
+    /// # Errors
+    /// Gives the item back when there is no place for it.
+    pub fn push(&mut self, arrival: &Arrival, item: T, now: Instant) -> Result<Pushed<T>, Full<T>> {
+        let leaving = match self.line.room(arrival) {
+            Ok(leaving) => leaving,
+            Err(bound) => return Err(Full { item, bound }),
+        };
+        let displaced: Vec<T> = leaving
+            .into_iter()
+            .filter_map(|key| self.take_out(key, now))
+            .collect();
+        self.displaced += displaced.len() as u64;
+        let (key, place) = self.line.enter(arrival, item, now);
+        match &mut self.order {
+            Order::Fifo(plain) | Order::Drr(plain) => {
+                let counts = self.line.counts(&arrival.tenant);
+                plain.enqueue(key.index, arrival, place, counts);
+            }
+            Order::Fair(core) => core.enqueue(key.index, arrival, place, now),
+        }
+        Ok(Pushed { key, displaced })
+    }
+
+    /// The next request, if one waits and there is room for it.
+    pub fn next(&mut self, now: Instant) -> Option<Dispatch<T>> {
+        let (slot, tag) = match &mut self.order {
+            Order::Fifo(plain) | Order::Drr(plain) => (plain.next()?, 0),
+            Order::Fair(core) => core.next(now)?,
+        };
+        let key = self.line.key_at(slot)?;
+        let left = self.line.start(key, now)?;
+        Some(Dispatch {
+            key,
+            item: left.item,
+            waited: left.waited,
+            tag,
+        })
+    }
+
+    /// The engine sent the first token: its prefill of this request is over.
+    pub fn first_token(&mut self, key: Key, now: Instant) {
+        if let Some(core) = self.core_of_running(key) {
+            core.first_token(key.index, now);
+        }
+    }
+
+    /// The engine has sent that many tokens of the request so far, over all choices.
+    pub fn streamed(&mut self, key: Key, tokens: u64, now: Instant) {
+        if let Some(core) = self.core_of_running(key) {
+            core.streamed(key.index, tokens, now);
+        }
+    }
+
+    /// A dispatched request is over and its places in the engine are free.
+    pub fn finish(&mut self, key: Key, outcome: &Outcome, now: Instant) {
+        if !self.line.is_running(key) {
+            self.stale += 1;
+            return;
+        }
+        match &mut self.order {
+            Order::Fifo(plain) | Order::Drr(plain) => plain.finish(),
+            Order::Fair(core) => core.finish(key.index, outcome, now),
+        }
+        self.line.end(key);
+    }
+
+    /// Takes out a waiting request; it costs its tenant nothing.
+    pub fn remove(&mut self, key: Key, now: Instant) -> Option<T> {
+        let item = self.take_out(key, now);
+        self.stale += u64::from(item.is_none());
+        item
+    }
+
+    /// Takes out the waiting requests whose time is over.
+    pub fn remove_expired(&mut self, now: Instant) -> Vec<T> {
+        let mut out = Vec::new();
+        while let Some(key) = self.line.expired(now) {
+            out.extend(self.take_out(key, now));
+        }
+        out
+    }
+
+    /// Takes out the waiting requests that nobody waits for any more. O(n).
+    pub fn remove_if(&mut self, is_gone: impl Fn(&T) -> bool, now: Instant) -> Vec<T> {
+        let keys = self.line.matching(is_gone);
+        keys.into_iter()
+            .filter_map(|key| self.take_out(key, now))
+            .collect()
+    }
+
+    /// To be called every 100 ms: the window follows what was seen since.
+    pub fn tick(&mut self, now: Instant) {
+        if let Order::Fair(core) = &mut self.order {
+            core.tick(now);
+        }
+    }
+
+    /// The engine says that so many requests wait inside it. Optional: without it, or when it stops,
+    /// nothing changes.
+    pub fn engine_waiting(&mut self, waiting: u64, now: Instant) {
+        if let Order::Fair(core) = &mut self.order {
+            core.engine_waiting(waiting, now);
+        }
+    }
+
+    /// What waits and runs of everyone.
+    #[must_use]
+    pub fn total(&self) -> Counts {
+        self.line.total()
+    }
+
+    /// What waits and runs of one tenant.
+    #[must_use]
+    pub fn counts(&self, tenant: &TenantId) -> Counts {
+        self.line.counts(tenant)
+    }
+
+    /// How long the request has waited that waits longest.
+    #[must_use]
+    pub fn oldest_wait(&self, now: Instant) -> Option<Duration> {
+        self.line.oldest_wait(now)
+    }
+
+    /// Everything worth showing.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let tenants = self.line.tenants().map(|(tenant, counts)| TenantState {
+            tenant: tenant.clone(),
+            counts,
+        });
+        let mut tenants: Vec<TenantState> = tenants.collect();
+        tenants.sort_by(|a, b| a.tenant.cmp(&b.tenant));
+        Snapshot {
+            discipline: match &self.order {
+                Order::Fifo(_) => Discipline::Fifo,
+                Order::Drr(_) => Discipline::Drr,
+                Order::Fair(_) => Discipline::Fair,
+            },
+            total: self.line.total(),
+            stale: self.stale,
+            displaced: self.displaced,
+            window: match &self.order {
+                Order::Fifo(_) | Order::Drr(_) => None,
+                Order::Fair(core) => Some(core.window()),
+            },
+            tenants,
+        }
+    }
+
+    /// What is used of the window, without the cost of a whole snapshot.
+    #[cfg(test)]
+    fn snapshot_window(&self) -> Option<WindowState> {
+        match &self.order {
+            Order::Fifo(_) | Order::Drr(_) => None,
+            Order::Fair(core) => Some(core.window()),
+        }
+    }
+
+    fn take_out(&mut self, key: Key, now: Instant) -> Option<T> {
+        if !self.line.is_waiting(key) {
+            return None;
+        }
+        match &mut self.order {
+            Order::Fifo(plain) | Order::Drr(plain) => plain.dequeue(key.index),
+            Order::Fair(core) => core.dequeue(key.index),
+        }
+        self.line.remove(key, now).map(|left| left.item)
+    }
+
+    fn core_of_running(&mut self, key: Key) -> Option<&mut FairCore> {
+        if !self.line.is_running(key) {
+            self.stale += 1;
+            return None;
+        }
+        match &mut self.order {
+            Order::Fifo(_) | Order::Drr(_) => None,
+            Order::Fair(core) => Some(core),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Who may wait, and who must leave for whom.
+
+use super::{super::*, ROOMY, arrival, epoch, fair};
+
+fn scheduler(bounds: Bounds, discipline: Discipline) -> Scheduler<u32> {
+    let mut settings = fair(Capacity::of_engine(1, 100, None));
+    settings.bounds = bounds;
+    settings.discipline = discipline;
+    Scheduler::new(&settings)
+}
+
+#[test]
+fn a_tenant_at_its_own_bound_is_refused_though_there_is_room() {
+    let now = epoch();
+    let bounds = Bounds {
+        tenant_requests: 2,
+        ..ROOMY
+    };
+    let mut scheduler = scheduler(bounds, Discipline::Fifo);
+    for item in 0..2 {
+        scheduler
+            .push(&arrival("", "a", 1, now), item, now)
+            .unwrap();
+    }
+    let full = scheduler
+        .push(&arrival("", "a", 1, now), 9, now)
+        .unwrap_err();
+    assert_eq!((full.item, full.bound), (9, Bound::TenantRequests));
+    assert!(scheduler.push(&arrival("", "b", 1, now), 3, now).is_ok());
+}
+
+#[test]
+fn a_thousand_made_up_tenants_cannot_shut_out_one_with_a_shorter_line() {
+    let now = epoch();
+    let bounds = Bounds {
+        requests: 2000,
+        ..ROOMY
+    };
+    let mut scheduler = scheduler(bounds, Discipline::Fair);
+    for item in 0..2000 {
+        let tenant = (item % 1000).to_string();
+        scheduler
+            .push(&arrival("", &tenant, 1, now), item, now)
+            .unwrap();
+    }
+    let pushed = scheduler
+        .push(&arrival("", "quiet", 1, now), 9999, now)
+        .unwrap();
+    assert_eq!(pushed.displaced, [1999]);
+    // Equals do not displace each other.
+    let full = scheduler
+        .push(&arrival("", "quiet", 1, now), 1, now)
+        .unwrap_err();
+    assert_eq!(full.bound, Bound::Requests);
+    assert_eq!(scheduler.total().waiting, 2000);
+}
+
+#[test]
+fn large_requests_leave_until_a_small_one_fits() {
+    let now = epoch();
+    let bounds = Bounds {
+        bytes: 1000,
+        ..ROOMY
+    };
+    let mut scheduler = scheduler(bounds, Discipline::Fair);
+    let sized = |tenant: &str, bytes| Arrival {
+        bytes,
+        ..arrival("", tenant, 1, now)
+    };
+    for item in 0..4 {
+        scheduler.push(&sized("large", 250), item, now).unwrap();
+    }
+    let pushed = scheduler.push(&sized("small", 300), 9, now).unwrap();
+    assert_eq!(pushed.displaced, [3, 2]);
+    let full = scheduler.push(&sized("large", 600), 9, now).unwrap_err();
+    assert_eq!(full.bound, Bound::Bytes);
+    assert_eq!(scheduler.total().bytes, 800);
+}
+
+#[test]
+fn a_retried_request_goes_before_the_others_of_its_tenant_and_was_refunded() {
+    let now = epoch();
+    let mut scheduler = scheduler(ROOMY, Discipline::Fair);
+    scheduler.push(&arrival("", "a", 500, now), 1, now).unwrap();
+    scheduler.push(&arrival("", "a", 500, now), 2, now).unwrap();
+    let first = scheduler.next(now).unwrap();
+    scheduler.finish(first.key, &Outcome::FailedBeforeFirstToken, now);
+    assert_eq!(super::core(&scheduler).served(), 0);
+    let again = Arrival {
+        is_retry: true,
+        ..arrival("", "a", 500, now)
+    };
+    scheduler.push(&again, first.item, now).unwrap();
+    assert_eq!(scheduler.next(now).unwrap().item, 1);
+}
+
+#[test]
+fn calls_about_what_is_over_change_nothing_and_are_counted() {
+    let now = epoch();
+    let mut scheduler = scheduler(ROOMY, Discipline::Fair);
+    scheduler.push(&arrival("", "a", 5, now), 1, now).unwrap();
+    let key = scheduler.next(now).unwrap().key;
+    let cancelled = Outcome::Cancelled { generated: 3 };
+    scheduler.finish(key, &cancelled, now);
+    let served = super::core(&scheduler).served();
+    // The slot is used again, under another name.
+    scheduler.push(&arrival("", "a", 5, now), 2, now).unwrap();
+    scheduler.first_token(key, now);
+    scheduler.streamed(key, 99, now);
+    scheduler.finish(key, &cancelled, now);
+    assert_eq!(scheduler.remove(key, now), None);
+    assert_eq!(super::core(&scheduler).served(), served);
+    assert_eq!(scheduler.snapshot().stale, 4);
+    assert_eq!(scheduler.total().waiting, 1);
+}
+
+#[test]
+fn drr_serves_who_has_least_in_the_server_and_fifo_who_came_first() {
+    let now = epoch();
+    for (discipline, expected) in [
+        (Discipline::Fifo, [0, 1, 2, 3]),
+        (Discipline::Drr, [0, 3, 1, 2]),
+    ] {
+        let mut settings = fair(Capacity::of_engine(1, 100, None));
+        settings.discipline = discipline;
+        let mut scheduler = Scheduler::new(&settings);
+        for (item, tenant) in ["noisy", "noisy", "noisy", "quiet"].into_iter().enumerate() {
+            scheduler
+                .push(&arrival("", tenant, 1, now), item, now)
+                .unwrap();
+        }
+        let order: Vec<_> = std::iter::from_fn(|| scheduler.next(now))
+            .map(|next| next.item)
+            .collect();
+        assert_eq!(order, expected);
+    }
+}

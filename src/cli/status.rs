@@ -1,0 +1,259 @@
+//! `kvwarden status`: what a running kvwarden does at this moment.
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::Args;
+use comfy_table::Cell;
+use kvwarden_actors::gpu::vram::{DeviceReading, Reading};
+
+use super::{
+    client::{ClientError, Target},
+    reply::{Model, Status, Tenant},
+    show::{self, BAD, CARE, HEAD, QUIET},
+};
+
+/// A model needs a hand; 1 is for a server that can't be asked.
+const BROKEN: u8 = 3;
+
+/// Options of `kvwarden status` and `kvwarden models`.
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Exit code: 0 where all is well, 1 where the server cannot be asked, 3 where a model is broken."
+)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    target: Target,
+    /// Print the server's answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Exit code 0 where all is well, 3 where a model is broken.
+///
+/// # Errors
+/// When the server can't be asked.
+pub fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    run_with(args, |status, base, out| render(status, base, out))
+}
+
+/// Asks, prints with `render`, judges.
+pub(super) fn run_with(
+    args: &StatusArgs,
+    render: impl Fn(&Status, &str, &mut dyn Write) -> io::Result<()>,
+) -> anyhow::Result<ExitCode> {
+    let json = args.target.get_json("/kvwarden/status")?;
+    let base = args.target.base();
+    let mut out = anstream::stdout().lock();
+    if args.json {
+        writeln!(out, "{json:#}")?;
+    }
+    let status = Status::read(json).map_err(|error| ClientError::NotOurs {
+        url: base.clone(),
+        reason: error.to_string(),
+    })?;
+    if !args.json {
+        render(&status, &base, &mut out)?;
+    }
+    Ok(if status.has_broken() {
+        ExitCode::from(BROKEN)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn render(status: &Status, base: &str, out: &mut dyn Write) -> io::Result<()> {
+    render_totals(status, base, out)?;
+    writeln!(out)?;
+    render_models(&status.models, out)?;
+    writeln!(out)?;
+    render_tenants(&status.tenants, out)?;
+    writeln!(out)?;
+    render_devices(&status.gpu.devices, out)
+}
+
+fn render_totals(status: &Status, base: &str, out: &mut dyn Write) -> io::Result<()> {
+    let (version, uptime) = (&status.version, show::seconds(status.totals.uptime_s));
+    writeln!(
+        out,
+        "{HEAD}kvwarden {version}{HEAD:#} at {base}, up {uptime}"
+    )?;
+    if status.admission.is_draining {
+        writeln!(out, "{CARE}stopping: nobody new is let in{CARE:#}")?;
+    }
+    writeln!(
+        out,
+        "{} running, {} waiting, at most {} in flight; {} since it started",
+        status.admission.in_flight,
+        status.admission.queue_depth,
+        show::thousands(status.admission.max_in_flight as u64),
+        requests(status.totals.total_requests),
+    )
+}
+
+fn requests(number: u64) -> String {
+    let s = if number == 1 { "" } else { "s" };
+    format!("{} request{s}", show::thousands(number))
+}
+
+fn render_models(models: &[Model], out: &mut dyn Write) -> io::Result<()> {
+    let mut table = show::table([
+        "MODEL", "STATE", "ENGINE", "PID", "RUNNING", "WAITING", "STARTS", "FAILURES",
+    ]);
+    for model in models {
+        table.add_row([
+            Cell::new(&model.id),
+            show::state(model.state),
+            Cell::new(&model.engine),
+            show::maybe(model.pid),
+            show::number(format!("{}/{}", model.running, model.max_running)),
+            show::number(model.waiting),
+            show::number(model.record.starts),
+            show::number(model.record.failures),
+        ]);
+    }
+    write!(out, "{}", show::lines(&table))?;
+    models.iter().try_for_each(|model| render_note(model, out))
+}
+
+/// Notes are sentences and log lines are long, so they stand below the table.
+fn render_note(model: &Model, out: &mut dyn Write) -> io::Result<()> {
+    let style = match (model.is_broken(), model.is_failing()) {
+        (true, _) => BAD,
+        (false, true) => CARE,
+        (false, false) => QUIET,
+    };
+    let id = &model.id;
+    if let Some(note) = &model.record.note {
+        writeln!(out, " {style}{id}: {note}{style:#}")?;
+    }
+    if let Some(words) = model.last_words().filter(|_| model.is_failing()) {
+        writeln!(out, " {style}{id}{style:#} said last: {words}")?;
+    }
+    Ok(())
+}
+
+fn render_tenants(tenants: &[Tenant], out: &mut dyn Write) -> io::Result<()> {
+    if tenants.is_empty() {
+        return writeln!(out, " no tenant yet");
+    }
+    let mut table = show::table([
+        "TENANT",
+        "IN FLIGHT",
+        "ADMITTED",
+        "REFUSED",
+        "PROMPT TOKENS",
+        "CACHED",
+        "GENERATED",
+    ]);
+    for tenant in tenants {
+        table.add_row([
+            Cell::new(&tenant.id),
+            show::number(tenant.in_flight),
+            show::number(show::thousands(tenant.admitted)),
+            show::number(show::thousands(tenant.refused)),
+            show::number(show::thousands(tenant.used.prompt_tokens)),
+            show::number(show::thousands(tenant.used.cached_tokens)),
+            show::number(show::thousands(tenant.used.completion_tokens)),
+        ]);
+    }
+    write!(out, "{}", show::lines(&table))
+}
+
+fn render_devices(reading: &Reading, out: &mut dyn Write) -> io::Result<()> {
+    match reading {
+        Reading::NotYet => writeln!(out, " GPUs are being looked for"),
+        Reading::NoGpu { .. } => writeln!(out, " no GPU: engines run on the CPU"),
+        Reading::Lost { reason } => {
+            writeln!(out, " {BAD}the GPU driver does not answer{BAD:#}: {reason}")
+        }
+        Reading::Devices { devices } => write!(out, "{}", show::lines(&device_table(devices))),
+    }
+}
+
+fn device_table(devices: &[DeviceReading]) -> comfy_table::Table {
+    let mut table = show::table(["GPU", "NAME", "MEMORY IN USE", "BUSY", "TEMPERATURE"]);
+    for device in devices {
+        let memory = format!(
+            "{} of {}",
+            show::bytes(device.used),
+            show::bytes(device.total)
+        );
+        table.add_row([
+            show::number(device.index),
+            Cell::new(&device.name),
+            Cell::new(memory),
+            show::maybe(device.utilization.map(|share| format!("{share} %"))),
+            show::maybe(device.temperature.map(|degrees| format!("{degrees} C"))),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::cli::reply;
+
+    fn printed(json: Value) -> String {
+        let mut out = Vec::new();
+        render(&Status::read(json).unwrap(), "http://here", &mut out).unwrap();
+        String::from_utf8(anstream::adapter::strip_bytes(&out).into_vec()).unwrap()
+    }
+
+    fn words<'a>(text: &'a str, start: &str) -> Vec<&'a str> {
+        let mut lines = text.lines().map(|line| line.split_whitespace());
+        let found = lines.find(|words| words.clone().next() == Some(start));
+        found.unwrap_or_else(|| panic!("{text}")).collect()
+    }
+
+    #[test]
+    fn every_model_tenant_and_total_is_shown() {
+        let text = printed(reply::tests::status());
+        assert!(text.starts_with("kvwarden 0.1.0 at http://here, up 1 h 1 min\n"));
+        assert!(text.contains("3 running, 1 waiting, at most 64 in flight; 1,239 requests since"));
+        assert_eq!(
+            words(&text, "z"),
+            ["z", "ready", "sim", "42", "3/8", "1", "2", "1"]
+        );
+        assert_eq!(
+            words(&text, "acme"),
+            ["acme", "4", "1,234", "5", "1,500,000", "10", "7"]
+        );
+        assert!(text.contains("no GPU: engines run on the CPU"));
+    }
+
+    #[test]
+    fn broken_model_shows_its_note_and_its_last_words() {
+        let text = printed(reply::tests::status());
+        assert!(text.contains(" b: not enough memory\n"), "{text}");
+        assert!(
+            text.contains(" b said last: CUDA out of memory\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn model_that_serves_keeps_its_old_words_to_itself() {
+        let mut json = reply::tests::status();
+        json["loaded_models"]["z"]["record"]["log_tail"] = json!(["old"]);
+        assert!(!printed(json).contains("z said last"));
+    }
+
+    #[test]
+    fn devices_show_memory_and_leave_out_what_is_not_told() {
+        let mut json = reply::tests::status();
+        json["gpu"]["devices"] = json!({ "state": "devices", "devices": [{
+            "index": 0, "uuid": "GPU-1", "name": "H100", "total": 80_u64 << 30, "used": 3_u64 << 29,
+            "utilization": null, "temperature": 45 }] });
+        let text = printed(json);
+        let shown = [
+            "0", "H100", "1.5", "GiB", "of", "80.0", "GiB", "-", "45", "C",
+        ];
+        assert_eq!(words(&text, "0"), shown);
+    }
+}

@@ -36,6 +36,7 @@
 //!   key of their own per start.
 //! - Every queue, buffer and map that a client can grow has a limit in the configuration.
 
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod http;

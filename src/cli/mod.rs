@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub mod bench;
 pub mod check;
 pub mod client;
 pub mod doctor;
@@ -57,6 +58,8 @@ enum Command {
     Engine(engine::EngineArgs),
     /// Make an API key, and the hash of it that goes into the configuration
     Key(key::KeyArgs),
+    /// Measure what scheduling does to latency and throughput
+    Bench(bench::BenchArgs),
     /// Print the version
     Version(version::VersionArgs),
     /// The parent of one engine; started by `serve`
@@ -84,6 +87,7 @@ impl Cli {
                 Ok(ExitCode::SUCCESS)
             }
             Command::Key(args) => key::run(&args),
+            Command::Bench(args) => bench::run(&args),
             Command::Version(args) => version::run(&args),
             Command::Shim => Ok(shim::run()),
             Command::SimEngine(args) => {

@@ -1,0 +1,246 @@
+//! What is sent when: a pure function of the load and a seed.
+
+use std::time::Duration;
+
+use super::rng::SplitMix;
+
+/// Requests of one tenant in one run. An hour of 100 requests/s; beyond it a run is a mistake.
+pub const MAX_REQUESTS: usize = 360_000;
+
+/// A distribution of token counts.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[serde(tag = "distribution", rename_all = "lowercase")]
+pub enum Lengths {
+    /// Every count in `min..=max` alike.
+    Uniform {
+        /// Smallest.
+        min: u32,
+        /// Largest.
+        max: u32,
+    },
+    /// Log-normal, with what lies outside `min..=max` put on the bound.
+    LogNormal {
+        /// Half of the draws are below it.
+        median: f64,
+        /// Standard deviation of the logarithm.
+        sigma: f64,
+        /// Smallest.
+        min: u32,
+        /// Largest.
+        max: u32,
+    },
+}
+
+/// What one tenant sends.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Load {
+    /// The tenant's name.
+    pub tenant: String,
+    /// Requests per second, Poisson arrivals.
+    pub rate: f64,
+    /// Prompt tokens.
+    pub prompt: Lengths,
+    /// Output tokens.
+    pub output: Lengths,
+}
+
+/// One request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shot {
+    /// When it is sent, from the start of the run.
+    pub at: Duration,
+    /// How long its prompt is.
+    pub prompt_tokens: u32,
+    /// How much output it asks for.
+    pub output_tokens: u32,
+}
+
+/// Why there is no plan.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum PlanError {
+    /// It would never end, or fill the memory.
+    #[error("{tenant}: {rate:.1} requests/s for {} s are more than {MAX_REQUESTS} requests", lasting.as_secs())]
+    TooMany {
+        /// Whose.
+        tenant: String,
+        /// Requests per second.
+        rate: f64,
+        /// How long.
+        lasting: Duration,
+    },
+}
+
+// === impl Lengths ===
+
+impl Lengths {
+    /// One draw; at least 1.
+    pub fn draw(&self, rng: &mut SplitMix) -> u32 {
+        let drawn = match *self {
+            Self::Uniform { min, max } => min + rng.below((max - min).saturating_add(1)),
+            Self::LogNormal {
+                median,
+                sigma,
+                min,
+                max,
+            } => tokens(median * (sigma * rng.normal()).exp()).clamp(min, max),
+        };
+        drawn.max(1)
+    }
+
+    /// The same shape at another size: for engines on which the original would take hours.
+    #[must_use]
+    pub fn scaled(&self, by: f64) -> Self {
+        let scale = |count: u32| tokens(f64::from(count) * by).max(1);
+        match *self {
+            Self::Uniform { min, max } => Self::Uniform {
+                min: scale(min),
+                max: scale(max),
+            },
+            Self::LogNormal {
+                median,
+                sigma,
+                min,
+                max,
+            } => Self::LogNormal {
+                median: median * by,
+                sigma,
+                min: scale(min),
+                max: scale(max),
+            },
+        }
+    }
+
+    /// The mean of many draws.
+    #[must_use]
+    pub fn mean(&self) -> f64 {
+        const DRAWS: u32 = 4096;
+        let mut rng = SplitMix::named(0, "mean");
+        let sum: f64 = (0..DRAWS).map(|_| f64::from(self.draw(&mut rng))).sum();
+        sum / f64::from(DRAWS)
+    }
+}
+
+/// Rounds to the nearest count.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "`as` saturates, and negative or huge draws end on the bounds anyway"
+)]
+fn tokens(count: f64) -> u32 {
+    count.round() as u32
+}
+
+/// The requests of one tenant over `lasting`, in the order they are sent.
+///
+/// # Errors
+/// When there would be more than [`MAX_REQUESTS`].
+pub fn plan(load: &Load, seed: u64, lasting: Duration) -> Result<Vec<Shot>, PlanError> {
+    let expected = load.rate * lasting.as_secs_f64();
+    if expected > MAX_REQUESTS as f64 {
+        return Err(PlanError::TooMany {
+            tenant: load.tenant.clone(),
+            rate: load.rate,
+            lasting,
+        });
+    }
+    let mut rng = SplitMix::named(seed, &load.tenant);
+    let mut shots = Vec::new();
+    if load.rate <= 0.0 {
+        return Ok(shots);
+    }
+    let mut at = 0.0;
+    loop {
+        at += rng.exponential(1.0 / load.rate);
+        // Twice the expectation is out of reach of a Poisson process this long.
+        if at >= lasting.as_secs_f64() || shots.len() >= 2 * MAX_REQUESTS {
+            return Ok(shots);
+        }
+        shots.push(Shot {
+            at: Duration::from_secs_f64(at),
+            prompt_tokens: load.prompt.draw(&mut rng),
+            output_tokens: load.output.draw(&mut rng),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn load(rate: f64) -> Load {
+        Load {
+            tenant: "noisy".to_owned(),
+            rate,
+            prompt: Lengths::Uniform { min: 10, max: 20 },
+            output: Lengths::LogNormal {
+                median: 700.0,
+                sigma: 0.6,
+                min: 50,
+                max: 2000,
+            },
+        }
+    }
+
+    #[test]
+    fn same_seed_is_the_same_plan_and_another_is_not() {
+        let of = |seed| plan(&load(20.0), seed, MINUTE).unwrap();
+        assert_eq!(of(3), of(3));
+        assert_ne!(of(3), of(4));
+    }
+
+    #[test]
+    fn arrivals_are_poisson_at_the_rate_asked_for() {
+        let shots = plan(&load(50.0), 1, 10 * MINUTE).unwrap();
+        let count = shots.len() as f64;
+        // Three standard deviations of a Poisson count of 30,000.
+        assert!((count - 30_000.0).abs() < 520.0, "{count}");
+        // Gaps of a Poisson process vary as much as they last; those of a metronome not at all.
+        let gaps: Vec<f64> = shots
+            .windows(2)
+            .map(|pair| (pair[1].at - pair[0].at).as_secs_f64())
+            .collect();
+        let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
+        let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
+        let variation = variance.sqrt() / mean;
+        assert!((variation - 1.0).abs() < 0.03, "{variation}");
+    }
+
+    #[test]
+    fn lognormal_lengths_have_their_median() {
+        let mut outputs: Vec<_> = plan(&load(50.0), 1, 10 * MINUTE)
+            .unwrap()
+            .iter()
+            .map(|shot| shot.output_tokens)
+            .collect();
+        outputs.sort_unstable();
+        let median = outputs[outputs.len() / 2];
+        assert!((680..=720).contains(&median), "{median}");
+    }
+
+    #[test]
+    fn endless_plan_is_refused() {
+        assert!(plan(&load(1e6), 1, MINUTE).is_err());
+        assert!(plan(&load(0.0), 1, MINUTE).unwrap().is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn lengths_stay_within_their_bounds(seed: u64, min in 1_u32..500, more in 0_u32..500) {
+            let mut rng = SplitMix::new(seed);
+            let max = min + more;
+            let lengths = [
+                Lengths::Uniform { min, max },
+                Lengths::LogNormal { median: 200.0, sigma: 2.0, min, max },
+            ];
+            for lengths in lengths {
+                for _ in 0..50 {
+                    prop_assert!((min..=max).contains(&lengths.draw(&mut rng)));
+                }
+            }
+        }
+    }
+}

@@ -35,6 +35,30 @@ pub struct Answer {
     pub body: Pin<Box<dyn Stream<Item = io::Result<Bytes>>>>,
 }
 
+/// A client for many long streams at once, without connections yet.
+pub(crate) fn streaming_client(connect_timeout: Duration) -> awc::Client {
+    // awc has no switch for TCP_NODELAY, and without it small writes wait for 40 ms.
+    let tcp = TcpConnector::default().service();
+    let tcp = tcp.map(|connection: Connection<Uri, TcpStream>| {
+        if let Err(error) = connection.io_ref().set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY");
+        }
+        connection
+    });
+    let connector = awc::Connector::new()
+        .connector(tcp)
+        .timeout(connect_timeout)
+        .conn_keep_alive(IDLE)
+        // The default of 100 silently queues the 101st stream; queueing is our own.
+        .limit(0);
+    let client = awc::Client::builder()
+        .connector(connector)
+        .disable_timeout()
+        .disable_redirects()
+        .no_default_headers();
+    client.finish()
+}
+
 impl Answer {
     /// It comes as events.
     #[must_use]
@@ -49,26 +73,7 @@ impl Engines {
     /// A client without connections.
     #[must_use]
     pub fn new() -> Self {
-        // awc has no switch for TCP_NODELAY, and without it small writes wait for 40 ms.
-        let tcp = TcpConnector::default().service();
-        let tcp = tcp.map(|connection: Connection<Uri, TcpStream>| {
-            if let Err(error) = connection.io_ref().set_nodelay(true) {
-                tracing::debug!(%error, "TCP_NODELAY");
-            }
-            connection
-        });
-        let connector = awc::Connector::new()
-            .connector(tcp)
-            .timeout(CONNECT_TIMEOUT)
-            .conn_keep_alive(IDLE)
-            // The default of 100 silently queues the 101st stream; the fair queue is what queues.
-            .limit(0);
-        let client = awc::Client::builder()
-            .connector(connector)
-            .disable_timeout()
-            .disable_redirects()
-            .no_default_headers();
-        Self(client.finish())
+        Self(streaming_client(CONNECT_TIMEOUT))
     }
 
     /// Posts `body` and waits for the head of the answer.

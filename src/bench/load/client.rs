@@ -2,12 +2,7 @@
 
 use std::{rc::Rc, time::Duration};
 
-use actix_service::ServiceExt as _;
-use actix_tls::connect::{Connection, Connector as TcpConnector};
-use actix_web::{
-    http::{StatusCode, Uri, header},
-    rt::net::TcpStream,
-};
+use actix_web::http::{StatusCode, header};
 use awc::{
     ClientResponse,
     error::{ConnectError, SendRequestError},
@@ -19,14 +14,14 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{plan::Shot, sample::Outcome};
-use crate::http::sse::{self, Event, Splitter};
+use crate::http::{
+    sse::{self, Event, Splitter},
+    upstream::streaming_client,
+};
 
 /// Connecting on this machine takes microseconds; a full accept queue makes it seconds, and that
 /// waiting counts.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Shorter than any common server keeps a silent connection, so that ours close first.
-const IDLE: Duration = Duration::from_secs(3);
 
 /// Longest refusal that is read for its code.
 const MAX_REFUSAL: usize = 64 << 10;
@@ -105,26 +100,8 @@ impl Tenant {
     /// A client without connections.
     #[must_use]
     pub fn new(target: Rc<Target>, name: &str) -> Self {
-        let tcp = TcpConnector::default().service();
-        let tcp = tcp.map(|connection: Connection<Uri, TcpStream>| {
-            // Without it small writes wait for 40 ms; a socket that refuses is merely slower.
-            let _ = connection.io_ref().set_nodelay(true);
-            connection
-        });
-        let connector = awc::Connector::new()
-            .connector(tcp)
-            .timeout(CONNECT_TIMEOUT)
-            .conn_keep_alive(IDLE)
-            // Otherwise the 101st stream waits here, unseen.
-            .limit(0);
-        let http = awc::Client::builder()
-            .connector(connector)
-            .disable_timeout()
-            .disable_redirects()
-            .no_default_headers()
-            .finish();
         Self {
-            http,
+            http: streaming_client(CONNECT_TIMEOUT),
             completions: format!("{}/v1/completions", target.base),
             name: name.to_owned(),
             target,

@@ -2,26 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use super::{Args, Launch, Start};
+use super::{Args, Launch, Start, vllm};
 
 pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
-    let flags = &launch.flags;
-    Args::default()
-        .pair("--preset", &launch.model)
-        .pair("--host", "127.0.0.1")
-        .pair("--port", start.port)
-        .pair("--served-model-name", &launch.served_name)
-        .pair("--max-num-seqs", flags.capacity.engine_sequences())
-        .pair("--max-num-batched-tokens", flags.capacity.step_tokens)
-        // A step full of long prompts keeps room for a short one.
-        .pair(
-            "--long-prefill-token-threshold",
-            flags.capacity.chunk_tokens,
-        )
-        // What queues inside stays in the order of our own queue.
-        .pair("--scheduling-policy", "priority")
-        .maybe("--max-model-len", flags.max_model_len)
-        .0
+    vllm::dialect(
+        Args::default().pair("--preset", &launch.model),
+        launch,
+        start,
+    )
+    .maybe("--max-model-len", launch.flags.max_model_len)
+    .0
 }
 
 pub(super) fn env(start: Start<'_>) -> BTreeMap<String, String> {

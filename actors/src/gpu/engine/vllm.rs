@@ -6,25 +6,15 @@ use super::{Args, Launch, Start};
 
 pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
     let flags = &launch.flags;
-    let args = Args::default()
-        .word("serve")
-        .word(&launch.model)
-        .pair("--host", "127.0.0.1")
-        .pair("--port", start.port)
-        .pair("--served-model-name", &launch.served_name)
-        .pair("--max-num-seqs", flags.capacity.engine_sequences())
-        .pair("--max-num-batched-tokens", flags.capacity.step_tokens)
-        // A step full of long prompts keeps room for a short one.
-        .pair(
-            "--long-prefill-token-threshold",
-            flags.capacity.chunk_tokens,
-        )
-        // What queues inside stays in the order of our own queue.
-        .pair("--scheduling-policy", "priority")
-        // `usage.prompt_tokens_details.cached_tokens`: what a prompt really cost.
-        .word("--enable-prompt-tokens-details")
-        .maybe("--max-model-len", flags.max_model_len)
-        .maybe("--dtype", flags.dtype.as_ref());
+    let args = dialect(
+        Args::default().word("serve").word(&launch.model),
+        launch,
+        start,
+    )
+    // `usage.prompt_tokens_details.cached_tokens`: what a prompt really cost.
+    .word("--enable-prompt-tokens-details")
+    .maybe("--max-model-len", flags.max_model_len)
+    .maybe("--dtype", flags.dtype.as_ref());
     if flags.cpu {
         // Without a GPU there are no graphs to capture, and compiling takes minutes.
         return args.word("--enforce-eager").0;
@@ -34,6 +24,20 @@ pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
         .maybe("--gpu-memory-utilization", flags.gpu_memory_utilization)
         .maybe("--kv-cache-memory-bytes", flags.kv_cache_bytes)
         .0
+}
+
+/// What vLLM and the simulated engine, which speaks like it, are both told after what they load.
+pub(super) fn dialect(args: Args, launch: &Launch, start: Start<'_>) -> Args {
+    let capacity = launch.flags.capacity;
+    args.pair("--host", "127.0.0.1")
+        .pair("--port", start.port)
+        .pair("--served-model-name", &launch.served_name)
+        .pair("--max-num-seqs", capacity.engine_sequences())
+        .pair("--max-num-batched-tokens", capacity.step_tokens)
+        // A step full of long prompts keeps room for a short one.
+        .pair("--long-prefill-token-threshold", capacity.chunk_tokens)
+        // What queues inside stays in the order of our own queue.
+        .pair("--scheduling-policy", "priority")
 }
 
 pub(super) fn env(launch: &Launch, start: Start<'_>) -> BTreeMap<String, String> {

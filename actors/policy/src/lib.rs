@@ -8,6 +8,7 @@
 //! | [`bucket`] | whether a tenant may spend now, and when it may otherwise |
 //! | [`cost`] | what a request costs before and after it ran |
 //! | [`scheduling`] | which waiting request goes next, and when; whether one may still wait |
+//! | [`routing`] | which of a model's engines a request goes to |
 //! | [`lifecycle`] | what a model does next, given what happened to its engine |
 //! | [`backoff`] | when a failed engine may try again, and when it must not |
 //! | [`failure`] | why an engine ended, from its exit status and last words |
@@ -21,6 +22,7 @@ pub mod cost;
 pub mod failure;
 pub mod id;
 pub mod lifecycle;
+pub mod routing;
 pub mod scheduling;
 pub mod steps;
 

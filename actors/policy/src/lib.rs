@@ -6,6 +6,8 @@
 //! | module | decides |
 //! |---|---|
 //! | [`bucket`] | whether a tenant may spend now, and when it may otherwise |
+//! | [`quota`] | the same for a day's tokens |
+//! | [`tier`] | which class a request's `service_tier` comes to |
 //! | [`cost`] | what a request costs before and after it ran |
 //! | [`scheduling`] | which waiting request goes next, and when; whether one may still wait |
 //! | [`lifecycle`] | what a model does next, given what happened to its engine |
@@ -21,8 +23,10 @@ pub mod cost;
 pub mod failure;
 pub mod id;
 pub mod lifecycle;
+pub mod quota;
 pub mod scheduling;
 pub mod steps;
+pub mod tier;
 
 pub use id::{Generation, ModelId, TenantId};
 

@@ -89,10 +89,10 @@ impl<T> Line<T> {
             bytes: ours.bytes.saturating_add(arrival.bytes),
             running: ours.running,
         };
-        if after.waiting > self.bounds.tenant_requests {
+        if after.waiting > arrival.tenant_bounds.requests {
             return Err(Bound::TenantRequests);
         }
-        if after.bytes > self.bounds.tenant_bytes {
+        if after.bytes > arrival.tenant_bounds.bytes {
             return Err(Bound::TenantBytes);
         }
         let lacks_place = self.total.waiting >= self.bounds.requests;

@@ -139,6 +139,7 @@ impl World {
         arrival.class = push.class;
         arrival.max_tokens = push.max_tokens;
         arrival.choices = push.choices;
+        arrival.tenant_bounds.requests = 12;
         arrival.expires = self.now + Duration::from_millis(push.lives_ms);
         let item = (self.pushed, push.prompt, u64::from(push.choices));
         match self.scheduler.push(&arrival, item, self.now) {
@@ -274,7 +275,6 @@ fn small() -> Settings {
     settings.fair.assumed_output = 40;
     settings.fair.class_patience = Duration::from_millis(300);
     settings.bounds.requests = 40;
-    settings.bounds.tenant_requests = 12;
     settings
 }
 

@@ -77,7 +77,7 @@ fn large_requests_leave_until_a_small_one_fits() {
     }
     let pushed = scheduler.push(&sized("small", 300), 9, now).unwrap();
     assert_eq!(pushed.displaced, [3, 2]);
-    let full = scheduler.push(&sized("large", 600), 9, now).unwrap_err();
+    let full = scheduler.push(&sized("large", 500), 9, now).unwrap_err();
     assert_eq!(full.bound, Bound::Bytes);
     assert_eq!(scheduler.total().bytes, 800);
 }

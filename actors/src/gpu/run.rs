@@ -41,18 +41,16 @@ impl End {
 }
 
 impl Run {
-    /// Runs the engine until nothing of it is left. `stopped` is how it is asked to end.
-    pub(super) async fn live(self, mut stopped: oneshot::Receiver<()>) {
+    /// Runs the engine until nothing of it is left. `orders` is how it is told what to do.
+    pub(super) async fn live(self, mut orders: Orders) {
         let end = match self.spawn.spec.clone().as_ref() {
-            EngineSpec::Child(launch) => self.supervise(launch, &mut stopped).await,
-            EngineSpec::Attached(attached) => attached::watch(&self, &mut stopped, attached).await,
+            EngineSpec::Child(launch) => self.supervise(launch, &mut orders).await,
+            EngineSpec::Attached(attached) => attached::watch(&self, &mut orders, attached).await,
         };
-        let model = self.spawn.model.clone();
         self.gpu.do_send(EngineGone {
-            model: model.clone(),
+            engine: self.spawn.engine.clone(),
             generation: self.spawn.generation,
         });
-        self.gpu.do_send(StartOver { model });
         let End {
             class,
             reason,
@@ -84,7 +82,7 @@ impl Run {
         });
     }
 
-    async fn supervise(&self, launch: &Launch, stopped: &mut oneshot::Receiver<()>) -> End {
+    async fn supervise(&self, launch: &Launch, orders: &mut Orders) -> End {
         let port = match free_port() {
             Ok(port) => port,
             Err(error) => {
@@ -109,7 +107,7 @@ impl Run {
             api_key: Some(key),
             served_name: launch.served_name.clone(),
         };
-        let end = self.follow(child, endpoint, launch, stopped).await;
+        let end = self.follow(child, endpoint, launch, orders).await;
         // It is about an engine of which nothing is left.
         let _ = std::fs::remove_file(record);
         end
@@ -120,7 +118,7 @@ impl Run {
         mut child: Child,
         endpoint: Endpoint,
         launch: &Launch,
-        stopped: &mut oneshot::Receiver<()>,
+        orders: &mut Orders,
     ) -> End {
         let deadline = Instant::now() + launch.start_timeout;
         let probe = Probe::new(&endpoint);

@@ -4,6 +4,7 @@
 //! [`Launch::command`] turns that into argv and environment: a pure function, so that every
 //! engine's flags are tested without starting one.
 
+mod footprint;
 mod llamacpp;
 mod sglang;
 mod sim;
@@ -13,6 +14,8 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use kvwarden_policy::{Generation, ModelId, scheduling::Capacity};
 use serde::{Deserialize, Serialize};
+
+pub use footprint::Footprint;
 
 /// An inference engine kvwarden knows how to talk to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -81,17 +84,6 @@ pub enum EngineSpec {
     Attached(Attached),
 }
 
-impl EngineSpec {
-    /// Starting it changes how much memory is free.
-    #[must_use]
-    pub fn takes_memory(&self) -> bool {
-        match self {
-            Self::Child(launch) => launch.kind != EngineKind::Sim,
-            Self::Attached(_) => false,
-        }
-    }
-}
-
 /// A server that somebody else runs.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Attached {
@@ -126,6 +118,10 @@ pub struct Launch {
     pub served_name: String,
     /// What the configuration says about this model's engine.
     pub flags: EngineFlags,
+    /// What it will take of each device, where that can be told.
+    pub footprint: Option<Footprint>,
+    /// GPUs it may use, by index or UUID. Empty: all.
+    pub gpus: Vec<String>,
     /// How long a start may take.
     pub start_timeout: Duration,
     /// How long the engine gets between SIGTERM and SIGKILL.
@@ -178,6 +174,15 @@ pub struct Start<'a> {
 }
 
 impl Launch {
+    /// It computes on GPUs. llama.cpp's wheel has no GPU in it.
+    #[must_use]
+    pub fn uses_gpu(&self) -> bool {
+        match self.kind {
+            EngineKind::Vllm | EngineKind::Sglang => !self.flags.cpu,
+            EngineKind::LlamaCpp | EngineKind::Sim | EngineKind::Attach => false,
+        }
+    }
+
     /// The process that serves this model. `inherited` is our own environment, of which the engine
     /// gets what [`is_inherited`] lets through.
     #[must_use]

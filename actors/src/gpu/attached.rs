@@ -1,6 +1,6 @@
 //! A server that somebody else runs: nothing to start, only to see whether it answers.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use kvwarden_policy::failure::FailureClass;
 use tokio::sync::oneshot;
@@ -29,6 +29,8 @@ pub(super) async fn watch(
         base: attached.base.clone(),
         api_key: attached.api_key.clone(),
         served_name: attached.served_name.clone(),
+        rungs: BTreeSet::new(),
+        canary: None,
     };
     let probe = Probe::new(&endpoint);
     let (mut missed, mut is_ready) = (0, false);

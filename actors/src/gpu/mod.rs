@@ -7,9 +7,11 @@
 mod attached;
 pub mod cgroup;
 pub mod child;
+mod control;
 pub mod engine;
-mod probe;
+pub mod probe;
 mod run;
+pub mod rungs;
 pub mod shim;
 pub mod tree;
 pub mod vram;
@@ -117,7 +119,10 @@ impl Actor for Gpu {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.run_interval(PULSE, |_, ctx| ctx.address().do_send(Pulse(Instant::now())));
-        vram::watch(ctx.address().downgrade().recipient());
+        vram::watch(
+            vram::Nvidia::default(),
+            ctx.address().downgrade().recipient(),
+        );
     }
 }
 

@@ -1,7 +1,7 @@
 //! The life of one engine: spawn it, see it become ready, see it end. One task per engine, which
 //! owns the connection to its shim; nobody else stops it.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use actix::{Addr, Recipient};
 use kvwarden_policy::{failure::FailureClass, lifecycle::Phase};
@@ -12,6 +12,7 @@ use super::{
     child::Child,
     engine::{Endpoint, EngineSpec, Launch, Start},
     probe::Probe,
+    rungs,
     shim::{ShimEvent, ShimSpec},
 };
 use crate::protocol::{EngineGone, EngineNews, News, Spawn, StartOver};
@@ -108,6 +109,8 @@ impl Run {
             base: format!("http://127.0.0.1:{port}"),
             api_key: Some(key),
             served_name: launch.served_name.clone(),
+            rungs: BTreeSet::new(),
+            canary: None,
         };
         let end = self.follow(child, endpoint, launch, stopped).await;
         // It is about an engine of which nothing is left.
@@ -157,7 +160,10 @@ impl Run {
                 verdict = &mut readiness, if is_starting && cause.is_none() => {
                     is_starting = false;
                     match verdict {
-                        Ok(()) => self.tell_ready(endpoint.clone()),
+                        Ok(canary) => {
+                            let rungs = rungs::supported(&endpoint, &launch.flags.rungs).await;
+                            self.tell_ready(Endpoint { rungs, canary, ..endpoint.clone() });
+                        }
                         Err(reason) => {
                             cause = Some(End::new(FailureClass::Canary, reason));
                             child.stop(launch.stop_grace);

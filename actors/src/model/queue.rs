@@ -1,0 +1,162 @@
+//! Who waits for a model and who runs on it: the queue's side of the actor.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use actix::{AsyncContext, Context, Handler};
+use kvwarden_policy::{
+    lifecycle::{Event, State},
+    scheduling::{Arrival, Bound, Full, Outcome},
+};
+use tokio::time::Instant;
+
+use super::{Model, UNREACHABLE_PAUSE};
+use crate::{
+    Refusal, Ticket,
+    protocol::{Enqueue, FirstToken, SlotFreed},
+    ticket::Turn,
+};
+
+impl Model {
+    /// Hands free places to whoever is next.
+    pub(super) fn dispatch(&mut self, ctx: &Context<Self>) {
+        let Some(endpoint) = self.endpoint.clone() else {
+            return;
+        };
+        if self
+            .paused_until
+            .is_some_and(|until| Instant::now() < until)
+        {
+            return;
+        }
+        let now = Instant::now().into_std();
+        while let Some(next) = self.queue.next(now) {
+            if next.item.is_abandoned() {
+                self.queue
+                    .finish(next.key, &Outcome::FailedBeforeFirstToken, now);
+                continue;
+            }
+            self.record.dispatched += 1;
+            let streamed = Arc::<AtomicU64>::default();
+            self.running.insert(next.key, streamed.clone());
+            let turn = Turn {
+                key: next.key,
+                waited: next.waited,
+                tag: next.tag,
+                streamed,
+            };
+            next.item.admit(endpoint.clone(), &ctx.address(), turn);
+        }
+    }
+
+    /// Charges what was streamed since the last look.
+    pub(super) fn true_up(&mut self, now: std::time::Instant) {
+        for (key, streamed) in &self.running {
+            self.queue
+                .streamed(*key, streamed.load(Ordering::Relaxed), now);
+        }
+        self.queue.tick(now);
+    }
+
+    pub(super) fn refuse_waiting(&mut self) {
+        let why = self.broken();
+        for ticket in self.queue.remove_if(|_| true, Instant::now().into_std()) {
+            ticket.refuse(why.clone());
+        }
+    }
+
+    fn arrival(&self, ticket: &Ticket, now: Instant) -> Arrival {
+        Arrival {
+            tenant: ticket.tenant.clone(),
+            weight: 1,
+            group: ticket.share.group.clone(),
+            flow: None,
+            class: ticket.share.class,
+            prompt_tokens: self.estimator.tokens(ticket.size.prompt_bytes),
+            max_tokens: ticket.size.max_tokens,
+            choices: ticket.size.choices,
+            bytes: ticket.size.prompt_bytes,
+            expires: (now + self.params.queue_timeout).into_std(),
+            is_retry: false,
+        }
+    }
+
+    /// A tenant that fills the queue hears so; others hear that the node is busy.
+    fn refuse_full(&self, ticket: Ticket, bound: Option<Bound>) {
+        ticket.refuse(match bound {
+            None => Refusal::TenantQueueFull {
+                bound: Bound::Requests,
+            },
+            Some(bound @ (Bound::TenantRequests | Bound::TenantBytes)) => {
+                Refusal::TenantQueueFull { bound }
+            }
+            Some(Bound::Requests | Bound::Bytes) => Refusal::QueueFull {
+                waiting: self.queue.total().waiting,
+            },
+        });
+    }
+
+    pub(super) fn clean_queue(&mut self, now: Instant) {
+        drop(self.queue.remove_if(Ticket::is_abandoned, now.into_std()));
+        let waited = self.params.queue_timeout;
+        for ticket in self.queue.remove_expired(now.into_std()) {
+            ticket.refuse(Refusal::QueueTimeout { waited });
+        }
+    }
+}
+
+impl Handler<Enqueue> for Model {
+    type Result = ();
+
+    fn handle(&mut self, Enqueue(ticket): Enqueue, ctx: &mut Context<Self>) {
+        self.vitals.handled();
+        if self.drain.is_some() {
+            return ticket.refuse(Refusal::Draining);
+        }
+        if let State::Broken { .. } = self.life.state() {
+            return ticket.refuse(self.broken());
+        }
+        let now = Instant::now();
+        let arrival = self.arrival(&ticket, now);
+        match self.queue.push(&arrival, ticket, now.into_std()) {
+            Ok(pushed) => pushed
+                .displaced
+                .into_iter()
+                .for_each(|out| self.refuse_full(out, None)),
+            Err(Full { item, bound }) => return self.refuse_full(item, Some(bound)),
+        }
+        self.happen(Event::Wanted, ctx);
+        self.dispatch(ctx);
+    }
+}
+
+impl Handler<FirstToken> for Model {
+    type Result = ();
+
+    fn handle(&mut self, FirstToken(key): FirstToken, ctx: &mut Context<Self>) {
+        self.vitals.handled();
+        self.queue.first_token(key, Instant::now().into_std());
+        self.dispatch(ctx);
+    }
+}
+
+impl Handler<SlotFreed> for Model {
+    type Result = ();
+
+    fn handle(&mut self, freed: SlotFreed, ctx: &mut Context<Self>) {
+        self.vitals.handled();
+        self.running.remove(&freed.key);
+        if freed.is_unreachable {
+            self.paused_until = Some(Instant::now() + UNREACHABLE_PAUSE);
+        }
+        self.queue
+            .finish(freed.key, &freed.outcome, Instant::now().into_std());
+        if let Outcome::Completed(usage) = freed.outcome {
+            self.estimator
+                .learn(freed.prompt_bytes, usage.prompt_tokens);
+        }
+        self.dispatch(ctx);
+    }
+}

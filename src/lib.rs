@@ -47,3 +47,4 @@ pub mod prepare;
 pub mod serve;
 pub mod shim;
 pub mod sim;
+pub mod weights;

@@ -2,7 +2,10 @@
 //! the weights. Installed while the server already listens, one model after the other, so that
 //! downloads do not compete and their bars do not mix.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use actix::Addr;
 use kvwarden_actors::{
@@ -10,6 +13,7 @@ use kvwarden_actors::{
     gpu::engine::{Attached, EngineKind, EngineSpec, Launch},
     protocol::Prepared,
 };
+use sha2::{Digest, Sha256};
 
 use crate::{
     config::{ModelConfig, ModelSource},
@@ -18,6 +22,7 @@ use crate::{
         progress::{Event, Progress},
     },
     layout::Layout,
+    weights,
 };
 
 /// Why a model can't be prepared.
@@ -77,7 +82,11 @@ fn prepare(
             served_name: config.id.to_string(),
         }));
     }
-    let (program, prefix) = program(config, layout, progress)?;
+    let Program {
+        program,
+        prefix,
+        build,
+    } = program(config, layout, progress)?;
     let model = match &config.source {
         ModelSource::Path(path) => path.display().to_string(),
         ModelSource::Pypi(file) => {
@@ -87,10 +96,14 @@ fn prepare(
         ModelSource::Hub(id) | ModelSource::Preset(id) => id.clone(),
         ModelSource::Url { .. } => return Err(PrepareError::Mismatch("a URL needs no engine")),
     };
+    let memory = config.residency.memory;
     Ok(EngineSpec::Child(Box::new(Launch {
         kind: config.engine,
+        footprint: weights::footprint(config.engine, &config.flags, &model, memory),
+        kv_dir: layout.kv().join(dir_name(config.id.as_str())),
         program,
         prefix,
+        build,
         model,
         served_name: config.id.to_string(),
         flags: config.flags.clone(),
@@ -99,26 +112,60 @@ fn prepare(
     })))
 }
 
-/// The executable, and what comes before its other arguments.
+/// What runs an engine.
+struct Program {
+    program: PathBuf,
+    /// What comes before its other arguments.
+    prefix: Vec<String>,
+    build: String,
+}
+
 fn program(
     config: &ModelConfig,
     layout: &Layout,
     progress: &dyn Progress,
-) -> Result<(PathBuf, Vec<String>), PrepareError> {
+) -> Result<Program, PrepareError> {
     if let Some(executable) = &config.executable {
-        return Ok((executable.clone(), Vec::new()));
+        return Ok(Program {
+            program: executable.clone(),
+            prefix: Vec::new(),
+            build: build_of(executable)?,
+        });
     }
     if config.engine == EngineKind::Sim {
-        return Ok((std::env::current_exe()?, vec!["sim-engine".to_owned()]));
+        return Ok(Program {
+            program: std::env::current_exe()?,
+            prefix: vec!["sim-engine".to_owned()],
+            build: env!("CARGO_PKG_VERSION").to_owned(),
+        });
     }
     let name = config
         .environment
         .ok_or(PrepareError::Mismatch("the model names no engine"))?;
     let installed = install::ensure(name, layout, progress)?;
-    Ok((
-        installed.python,
-        vec![installed.launcher.display().to_string()],
-    ))
+    Ok(Program {
+        program: installed.python,
+        prefix: vec![installed.launcher.display().to_string()],
+        build: installed.version,
+    })
+}
+
+/// Of somebody's own executable its size and date have to do.
+fn build_of(executable: &Path) -> std::io::Result<String> {
+    let file = std::fs::metadata(executable)?;
+    Ok(format!("{} bytes of {:?}", file.len(), file.modified()?))
+}
+
+/// A directory's name that is readable and, by the hash, no other model's.
+fn dir_name(id: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let plain = |c: char| if is_plain(c) { c } else { '_' };
+    let name: String = id.chars().map(plain).collect();
+    let hash = Sha256::digest(id.as_bytes());
+    format!(
+        "{name}-{:02x}{:02x}{:02x}{:02x}",
+        hash[0], hash[1], hash[2], hash[3]
+    )
 }
 
 /// Progress goes to the terminal and, as a note, to whoever asks for the model's health.

@@ -181,6 +181,13 @@ pub struct Signal {
 pub enum Order {
     /// End.
     Stop,
+    /// Change.
+    Shift(Shift),
+}
+
+/// What can be done to a live engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shift {
     /// Give memory back.
     Demote {
         /// Where it is.
@@ -286,10 +293,19 @@ pub enum Wish {
 
 // === before and after ===
 
-/// serve -> Model: how far the installation of its engine and weights got.
+/// serve -> Model: how far the installation of an engine and its weights got.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub enum Prepared {
+pub struct Prepared {
+    /// Which of the model's engines.
+    pub replica: usize,
+    /// How far.
+    pub how: Preparation,
+}
+
+/// How far an installation got.
+#[derive(Debug)]
+pub enum Preparation {
     /// It is at this step.
     Step(String),
     /// All is here.

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use crate::{
     Gpu, Model, PULSE, Refusal, Tenant, Vitals,
     protocol::{
-        Addresses, Admit, Demand, Drain, Enqueue, Grant, Operate, Pulse, Reclaim, Reserve, Reserved, Retire, Roster,
-        Snapshot,
+        Addresses, Admit, Demand, Drain, Enqueue, Grant, Operate, Pulse, Reclaim, Reserve,
+        Reserved, Retire, Roster, Snapshot,
     },
     tenant,
 };

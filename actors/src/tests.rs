@@ -13,6 +13,7 @@ use kvwarden_policy::{
     cost::{RequestSize, Usage},
     failure::FailureClass,
     lifecycle::State,
+    residency,
     scheduling::{Bound, Bounds, Capacity, Discipline, FairSettings, Settings, TenantBounds},
     tier::Tier,
 };
@@ -25,7 +26,7 @@ use crate::{
         engine::{Attached, EngineKind, EngineSpec},
     },
     model::{self, ModelState},
-    protocol::{Admit, Drain, EngineNews, News, Prepared, Roster, Snapshot},
+    protocol::{Admit, Drain, EngineNews, News, Preparation, Prepared, Roster, Snapshot},
     router::{ModelEntry, OTHERS, Unnamed},
     tenant::{self, TenantState},
 };
@@ -83,6 +84,8 @@ impl Node {
             shim: "/nonexistent".into(),
             run_dir: here.clone(),
             log_dir: here,
+            memory: None,
+            residency: residency::Settings::default(),
             orphan_grace: Duration::ZERO,
         });
         let gpu = gpu.start();
@@ -100,7 +103,7 @@ impl Node {
             let params = model::Params {
                 id: ModelId::from("m"),
                 names: vec!["m".to_owned(), "short".to_owned()],
-                engine: EngineKind::Attach,
+                engines: vec![(ModelId::from("m"), EngineKind::Attach)],
                 scheduling: Settings {
                     discipline: Discipline::Fair,
                     bounds: Bounds {
@@ -118,12 +121,17 @@ impl Node {
                 },
                 queue_timeout: setup.queue_timeout,
                 autostart: true,
+                is_pinned: false,
+                idle_ttl: None,
+                rate: residency::Rate::default(),
+                costs: Vec::new(),
             };
             let names = params.names.clone();
             let addr = Model::new(params, me, below).start();
             router.add_model(ModelEntry {
                 id: ModelId::from("m"),
                 names,
+                engines: vec![ModelId::from("m")],
                 addr,
             });
             router
@@ -135,7 +143,10 @@ impl Node {
             api_key: None,
             served_name: "m".to_owned(),
         };
-        model.do_send(Prepared::Done(Arc::new(EngineSpec::Attached(spec))));
+        model.do_send(Prepared {
+            replica: 0,
+            how: Preparation::Done(Arc::new(EngineSpec::Attached(spec))),
+        });
         let node = Self { router, model };
         node.until(|state| state.state == State::Ready).await;
         node
@@ -465,6 +476,7 @@ async fn news_of_an_older_engine_is_counted_and_ignored() {
         log_tail: Vec::new(),
     };
     node.model.do_send(EngineNews {
+        engine: ModelId::from("m"),
         generation: Generation(0),
         what,
     });

@@ -169,6 +169,8 @@ pub struct Terms {
     pub tier: Tier,
     /// When its client gives up.
     pub deadline: Option<Instant>,
+    /// What its prompt begins with, as a number: requests with the same one share a prefix cache.
+    pub prefix: Option<u64>,
 }
 
 /// What a ticket becomes.

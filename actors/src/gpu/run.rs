@@ -1,26 +1,54 @@
 //! The life of one engine: spawn it, see it become ready, see it end. One task per engine, which
 //! owns the connection to its shim; nobody else stops it.
 
-use std::sync::Arc;
+use std::{pin::Pin, sync::Arc};
 
 use actix::{Addr, Recipient};
-use kvwarden_policy::{failure::FailureClass, lifecycle::Phase};
-use tokio::{sync::oneshot, time::Instant};
+use kvwarden_policy::{
+    failure::FailureClass,
+    lifecycle::{Phase, Rungs},
+};
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     Gpu, Params, attached,
     child::Child,
     engine::{Endpoint, EngineSpec, Launch, Start},
     probe::Probe,
+    rungs, shift,
     shim::{ShimEvent, ShimSpec},
 };
-use crate::protocol::{EngineGone, EngineNews, News, Spawn, StartOver};
+use crate::protocol::{EngineGone, EngineNews, News, Order, Spawn};
 
 /// One engine to run.
 pub(super) struct Run {
     pub(super) params: Params,
     pub(super) spawn: Spawn,
     pub(super) gpu: Addr<Gpu>,
+}
+
+/// What an engine is told to do.
+pub(super) type Orders = mpsc::UnboundedReceiver<Order>;
+
+/// What is done to an engine at the moment; one thing at a time.
+type Work<'a> = Pin<Box<dyn Future<Output = Done> + 'a>>;
+
+/// What came of it.
+enum Done {
+    Proved(Result<Endpoint, String>),
+    Shifted(News),
+}
+
+/// The end of the work; never, if there is none.
+async fn done(work: &mut Option<Work<'_>>) -> Done {
+    match work {
+        Some(running) => {
+            let done = running.await;
+            *work = None;
+            done
+        }
+        None => std::future::pending().await,
+    }
 }
 
 /// How an engine ended.
@@ -68,18 +96,11 @@ impl Run {
         let news: Option<Recipient<EngineNews>> = self.spawn.news.upgrade();
         if let Some(news) = news {
             news.do_send(EngineNews {
+                engine: self.spawn.engine.clone(),
                 generation: self.spawn.generation,
                 what,
             });
         }
-    }
-
-    /// The engine answers: the model may use it, and the next one may start.
-    pub(super) fn tell_ready(&self, endpoint: Endpoint) {
-        self.tell(News::Ready(Arc::new(endpoint)));
-        self.gpu.do_send(StartOver {
-            model: self.spawn.model.clone(),
-        });
     }
 
     async fn supervise(&self, launch: &Launch, orders: &mut Orders) -> End {
@@ -100,12 +121,14 @@ impl Run {
             Err(error) => return End::new(FailureClass::NotInstalled, error.to_string()),
         };
         let endpoint = Endpoint {
-            model: self.spawn.model.clone(),
+            model: self.spawn.engine.clone(),
             kind: launch.kind,
             generation: self.spawn.generation,
             base: format!("http://127.0.0.1:{port}"),
             api_key: Some(key),
             served_name: launch.served_name.clone(),
+            rungs: Rungs::default(),
+            canary: None,
         };
         let end = self.follow(child, endpoint, launch, orders).await;
         // It is about an engine of which nothing is left.
@@ -121,23 +144,17 @@ impl Run {
         orders: &mut Orders,
     ) -> End {
         let deadline = Instant::now() + launch.start_timeout;
-        let probe = Probe::new(&endpoint);
-        let mut readiness = Box::pin(async {
-            probe.until_healthy().await;
-            self.tell(News::Progressed {
-                phase: Phase::Canary,
-                pid: None,
-            });
-            probe.canary().await
-        });
         let mut is_starting = true;
+        let mut work: Option<Work<'_>> = Some(Box::pin(self.prove(endpoint.clone(), launch)));
+        let mut endpoint = Arc::new(endpoint);
         // Why we ended it ourselves, if we did.
         let mut cause: Option<End> = None;
         loop {
-            tokio::select! {
+            let end = tokio::select! {
                 event = child.next_event() => match event {
                     Some(ShimEvent::Started { pid }) => {
                         self.tell(News::Progressed { phase: Phase::Loading, pid: Some(pid) });
+                        continue;
                     }
                     Some(ShimEvent::Failed { reason }) => {
                         return End::new(FailureClass::NotInstalled, reason);
@@ -152,27 +169,58 @@ impl Run {
                         End::new(FailureClass::Killed, "the engine's shim was killed")
                     }),
                 },
-                verdict = &mut readiness, if is_starting && cause.is_none() => {
-                    is_starting = false;
-                    match verdict {
-                        Ok(()) => self.tell_ready(endpoint.clone()),
-                        Err(reason) => {
-                            cause = Some(End::new(FailureClass::Canary, reason));
-                            child.stop(launch.stop_grace);
-                        }
+                done = done(&mut work), if cause.is_none() => match done {
+                    Done::Proved(Ok(proved)) => {
+                        is_starting = false;
+                        endpoint = Arc::new(proved);
+                        self.tell(News::Ready(endpoint.clone()));
+                        continue;
                     }
-                }
+                    Done::Proved(Err(reason)) => End::new(FailureClass::Canary, reason),
+                    Done::Shifted(news) => {
+                        self.tell(news);
+                        continue;
+                    }
+                },
                 () = tokio::time::sleep_until(deadline), if is_starting && cause.is_none() => {
                     let reason = format!("not ready after {} s", launch.start_timeout.as_secs());
-                    cause = Some(End::new(FailureClass::StartTimeout, reason));
-                    child.stop(launch.stop_grace);
+                    End::new(FailureClass::StartTimeout, reason)
                 }
-                _ = &mut *stopped, if cause.is_none() => {
-                    cause = Some(End::new(FailureClass::Stopped, "stopped"));
-                    child.stop(launch.stop_grace);
-                }
-            }
+                order = orders.recv(), if cause.is_none() => match order {
+                    Some(Order::Stop) | None => End::new(FailureClass::Stopped, "stopped"),
+                    Some(Order::Shift(what)) => {
+                        let endpoint = endpoint.clone();
+                        work = Some(Box::pin(async move {
+                            Done::Shifted(shift::shift(&endpoint, what).await)
+                        }));
+                        continue;
+                    }
+                },
+            };
+            work = None;
+            cause = Some(end);
+            child.stop(launch.stop_grace);
         }
+    }
+
+    /// Waits until the engine is healthy and has answered, and asks how deep it can sleep.
+    async fn prove(&self, endpoint: Endpoint, launch: &Launch) -> Done {
+        let probe = Probe::new(&endpoint);
+        probe.until_healthy().await;
+        self.tell(News::Progressed {
+            phase: Phase::Canary,
+            pid: None,
+        });
+        let canary = match probe.canary().await {
+            Ok(canary) => canary,
+            Err(reason) => return Done::Proved(Err(reason)),
+        };
+        let rungs = rungs::supported(&endpoint, launch.flags.rungs).await;
+        Done::Proved(Ok(Endpoint {
+            rungs,
+            canary,
+            ..endpoint
+        }))
     }
 
     fn shim_spec(&self, launch: &Launch, start: Start<'_>) -> ShimSpec {
@@ -187,14 +235,14 @@ impl Run {
             ..
         } = &self.params;
         ShimSpec {
-            model: self.spawn.model.to_string(),
+            model: self.spawn.engine.to_string(),
             generation: self.spawn.generation.0,
             program: command.program,
             args: command.args,
             env: command.env,
             socket: run_dir.join(format!("{short}.sock")),
             record: run_dir.join(format!("{short}.json")),
-            log: log_dir.join(log_name(self.spawn.model.as_str())),
+            log: log_dir.join(log_name(self.spawn.engine.as_str())),
             orphan_grace: *orphan_grace,
             token,
         }

@@ -176,11 +176,16 @@ impl Seats {
     /// container mean nothing to the driver.
     fn measure(&mut self, gpu: &DeviceReading) {
         let id = DeviceId::from(gpu.uuid.as_str());
-        let mut here = self.seats.iter().filter(|(_, seat)| seat.devices.contains(&id));
+        let mut here = self
+            .seats
+            .iter()
+            .filter(|(_, seat)| seat.devices.contains(&id));
         let foreign = if here.clone().any(|(_, seat)| seat.is_changing()) {
             None
         } else {
-            let charged = here.by_ref().map(|(engine, _)| self.ledger.charged(engine, &id));
+            let charged = here
+                .by_ref()
+                .map(|(engine, _)| self.ledger.charged(engine, &id));
             Some(gpu.used.saturating_sub(charged.sum()))
         };
         self.ledger.measure(&id, Some(gpu.used), foreign);
@@ -228,9 +233,9 @@ impl Seats {
     }
 
     /// What is to be done now. The orders count as given.
-    pub(super) fn decide(&mut self, now: Instant) -> Vec<(ModelId, u64, Order)> {
+    pub(super) fn decide(&mut self) -> Vec<(ModelId, u64, Order)> {
         let mut orders: Vec<(ModelId, Order)> = self.modest();
-        let snapshot = self.snapshot(now);
+        let snapshot = self.snapshot();
         self.plan = residency::plan(&snapshot);
         for action in self.plan.actions.clone() {
             match action {
@@ -277,7 +282,7 @@ impl Seats {
         self.orders
     }
 
-    fn snapshot(&self, now: Instant) -> residency::Snapshot {
+    fn snapshot(&self) -> residency::Snapshot {
         let busy: Vec<&DeviceId> = self
             .seats
             .values()
@@ -291,13 +296,13 @@ impl Seats {
                 .seats
                 .iter()
                 .filter(|(_, seat)| !seat.needs.is_elsewhere)
-                .map(|(engine, seat)| seat.as_model(engine, &self.devices, now))
+                .map(|(engine, seat)| seat.as_model(engine, &self.devices))
                 .collect(),
         }
     }
 
     /// Every engine, for people.
-    pub(super) fn residents(&self, now: Instant) -> Vec<Resident> {
+    pub(super) fn residents(&self) -> Vec<Resident> {
         let until = |engine: &ModelId| {
             self.plan.actions.iter().find_map(|action| match action {
                 Action::Wait { model, until } if model == engine => Some(*until),
@@ -305,7 +310,7 @@ impl Seats {
             })
         };
         let resident = |(engine, seat): (&ModelId, &Seat)| {
-            let model = seat.as_model(engine, &self.devices, now);
+            let model = seat.as_model(engine, &self.devices);
             let bytes = seat.devices.first();
             Resident {
                 engine: engine.clone(),
@@ -362,7 +367,11 @@ impl Needs {
     /// graphs and allocator) is measured at 1.3 GiB for 14B on vLLM.
     fn bytes(&self, size: u64) -> ByRung<u64> {
         let whole = self.footprint.on(size);
-        let residue = if self.is_on_host { 0 } else { RESIDUE.min(whole) };
+        let residue = if self.is_on_host {
+            0
+        } else {
+            RESIDUE.min(whole)
+        };
         ByRung::from_fn(|rung| match rung {
             Rung::Ready => whole,
             Rung::Parked => self.footprint.weights.saturating_add(residue).min(whole),
@@ -441,12 +450,7 @@ impl Seat {
         }
     }
 
-    fn as_model(
-        &self,
-        engine: &ModelId,
-        devices: &BTreeMap<DeviceId, Size>,
-        now: Instant,
-    ) -> residency::Model {
+    fn as_model(&self, engine: &ModelId, devices: &BTreeMap<DeviceId, Size>) -> residency::Model {
         let claim = &self.claim;
         residency::Model {
             id: engine.clone(),

@@ -7,6 +7,7 @@ mod access;
 mod args;
 mod fits;
 mod flags;
+mod memory;
 mod models;
 mod source;
 mod tenants;
@@ -40,6 +41,8 @@ pub(crate) struct Context<'a> {
     pub(crate) base: &'a Path,
     /// Environment variables.
     pub(crate) env: &'a Environment,
+    /// Whether there is anybody to make room for.
+    pub(crate) has_several_models: bool,
 }
 
 /// Resolves a file. The result means nothing when `report` has problems afterwards.
@@ -48,12 +51,15 @@ pub(crate) fn check(file: &File, context: &Context<'_>, report: &mut Report) -> 
     let tenant_defaults = tenants::defaults(&file.tenant_defaults, report);
     let tenants = tenants::tenants(file, &tenant_defaults, report);
     let auth = access::auth(file, listen, &tenants, report);
+    let models = models::models(file, context, report);
+    let gpu_memory = memory::gpu_memory(file, &models, report);
     let under_base = |dir: &std::path::PathBuf| context.base.join(dir);
     Config {
         listen,
         auth,
         limits: limits(&file.limits, report),
-        models: models::models(file, context, report),
+        models,
+        gpu_memory,
         tenants,
         tenant_defaults,
         log_level: log_level(file, report),
@@ -113,6 +119,7 @@ fn limits(limits: &file::Limits, report: &mut Report) -> Limits {
         max_body: usize::try_from(max_body).unwrap_or(usize::MAX),
         // And here: only tenants of the file.
         max_unnamed_tenants: limits.max_unnamed_tenants.unwrap_or(1024),
+        max_saved_kv: limits.max_saved_kv.map_or(16 << 30, |text| text.0),
     };
     positive(&key("max_in_flight"), limits.max_in_flight > 0, report);
     positive(&key("max_body"), limits.max_body > 0, report);

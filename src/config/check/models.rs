@@ -11,6 +11,7 @@ use super::{
     fits::check_fits,
     flags::{at_least_one, flags},
     is_name,
+    memory::residency,
     source::{executable, source},
 };
 use crate::config::{
@@ -171,7 +172,14 @@ fn resolve(
         environment: environment(engine).filter(|_| executable.is_none()),
         executable,
         source,
-        flags: flags(path, model, engine, defaults, report),
+        flags: flags(
+            path,
+            model,
+            engine,
+            defaults,
+            context.has_several_models,
+            report,
+        ),
         start_timeout: start_timeout
             .or(defaults.start_timeout.map(|text| text.0))
             .unwrap_or(default_start_timeout(engine)),
@@ -188,6 +196,7 @@ fn resolve(
             report,
         ),
         autostart: model.autostart.unwrap_or(true),
+        residency: residency(path, model, report),
     }
 }
 

@@ -210,6 +210,14 @@ impl<T> Scheduler<T> {
         self.line.oldest_wait(now)
     }
 
+    /// Seconds that requests have waited, each times the weight of its group. Of each group a few
+    /// count: who fills the queue, or makes up tenants, does not outbid the others by that.
+    /// O(tenants).
+    #[must_use]
+    pub fn rent(&self, now: Instant) -> f64 {
+        self.line.rent(now)
+    }
+
     /// Everything worth showing.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {

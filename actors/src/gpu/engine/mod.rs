@@ -12,10 +12,12 @@ mod vllm;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use kvwarden_policy::{Generation, ModelId, scheduling::Capacity};
+use kvwarden_policy::{Generation, ModelId, lifecycle::Rungs, scheduling::Capacity};
 use serde::{Deserialize, Serialize};
 
+use super::probe::Canary;
 pub use footprint::Footprint;
+pub use sglang::SGLANG_CPU_KV_TOKENS;
 
 /// An inference engine kvwarden knows how to talk to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -110,6 +112,8 @@ pub struct Launch {
     pub kind: EngineKind,
     /// The executable: the model's own, or the one of the engine's private environment.
     pub program: PathBuf,
+    /// What the executable is a version of, so that nothing one build wrote is read by another.
+    pub build: String,
     /// Arguments that come before all others (a launcher script).
     pub prefix: Vec<String>,
     /// What the engine loads: a path, a hub id, or a preset of the simulated engine.
@@ -122,6 +126,8 @@ pub struct Launch {
     pub footprint: Option<Footprint>,
     /// GPUs it may use, by index or UUID. Empty: all.
     pub gpus: Vec<String>,
+    /// Where it keeps KV on disk: a directory of this model's own.
+    pub kv_dir: PathBuf,
     /// How long a start may take.
     pub start_timeout: Duration,
     /// How long the engine gets between SIGTERM and SIGKILL.
@@ -147,6 +153,12 @@ pub struct EngineFlags {
     pub threads: Option<u32>,
     /// Bytes set aside for the KV cache.
     pub kv_cache_bytes: Option<u64>,
+    /// Bytes of host memory for KV that leaves the device.
+    pub kv_cpu_bytes: Option<u64>,
+    /// Bytes of disk for KV that leaves memory.
+    pub kv_ssd_bytes: Option<u64>,
+    /// How deep the engine may be put to sleep instead of being stopped.
+    pub rungs: Rungs,
     /// Appended as they are.
     pub extra_args: Vec<String>,
     /// Added to the engine's environment.
@@ -249,6 +261,10 @@ pub struct Endpoint {
     pub api_key: Option<String>,
     /// The name it knows the model by.
     pub served_name: String,
+    /// How deep it can sleep.
+    pub rungs: Rungs,
+    /// What it answered when it was new.
+    pub canary: Canary,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -277,6 +293,10 @@ impl Args {
 
     fn pair(self, flag: &str, value: impl ToString) -> Self {
         self.word(flag).word(value)
+    }
+
+    fn flag_if(self, flag: &str, is_wanted: bool) -> Self {
+        if is_wanted { self.word(flag) } else { self }
     }
 
     fn maybe(self, flag: &str, value: Option<impl ToString>) -> Self {

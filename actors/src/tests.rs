@@ -299,6 +299,26 @@ async fn request_whose_deadline_passes_in_the_queue_is_refused() {
 }
 
 #[actix_rt::test]
+async fn sessions_of_a_tenant_take_turns() {
+    let node = Node::start(Setup::default()).await;
+    let running = permit(node.ask("t", "m")).await;
+    let of = |session: &str| Terms {
+        session: Some(session.into()),
+        ..Terms::default()
+    };
+    let first = node.ask_on(of("busy"), "t", "m");
+    let mut second = node.ask_on(of("busy"), "t", "m");
+    let other = node.ask_on(of("other"), "t", "m");
+    node.until(|state| state.waiting == 3).await;
+    drop(running);
+    drop(permit(first).await);
+    let running = permit(other).await;
+    assert!(second.try_recv().is_err());
+    drop(running);
+    drop(permit(second).await);
+}
+
+#[actix_rt::test]
 async fn flexible_request_waits_behind_its_tenants_others() {
     let node = Node::start(Setup::default()).await;
     let running = permit(node.ask("t", "m")).await;

@@ -87,6 +87,9 @@ fn check_groups(file: &File, report: &mut Report) {
 /// group's part.
 fn group(file: &File, tenant: &Tenant, path: &KeyPath, report: &mut Report) -> Option<GroupConfig> {
     let name = tenant.group.as_ref()?;
+    if report.is_broken(&KeyPath::of("groups").key(name)) {
+        return None;
+    }
     let Some(group) = file.groups.get(name) else {
         let known: Vec<&str> = file.groups.keys().map(String::as_str).collect();
         let help = match known.as_slice() {

@@ -310,6 +310,22 @@ async fn request_whose_deadline_passes_in_the_queue_is_refused() {
 }
 
 #[actix_rt::test]
+async fn session_does_not_wait_behind_the_line_of_another() {
+    let node = Node::start(Setup::default()).await;
+    let running = permit(node.ask("t", "m")).await;
+    let of = |session: &str| Terms {
+        session: Some(session.into()),
+        ..Terms::default()
+    };
+    let mut busy = [(); 3].map(|()| node.ask_on(of("busy"), "t", "m"));
+    let other = node.ask_on(of("other"), "t", "m");
+    node.until(|state| state.waiting == 4).await;
+    drop(running);
+    let _running = permit(other).await;
+    assert!(busy.iter_mut().all(|answer| answer.try_recv().is_err()));
+}
+
+#[actix_rt::test]
 async fn flexible_request_waits_behind_its_tenants_others() {
     let node = Node::start(Setup::default()).await;
     let running = permit(node.ask("t", "m")).await;

@@ -3,11 +3,11 @@
 //! | file | does |
 //! |---|---|
 //! | [`identity`] | who asks |
-//! | [`envelope`] | what is read off a body, and the fields we set |
+//! | [`envelope`], [`terms`] | what is read off a request, and the fields we set |
 //! | [`completions`] | the way of one request |
 //! | [`relay`], [`sse`], [`assemble`] | the answer, streamed or put together |
 //! | [`upstream`] | the client to engines |
-//! | [`refusal`] | every error, as HTTP |
+//! | [`refusal`], [`reason`] | every error, as HTTP |
 //! | [`admin`] | health, metrics, status, the list of models |
 //! | [`record`] | what is counted |
 
@@ -16,11 +16,14 @@ pub mod assemble;
 pub mod completions;
 pub mod envelope;
 pub mod identity;
+pub mod images;
+pub mod reason;
 pub mod record;
 pub mod refusal;
 pub mod relay;
 pub mod salt;
 pub mod sse;
+pub mod terms;
 pub mod tokenize;
 pub mod upstream;
 

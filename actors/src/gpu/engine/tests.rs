@@ -236,3 +236,12 @@ fn sleep_is_prepared_only_where_it_is_allowed_and_frees_something() {
     let (line, _) = prepared(EngineKind::Sglang, true, &[Rung::Parked, Rung::L1]);
     assert!(!line.contains("memory-saver"), "{line}");
 }
+
+#[test]
+fn sglang_keeps_our_order_and_throws_nothing_out_for_it() {
+    let line = started(&launch(EngineKind::Sglang, flags())).args.join(" ");
+    let order = "--enable-priority-scheduling --schedule-low-priority-values-first \
+                 --disable-priority-preemption";
+    assert!(line.contains(order), "{line}");
+    assert!(EngineKind::Sglang.orders_by_priority());
+}

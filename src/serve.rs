@@ -19,7 +19,10 @@ use kvwarden_actors::{
     router::{ModelEntry, Unnamed},
     tenant,
 };
-use kvwarden_policy::scheduling::{Bounds, FairSettings, Group, Settings, TenantBounds};
+use kvwarden_policy::{
+    residency,
+    scheduling::{Bounds, FairSettings, Group, Settings, TenantBounds},
+};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -31,6 +34,7 @@ use crate::{
     http::{self, Shared, admin::Overview, upstream::Engines},
     layout::Layout,
     prepare,
+    remember::{self, Memory},
 };
 
 /// Requests that wait for one model, in bytes: a thousand of a megabyte.
@@ -62,13 +66,15 @@ async fn serve(config: &Config, layout: &Layout) -> anyhow::Result<()> {
     tracing::info!(listen = %config.listen, models = config.models.len(), "serving");
 
     let roster = router.send(Roster).await?;
-    let models = config.models.iter().cloned().zip(roster.models).collect();
-    prepare::spawn(models, layout.clone())?;
+    prepare::spawn(to_prepare(config, &roster.models), layout.clone())?;
+    let remembering = actix_web::rt::spawn(remember::keep(router.clone(), layout.clone()));
     let greeting = actix_web::rt::spawn(greet(config.clone(), router.clone()));
 
     signals.next().await;
     greeting.abort();
+    remembering.abort();
     drain(config, &router, &mut signals).await;
+    remember::save(&router, layout).await;
     handle.stop(true).await;
     server.await??;
     control.stop();
@@ -86,11 +92,17 @@ fn start_actors(
         shim: "/proc/self/exe".into(),
         run_dir: layout.run(),
         log_dir: layout.logs(),
+        memory: config.gpu_memory,
+        residency: residency::Settings {
+            max_wait: config.max_wait,
+            ..residency::Settings::default()
+        },
         // Engines end with us; adopting them at the next start is not supported yet.
         orphan_grace: Duration::ZERO,
     };
     let gpu = Gpu::start_in_arbiter(&control.handle(), |_| Gpu::new(params));
     let config = config.clone();
+    let memory = Memory::load(layout);
     let below = gpu.clone();
     let router = Router::start_in_arbiter(&control.handle(), move |ctx| {
         let me = actix::AsyncContext::address(ctx).downgrade();
@@ -104,13 +116,16 @@ fn start_actors(
             let actor = Tenant::named(tenant.id.clone(), limits, me.clone()).start();
             router.add_tenant(tenant.id.clone(), actor);
         }
-        for model in &config.models {
-            let params = model_params(model, config.limits.queue_timeout);
+        for model in config.models.iter().filter(|model| !model.is_replica()) {
+            let params = model_params(model, &config, &memory);
             let names = params.names.clone();
+            let engines = params.engines.iter();
+            let engines = engines.map(|(engine, _)| engine.clone()).collect();
             let addr = Model::new(params, me.clone(), below.clone()).start();
             router.add_model(ModelEntry {
                 id: model.id.clone(),
                 names,
+                engines,
                 addr,
             });
         }
@@ -145,14 +160,38 @@ fn tenant_limits(limits: &TenantLimits, group: Option<&GroupConfig>) -> tenant::
     }
 }
 
-fn model_params(model: &ModelConfig, queue_timeout: Duration) -> model::Params {
+/// Every engine, with the actor of its model: those are in the order of the configuration.
+fn to_prepare(config: &Config, models: &[Addr<Model>]) -> Vec<prepare::Wanted> {
+    let first = config.models.iter().filter(|model| !model.is_replica());
+    let engines = first.zip(models).flat_map(|(model, actor)| {
+        let engines = config.models.iter().filter(|engine| engine.id == model.id);
+        engines
+            .enumerate()
+            .map(|(replica, engine)| prepare::Wanted {
+                config: engine.clone(),
+                actor: actor.clone(),
+                replica,
+            })
+    });
+    engines.collect()
+}
+
+fn model_params(model: &ModelConfig, config: &Config, memory: &Memory) -> model::Params {
+    let engines: Vec<&ModelConfig> = config
+        .models
+        .iter()
+        .filter(|engine| engine.id == model.id)
+        .collect();
     let names = [model.id.to_string()]
         .into_iter()
         .chain(model.aliases.clone());
     model::Params {
         id: model.id.clone(),
         names: names.collect(),
-        engine: model.engine,
+        engines: engines
+            .iter()
+            .map(|engine| (engine.engine_name.clone(), engine.engine))
+            .collect(),
         scheduling: Settings {
             discipline: model.scheduling,
             bounds: Bounds {
@@ -165,8 +204,19 @@ fn model_params(model: &ModelConfig, queue_timeout: Duration) -> model::Params {
                 ..FairSettings::new(model.flags.capacity)
             },
         },
-        queue_timeout,
+        queue_timeout: config.limits.queue_timeout,
         autostart: model.autostart,
+        is_pinned: model.residency.pinned,
+        idle_ttl: model.residency.idle_ttl,
+        rate: memory
+            .rates
+            .get(model.id.as_str())
+            .cloned()
+            .unwrap_or_default(),
+        costs: engines
+            .iter()
+            .map(|engine| memory.costs.get(engine.engine_name.as_str()).copied())
+            .collect(),
     }
 }
 

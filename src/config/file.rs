@@ -82,6 +82,8 @@ pub struct Limits {
 pub struct Gpu {
     /// How much of each GPU's memory there is for engines; where there is no GPU, how much of the machine's memory. Default: all of each GPU's, and no limit where there is none.
     pub memory: Option<SizeText>,
+    /// How long requests for a model wait at most while others have the memory; then whoever is not pinned makes room. Default: `"2m"`.
+    pub max_wait: Option<DurationText>,
 }
 
 /// What a tenant gets where it says nothing itself, and what a tenant gets that the file does not name.
@@ -168,8 +170,10 @@ pub struct EngineDefaults {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Model {
-    /// The name clients ask for. *Required*.
+    /// The name clients ask for. *Required*, except with `replica_of`.
     pub id: Option<String>,
+    /// A further engine for the model of this name, which clients do not notice: another copy, on another engine, or somebody else's server. What belongs to the queue is said there.
+    pub replica_of: Option<String>,
     /// Another way to write `id`.
     pub model_id: Option<String>,
     /// A second, shorter name. Default: none.

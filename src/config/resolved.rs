@@ -23,6 +23,8 @@ pub struct Config {
     pub models: Vec<ModelConfig>,
     /// Bytes for engines on each GPU, or on the machine where there is none.
     pub gpu_memory: Option<u64>,
+    /// How long requests wait for memory that others have.
+    pub max_wait: Duration,
     /// The tenants that are named in the file.
     pub tenants: Vec<TenantConfig>,
     /// What a tenant gets that the file does not name.
@@ -128,6 +130,8 @@ pub struct Limits {
 pub struct ModelConfig {
     /// The canonical name.
     pub id: ModelId,
+    /// What its engine is called: the same, or `id#2` for a second engine of the model.
+    pub engine_name: ModelId,
     /// Other names that route to it; `short_name` is one of them.
     pub aliases: Vec<String>,
     /// Which engine.
@@ -154,6 +158,14 @@ pub struct ModelConfig {
     pub autostart: bool,
     /// When and where it is in memory.
     pub residency: Residency,
+}
+
+impl ModelConfig {
+    /// It is a further engine of a model that an earlier entry describes.
+    #[must_use]
+    pub fn is_replica(&self) -> bool {
+        self.engine_name != self.id
+    }
 }
 
 /// When and where a model is in memory.

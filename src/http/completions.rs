@@ -274,7 +274,7 @@ impl Exchange<'_> {
 
 /// A browser page of another site can send anything but this content type without asking first,
 /// so requiring it keeps such pages out. Compressed bodies are not unpacked.
-fn require_json(request: &HttpRequest) -> Result<(), Failure> {
+pub(super) fn require_json(request: &HttpRequest) -> Result<(), Failure> {
     let header = |name| {
         request
             .headers()

@@ -72,12 +72,18 @@ impl Identity {
         named_tenant(request).unwrap_or_else(|| Ok(self.default.clone()))
     }
 
+    /// Some key is known, so that who has none is a stranger.
+    #[must_use]
+    pub fn has_keys(&self) -> bool {
+        !(self.tenants.is_empty() && self.admins.is_empty())
+    }
+
     /// Lets operators through to what tells about every tenant.
     ///
     /// # Errors
     /// When keys are in use and the request carries no operator's.
     pub fn operator(&self, request: &HttpRequest) -> Result<(), Failure> {
-        if self.tenants.is_empty() && self.admins.is_empty() {
+        if !self.has_keys() {
             return Ok(());
         }
         match bearer(request).map(KeyHash::of) {

@@ -9,11 +9,13 @@
 //! | [`upstream`] | the client to engines |
 //! | [`refusal`], [`reason`] | every error, as HTTP |
 //! | [`admin`] | health, metrics, status, the list of models |
+//! | [`control`] | what operators do to models |
 //! | [`record`] | what is counted |
 
 pub mod admin;
 pub mod assemble;
 pub mod completions;
+pub mod control;
 pub mod envelope;
 pub mod identity;
 pub mod images;
@@ -162,6 +164,7 @@ pub fn routes(app: &mut web::ServiceConfig) {
         .route("/health", web::get().to(admin::health))
         .route("/metrics", web::get().to(admin::metrics))
         .route("/kvwarden/status", web::get().to(admin::status))
+        .configure(control::routes)
         .default_service(web::to(no_route));
 }
 

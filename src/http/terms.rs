@@ -50,6 +50,7 @@ pub fn read_terms(
         tier: tier(members)?,
         // More than the clock can hold is no deadline.
         deadline: patience.and_then(|patience| now.checked_add(patience)),
+        prefix: prefix(members),
     })
 }
 
@@ -69,6 +70,19 @@ fn session(headers: &HeaderMap, members: &Members<'_>) -> Option<Arc<str>> {
     let mut hasher = DefaultHasher::new();
     name.hash(&mut hasher);
     Some(format!("{:016x}", hasher.finish()).into())
+}
+
+/// The beginning of the prompt, as a number: what a system prompt and the first turn of a session
+/// have in common. Shorter prompts are not worth finding in a cache.
+fn prefix(members: &Members<'_>) -> Option<u64> {
+    const BYTES: usize = 1024;
+    let prompt = ["messages", "prompt", "input"]
+        .iter()
+        .find_map(|name| members.get(name))?;
+    let beginning = prompt.get().as_bytes().get(..BYTES)?;
+    let mut hasher = DefaultHasher::new();
+    beginning.hash(&mut hasher);
+    Some(hasher.finish())
 }
 
 fn tier(members: &Members<'_>) -> Result<Tier, BadRequest> {
@@ -154,6 +168,18 @@ mod tests {
             ),
             None
         );
+    }
+
+    #[test]
+    fn prompts_that_begin_alike_have_the_same_prefix() {
+        let prefix = |end: &str| {
+            let system = "s".repeat(1024);
+            let body = format!(r#"{{"messages":"{system}{end}"}}"#);
+            terms(&[], &body).unwrap().prefix
+        };
+        assert!(prefix("one").is_some());
+        assert_eq!(prefix("one"), prefix("two"));
+        assert_eq!(terms(&[], r#"{"prompt":"short"}"#).unwrap().prefix, None);
     }
 
     #[test]

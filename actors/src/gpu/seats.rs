@@ -16,7 +16,7 @@ use kvwarden_policy::{
 use serde::Serialize;
 
 use super::{
-    engine::{EngineKind, EngineSpec, Footprint},
+    engine::{EngineSpec, Footprint},
     vram::{DeviceReading, Reading},
 };
 use crate::protocol::Claim;
@@ -354,7 +354,7 @@ impl Needs {
             EngineSpec::Attached(_) => nothing,
             EngineSpec::Child(launch) => Self {
                 footprint: launch.footprint.unwrap_or_default(),
-                is_elsewhere: launch.kind == EngineKind::Sim && launch.footprint.is_none(),
+                is_elsewhere: false,
                 is_on_host: !launch.uses_gpu(),
                 gpus: launch.gpus.clone(),
                 width: launch.flags.tensor_parallel as usize,

@@ -1,7 +1,11 @@
 //! What the engine of a model is told.
 
-use kvwarden_actors::gpu::{engine::EngineFlags, rungs::Rung};
-use kvwarden_policy::{scheduling::Capacity, steps};
+use kvwarden_actors::gpu::engine::EngineFlags;
+use kvwarden_policy::{
+    lifecycle::{Rung, Rungs},
+    scheduling::Capacity,
+    steps,
+};
 
 use super::{positive, source::PRESETS};
 use crate::config::{
@@ -90,7 +94,7 @@ fn rungs(model: &Model, engine: Engine, has_several_models: bool) -> Rungs {
     let sleeps = matches!(engine, Engine::Vllm | Engine::Sglang | Engine::Sim);
     match &model.sleep {
         Some(allowed) => allowed.iter().copied().map(Rung::from).collect(),
-        None if sleeps && has_several_models => [Rung::Parked, Rung::L2].into(),
+        None if sleeps && has_several_models => Rungs::default().with(Rung::Parked).with(Rung::L2),
         None => Rungs::default(),
     }
 }

@@ -1,6 +1,6 @@
 //! Memory and what a model may do with it.
 
-use kvwarden_policy::lifecycle::Rung;
+use kvwarden_policy::lifecycle::{Rung, Rungs};
 
 use super::*;
 
@@ -32,9 +32,12 @@ fn sleep_is_for_nodes_with_several_models_unless_it_is_asked_for() {
     let rungs = |text: &str| load(text).models[0].flags.rungs.clone();
     assert!(rungs(MODEL).is_empty());
     let two = format!("{MODEL}{}", MODEL.replace("\"m\"", "\"n\""));
-    assert_eq!(rungs(&two), [Rung::Parked, Rung::L2].into());
+    assert_eq!(
+        rungs(&two),
+        Rungs::default().with(Rung::Parked).with(Rung::L2)
+    );
     let asked = format!("{MODEL}sleep = [\"light\"]\n");
-    assert_eq!(rungs(&asked), [Rung::L1].into());
+    assert_eq!(rungs(&asked), Rungs::default().with(Rung::L1));
     assert!(rungs(&two.replacen("\"sim\"", "\"sim\"\nsleep = []", 1)).is_empty());
     let (told, _) = told(&model(
         "llamacpp",

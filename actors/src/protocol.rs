@@ -17,7 +17,10 @@ use tokio::time::Instant;
 
 use crate::{
     Gpu, Model, Tenant, Ticket,
-    gpu::engine::{Endpoint, EngineSpec},
+    gpu::{
+        engine::{Endpoint, EngineSpec},
+        snapshot::Kept,
+    },
 };
 
 // === a request ===
@@ -135,8 +138,12 @@ pub enum News {
         /// The engine's process, once it exists.
         pid: Option<i32>,
     },
+    /// KV of an earlier engine is in it again, or is not and why. Before it is ready.
+    Restored(Kept),
     /// It answered its first token.
     Ready(Arc<Endpoint>),
+    /// It was asked to end, and this of its KV will outlive it.
+    Saved(Kept),
     /// It ended, and nothing of it is left.
     Exited {
         /// Why.

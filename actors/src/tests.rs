@@ -83,6 +83,7 @@ impl Node {
             run_dir: here.clone(),
             log_dir: here,
             orphan_grace: Duration::ZERO,
+            max_saved_kv: 0,
         });
         let gpu = gpu.start();
         let below = gpu.clone();

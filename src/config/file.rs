@@ -5,8 +5,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use kvwarden_actors::gpu::rungs::Rung;
-use kvwarden_policy::scheduling::Discipline;
+use kvwarden_policy::{lifecycle::Rung, scheduling::Discipline};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -193,7 +192,7 @@ pub struct Model {
     pub pinned: Option<bool>,
     /// Unloaded after this long without a request. Default: never.
     pub idle_ttl: Option<DurationText>,
-    /// How it may make room instead of being stopped, where the engine can: `"parked"` (weights stay), `"light"` (weights wait in host memory), `"deep"` (weights are dropped). Default: `["parked", "deep"]` if there are several models, else none.
+    /// How it may make room instead of being stopped, where the engine can: `"parked"` (weights stay), `"l1"` (weights wait in host memory), `"l2"` (weights are dropped). Default: `["parked", "l2"]` if there are several models, else none.
     pub sleep: Option<Vec<Sleep>>,
     /// Arguments passed to the engine as they are. Default: none.
     pub extra_args: Vec<String>,
@@ -238,17 +237,17 @@ pub enum Sleep {
     /// Weights stay.
     Parked,
     /// Weights wait in host memory.
-    Light,
+    L1,
     /// Weights are dropped.
-    Deep,
+    L2,
 }
 
 impl From<Sleep> for Rung {
     fn from(sleep: Sleep) -> Self {
         match sleep {
             Sleep::Parked => Self::Parked,
-            Sleep::Light => Self::Light,
-            Sleep::Deep => Self::Deep,
+            Sleep::L1 => Self::L1,
+            Sleep::L2 => Self::L2,
         }
     }
 }

@@ -1,8 +1,8 @@
 //! A server that somebody else runs: nothing to start, only to see whether it answers.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
-use kvwarden_policy::failure::FailureClass;
+use kvwarden_policy::{failure::FailureClass, lifecycle::Rungs};
 use tokio::sync::oneshot;
 
 use super::{
@@ -29,7 +29,7 @@ pub(super) async fn watch(
         base: attached.base.clone(),
         api_key: attached.api_key.clone(),
         served_name: attached.served_name.clone(),
-        rungs: BTreeSet::new(),
+        rungs: Rungs::default(),
         canary: None,
     };
     let probe = Probe::new(&endpoint);

@@ -7,12 +7,14 @@
 mod attached;
 pub mod cgroup;
 pub mod child;
+mod collector;
 mod control;
 pub mod engine;
 pub mod probe;
 mod run;
 pub mod rungs;
 pub mod shim;
+pub mod snapshot;
 pub mod tree;
 pub mod vram;
 
@@ -43,6 +45,8 @@ pub struct Params {
     pub log_dir: PathBuf,
     /// How long engines outlive us if we die without stopping them.
     pub orphan_grace: Duration,
+    /// Bytes of disk for KV that stopped engines leave behind, all models together.
+    pub max_saved_kv: u64,
 }
 
 /// The GPU set.

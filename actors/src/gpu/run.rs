@@ -1,19 +1,24 @@
 //! The life of one engine: spawn it, see it become ready, see it end. One task per engine, which
 //! owns the connection to its shim; nobody else stops it.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use actix::{Addr, Recipient};
-use kvwarden_policy::{failure::FailureClass, lifecycle::Phase};
+use kvwarden_policy::{
+    failure::FailureClass,
+    lifecycle::{Phase, Rungs},
+};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     Gpu, Params, attached,
     child::Child,
+    collector::Collector,
     engine::{Endpoint, EngineSpec, Launch, Start},
     probe::Probe,
     rungs,
     shim::{ShimEvent, ShimSpec},
+    snapshot::{self, Shelf},
 };
 use crate::protocol::{EngineGone, EngineNews, News, Spawn, StartOver};
 
@@ -86,6 +91,11 @@ impl Run {
     }
 
     async fn supervise(&self, launch: &Launch, stopped: &mut oneshot::Receiver<()>) -> End {
+        if let Err(error) = snapshot::prepare(launch) {
+            let reason = format!("cannot make {}: {error}", launch.kv_dir.display());
+            return End::new(FailureClass::NotInstalled, reason);
+        }
+        let _collector = Collector::of(launch);
         let port = match free_port() {
             Ok(port) => port,
             Err(error) => {
@@ -109,7 +119,7 @@ impl Run {
             base: format!("http://127.0.0.1:{port}"),
             api_key: Some(key),
             served_name: launch.served_name.clone(),
-            rungs: BTreeSet::new(),
+            rungs: Rungs::default(),
             canary: None,
         };
         let end = self.follow(child, endpoint, launch, stopped).await;
@@ -126,16 +136,10 @@ impl Run {
         stopped: &mut oneshot::Receiver<()>,
     ) -> End {
         let deadline = Instant::now() + launch.start_timeout;
-        let probe = Probe::new(&endpoint);
-        let mut readiness = Box::pin(async {
-            probe.until_healthy().await;
-            self.tell(News::Progressed {
-                phase: Phase::Canary,
-                pid: None,
-            });
-            probe.canary().await
-        });
+        let mut readiness = Box::pin(self.become_ready(&endpoint, launch));
         let mut is_starting = true;
+        let mut parting = Box::pin(self.part(&endpoint, launch));
+        let mut is_parting = false;
         // Why we ended it ourselves, if we did.
         let mut cause: Option<End> = None;
         loop {
@@ -160,10 +164,7 @@ impl Run {
                 verdict = &mut readiness, if is_starting && cause.is_none() => {
                     is_starting = false;
                     match verdict {
-                        Ok(canary) => {
-                            let rungs = rungs::supported(&endpoint, &launch.flags.rungs).await;
-                            self.tell_ready(Endpoint { rungs, canary, ..endpoint.clone() });
-                        }
+                        Ok(endpoint) => self.tell_ready(endpoint),
                         Err(reason) => {
                             cause = Some(End::new(FailureClass::Canary, reason));
                             child.stop(launch.stop_grace);
@@ -177,9 +178,43 @@ impl Run {
                 }
                 _ = &mut *stopped, if cause.is_none() => {
                     cause = Some(End::new(FailureClass::Stopped, "stopped"));
+                    is_parting = !is_starting;
+                    if is_starting {
+                        child.stop(launch.stop_grace);
+                    }
+                }
+                () = &mut parting, if is_parting => {
+                    is_parting = false;
                     child.stop(launch.stop_grace);
                 }
             }
+        }
+    }
+
+    /// Comes back once the engine has proved itself and KV of an earlier one is in it again.
+    async fn become_ready(&self, endpoint: &Endpoint, launch: &Launch) -> Result<Endpoint, String> {
+        let probe = Probe::new(endpoint);
+        probe.until_healthy().await;
+        self.tell(News::Progressed {
+            phase: Phase::Canary,
+            pid: None,
+        });
+        let canary = probe.canary().await?;
+        let rungs = rungs::supported(endpoint, launch.flags.rungs).await;
+        if let Some(shelf) = Shelf::of(launch, self.params.max_saved_kv) {
+            self.tell(News::Restored(shelf.restore(endpoint).await));
+        }
+        Ok(Endpoint {
+            rungs,
+            canary,
+            ..endpoint.clone()
+        })
+    }
+
+    /// What is done with an engine that works before it is stopped.
+    async fn part(&self, endpoint: &Endpoint, launch: &Launch) {
+        if let Some(shelf) = Shelf::of(launch, self.params.max_saved_kv) {
+            self.tell(News::Saved(shelf.save(endpoint).await));
         }
     }
 

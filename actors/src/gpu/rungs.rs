@@ -7,9 +7,9 @@
 //! That an engine answers 200 proves nothing: whether bytes came back is for [`super::vram`] to
 //! say, and whether it still computes what it did for the canary.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use kvwarden_policy::lifecycle::{Rung, Rungs};
 use serde_json::{Value, json};
 
 pub use super::control::ControlError;
@@ -18,18 +18,6 @@ use super::{
     engine::{Endpoint, EngineKind},
     probe::{Canary, Probe},
 };
-
-/// How deep an engine sleeps. Its process lives on in all of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Rung {
-    /// Weights stay on the device, the KV cache's pages go.
-    Parked,
-    /// Weights wait in host memory.
-    Light,
-    /// Weights are dropped and read from disk again.
-    Deep,
-}
 
 /// An order to an engine.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,45 +41,51 @@ const PROBE: Duration = Duration::from_secs(10);
 
 /// Rungs of `allowed` that a running engine has the calls for. Says nothing of whether they free
 /// memory there.
-pub async fn supported(endpoint: &Endpoint, allowed: &BTreeSet<Rung>) -> BTreeSet<Rung> {
+pub async fn supported(endpoint: &Endpoint, allowed: Rungs) -> Rungs {
+    if allowed == Rungs::default() {
+        return allowed;
+    }
     let control = Control::new(endpoint);
     let known = match endpoint.kind {
         EngineKind::Vllm | EngineKind::Sim => vllm_rungs(&control).await,
         EngineKind::Sglang => sglang_rungs(&control).await,
-        EngineKind::LlamaCpp | EngineKind::Attach => BTreeSet::new(),
+        EngineKind::LlamaCpp | EngineKind::Attach => Rungs::default(),
     };
-    allowed.intersection(&known).copied().collect()
+    known
+        .iter()
+        .filter(|rung| allowed.contains(*rung))
+        .collect()
 }
 
-async fn vllm_rungs(control: &Control<'_>) -> BTreeSet<Rung> {
+async fn vllm_rungs(control: &Control<'_>) -> Rungs {
     let Ok(api) = control.get("/openapi.json", PROBE).await else {
-        return BTreeSet::new();
+        return Rungs::default();
     };
     let has = |call: &Call| {
         let path = call.path.split('?').next().unwrap_or_default();
         api["paths"].get(path).is_some()
     };
     let possible = |rung: &Rung| {
-        let down = demotion(EngineKind::Vllm, None, *rung).unwrap_or_default();
+        let down = demotion(EngineKind::Vllm, Rung::Ready, *rung).unwrap_or_default();
         let up = promotion(EngineKind::Vllm, *rung);
         down.iter().chain(&up).all(has)
     };
-    let all = [Rung::Parked, Rung::Light, Rung::Deep];
-    all.into_iter().filter(possible).collect()
+    Rung::ASLEEP.into_iter().filter(possible).collect()
 }
 
 /// The endpoints are always there; without the memory saver they end in an error.
-async fn sglang_rungs(control: &Control<'_>) -> BTreeSet<Rung> {
+async fn sglang_rungs(control: &Control<'_>) -> Rungs {
     let info = control.get("/server_info", PROBE).await.unwrap_or_default();
     let on = |flag: &str| info[flag] == true;
-    let mut rungs = BTreeSet::new();
-    if on("enable_memory_saver") {
-        rungs.insert(Rung::Parked);
-        if on("enable_weights_cpu_backup") {
-            rungs.insert(Rung::Light);
-        }
+    let none = Rungs::default();
+    if !on("enable_memory_saver") {
+        return none;
     }
-    rungs
+    let parked = none.with(Rung::Parked);
+    match on("enable_weights_cpu_backup") {
+        true => parked.with(Rung::L1),
+        false => parked,
+    }
 }
 
 /// Puts an idle engine to sleep, or deeper. `within` is the time for each call.
@@ -100,7 +94,7 @@ async fn sglang_rungs(control: &Control<'_>) -> BTreeSet<Rung> {
 /// When there is no such step, or the engine does not take it; it may be anywhere in between then.
 pub async fn demote(
     endpoint: &Endpoint,
-    from: Option<Rung>,
+    from: Rung,
     to: Rung,
     within: Duration,
 ) -> Result<(), RungError> {
@@ -116,12 +110,20 @@ pub async fn promote(endpoint: &Endpoint, from: Rung, within: Duration) -> Resul
     make(endpoint, &promotion(endpoint.kind, from), within).await
 }
 
+/// What a new engine answers to the prompt that is always the same.
+///
+/// # Errors
+/// What is wrong, in a sentence.
+pub async fn canary(endpoint: &Endpoint) -> Result<Canary, String> {
+    Probe::new(endpoint).canary().await
+}
+
 /// Whether an engine that woke answers as it did when it was new.
 ///
 /// # Errors
 /// What is wrong, in a sentence.
 pub async fn verify(endpoint: &Endpoint, stored: &Canary) -> Result<(), String> {
-    let answer = Probe::new(endpoint).canary().await?;
+    let answer = canary(endpoint).await?;
     if answer != *stored {
         return Err(format!(
             "awake, but it answers {answer:?} instead of {stored:?}"
@@ -139,26 +141,24 @@ async fn make(endpoint: &Endpoint, calls: &[Call], within: Duration) -> Result<(
 }
 
 /// The way down. None where there is none: what vLLM has backed up it keeps, so there is none from
-/// light to deep, and SGLang either backs weights up always or never.
-fn demotion(kind: EngineKind, from: Option<Rung>, to: Rung) -> Option<Vec<Call>> {
-    use Rung::{Deep, Light, Parked};
+/// L1 to L2, and SGLang either backs weights up always or never.
+fn demotion(kind: EngineKind, from: Rung, to: Rung) -> Option<Vec<Call>> {
+    use Rung::{L1, L2, Parked, Ready};
     match (kind, from, to) {
-        (EngineKind::Vllm | EngineKind::Sim, None, Parked) => Some(vec![
+        (EngineKind::Vllm | EngineKind::Sim, Ready, Parked) => Some(vec![
             order("/pause?mode=wait"),
             order("/release_kv_cache_memory"),
         ]),
         // The default mode aborts what runs.
-        (EngineKind::Vllm | EngineKind::Sim, None | Some(Parked), Light) => {
+        (EngineKind::Vllm | EngineKind::Sim, Ready | Parked, L1) => {
             Some(vec![order("/sleep?level=1&mode=wait")])
         }
-        (EngineKind::Vllm | EngineKind::Sim, None | Some(Parked), Deep) => {
+        (EngineKind::Vllm | EngineKind::Sim, Ready | Parked, L2) => {
             Some(vec![order("/sleep?level=2&mode=wait")])
         }
-        (EngineKind::Sglang, None, Parked) => Some(vec![release(&["kv_cache"])]),
-        (EngineKind::Sglang, None, Light) => Some(vec![release(SGLANG_ALL)]),
-        (EngineKind::Sglang, Some(Parked), Light) => {
-            Some(vec![release(&["weights", "cuda_graph"])])
-        }
+        (EngineKind::Sglang, Ready, Parked) => Some(vec![release(&["kv_cache"])]),
+        (EngineKind::Sglang, Ready, L1) => Some(vec![release(SGLANG_ALL)]),
+        (EngineKind::Sglang, Parked, L1) => Some(vec![release(&["weights", "cuda_graph"])]),
         (EngineKind::Vllm | EngineKind::Sim | EngineKind::Sglang, _, _)
         | (EngineKind::LlamaCpp | EngineKind::Attach, _, _) => None,
     }
@@ -170,9 +170,9 @@ fn promotion(kind: EngineKind, from: Rung) -> Vec<Call> {
         (EngineKind::Vllm | EngineKind::Sim, Rung::Parked) => {
             vec![order("/wake_up?tags=kv_cache")]
         }
-        (EngineKind::Vllm | EngineKind::Sim, Rung::Light) => vec![order("/wake_up")],
+        (EngineKind::Vllm | EngineKind::Sim, Rung::L1) => vec![order("/wake_up")],
         // Loading needs room that the KV cache would take.
-        (EngineKind::Vllm | EngineKind::Sim, Rung::Deep) => vec![
+        (EngineKind::Vllm | EngineKind::Sim, Rung::L2) => vec![
             order("/wake_up?tags=weights"),
             Call {
                 path: "/collective_rpc",
@@ -181,10 +181,10 @@ fn promotion(kind: EngineKind, from: Rung) -> Vec<Call> {
             order("/wake_up?tags=kv_cache"),
         ],
         (EngineKind::Sglang, Rung::Parked) => vec![resume(&["kv_cache"])],
-        (EngineKind::Sglang, Rung::Light) => vec![resume(SGLANG_ALL)],
-        (EngineKind::Sglang, Rung::Deep) | (EngineKind::LlamaCpp | EngineKind::Attach, _) => {
-            Vec::new()
-        }
+        (EngineKind::Sglang, Rung::L1) => vec![resume(SGLANG_ALL)],
+        (EngineKind::Sglang, Rung::L2)
+        | (EngineKind::LlamaCpp | EngineKind::Attach, _)
+        | (_, Rung::Ready | Rung::Cold) => Vec::new(),
     }
 }
 
@@ -215,28 +215,26 @@ fn resume(tags: &[&str]) -> Call {
 mod tests {
     use super::*;
 
-    const RUNGS: [Rung; 3] = [Rung::Parked, Rung::Light, Rung::Deep];
-
     #[test]
     fn there_is_a_way_up_from_wherever_there_is_a_way_down_to() {
         for kind in [EngineKind::Vllm, EngineKind::Sglang, EngineKind::Sim] {
-            for to in RUNGS {
-                if demotion(kind, None, to).is_some() {
+            for to in Rung::ASLEEP {
+                if demotion(kind, Rung::Ready, to).is_some() {
                     assert!(!promotion(kind, to).is_empty(), "{kind:?} {to:?}");
                 }
             }
         }
-        for to in RUNGS {
-            assert_eq!(demotion(EngineKind::LlamaCpp, None, to), None);
+        for to in Rung::ASLEEP {
+            assert_eq!(demotion(EngineKind::LlamaCpp, Rung::Ready, to), None);
         }
     }
 
     #[test]
     fn demotion_only_goes_deeper() {
         for kind in [EngineKind::Vllm, EngineKind::Sglang, EngineKind::Sim] {
-            for from in RUNGS {
-                for to in RUNGS.into_iter().filter(|to| *to <= from) {
-                    assert_eq!(demotion(kind, Some(from), to), None, "{kind:?}");
+            for from in Rung::ASLEEP {
+                for to in Rung::ASLEEP.into_iter().filter(|to| *to <= from) {
+                    assert_eq!(demotion(kind, from, to), None, "{kind:?}");
                 }
             }
         }
@@ -252,16 +250,16 @@ mod tests {
             tags.sort();
             tags
         };
-        let parked = demotion(EngineKind::Sglang, None, Rung::Parked).unwrap();
-        let deeper = demotion(EngineKind::Sglang, Some(Rung::Parked), Rung::Light).unwrap();
+        let parked = demotion(EngineKind::Sglang, Rung::Ready, Rung::Parked).unwrap();
+        let deeper = demotion(EngineKind::Sglang, Rung::Parked, Rung::L1).unwrap();
         let released = tags([parked, deeper].concat());
-        assert_eq!(released, tags(promotion(EngineKind::Sglang, Rung::Light)));
+        assert_eq!(released, tags(promotion(EngineKind::Sglang, Rung::L1)));
     }
 
     #[test]
     fn vllm_never_aborts_what_runs() {
-        for to in RUNGS {
-            let calls = demotion(EngineKind::Vllm, None, to).unwrap();
+        for to in Rung::ASLEEP {
+            let calls = demotion(EngineKind::Vllm, Rung::Ready, to).unwrap();
             assert!(calls[0].path.contains("mode=wait"), "{calls:?}");
         }
     }

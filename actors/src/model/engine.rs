@@ -156,6 +156,8 @@ impl Handler<EngineNews> for Model {
                 self.record.progressed(pid);
                 self.happen(Event::Progressed(phase), ctx);
             }
+            News::Restored(kept) => self.record.restored = kept,
+            News::Saved(kept) => self.record.saved = kept,
             News::Ready(endpoint) => {
                 self.ready(endpoint);
                 self.happen(Event::Verified, ctx);

@@ -1,9 +1,11 @@
 //! What the engine of a model is told.
 
-use std::collections::BTreeSet;
-
-use kvwarden_actors::gpu::{engine::EngineFlags, rungs::Rung};
-use kvwarden_policy::{scheduling::Capacity, steps};
+use kvwarden_actors::gpu::engine::EngineFlags;
+use kvwarden_policy::{
+    lifecycle::{Rung, Rungs},
+    scheduling::Capacity,
+    steps,
+};
 
 use super::{positive, source::PRESETS};
 use crate::config::{
@@ -87,13 +89,13 @@ fn kv_ssd(path: &KeyPath, model: &Model, engine: Engine, report: &mut Report) ->
     given.or(default).filter(|bytes| *bytes > 0)
 }
 
-/// Light sleep is for who asks for it: it takes as much host memory as the model has weights.
-fn rungs(model: &Model, engine: Engine, has_several_models: bool) -> BTreeSet<Rung> {
+/// L1 is for who asks for it: it takes as much host memory as the model has weights.
+fn rungs(model: &Model, engine: Engine, has_several_models: bool) -> Rungs {
     let sleeps = matches!(engine, Engine::Vllm | Engine::Sglang | Engine::Sim);
     match &model.sleep {
         Some(allowed) => allowed.iter().copied().map(Rung::from).collect(),
-        None if sleeps && has_several_models => [Rung::Parked, Rung::Deep].into(),
-        None => BTreeSet::new(),
+        None if sleeps && has_several_models => Rungs::default().with(Rung::Parked).with(Rung::L2),
+        None => Rungs::default(),
     }
 }
 

@@ -10,16 +10,16 @@ mod sglang;
 mod sim;
 mod vllm;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use kvwarden_policy::{Generation, ModelId, scheduling::Capacity};
+use kvwarden_policy::{
+    Generation, ModelId,
+    lifecycle::{Rung, Rungs},
+    scheduling::Capacity,
+};
 use serde::{Deserialize, Serialize};
 
-use super::{probe::Canary, rungs::Rung};
+use super::probe::Canary;
 pub use footprint::Footprint;
 pub use sglang::SGLANG_CPU_KV_TOKENS;
 
@@ -171,11 +171,19 @@ pub struct EngineFlags {
     /// Bytes of disk for KV that leaves memory.
     pub kv_ssd_bytes: Option<u64>,
     /// How deep the engine may be put to sleep instead of being stopped.
-    pub rungs: BTreeSet<Rung>,
+    pub rungs: Rungs,
     /// Appended as they are.
     pub extra_args: Vec<String>,
     /// Added to the engine's environment.
     pub env: BTreeMap<String, String>,
+}
+
+impl EngineFlags {
+    /// It may be put to sleep at all.
+    #[must_use]
+    pub fn may_sleep(&self) -> bool {
+        self.rungs != Rungs::default()
+    }
 }
 
 /// A process to start.
@@ -266,7 +274,7 @@ pub struct Endpoint {
     /// The name it knows the model by.
     pub served_name: String,
     /// How deep it can sleep.
-    pub rungs: BTreeSet<Rung>,
+    pub rungs: Rungs,
     /// What it answered when it was new.
     pub canary: Canary,
 }

@@ -44,7 +44,7 @@ fn flags() -> EngineFlags {
         kv_cache_bytes: None,
         kv_cpu_bytes: None,
         kv_ssd_bytes: None,
-        rungs: BTreeSet::new(),
+        rungs: Rungs::default(),
         extra_args: Vec::new(),
         env: BTreeMap::new(),
     }
@@ -220,16 +220,16 @@ fn sleep_is_prepared_only_where_it_is_allowed_and_frees_something() {
         let dev_mode = command.env.contains_key("VLLM_SERVER_DEV_MODE");
         (command.args.join(" "), dev_mode)
     };
-    let (line, dev_mode) = prepared(EngineKind::Vllm, false, &[Rung::Deep]);
+    let (line, dev_mode) = prepared(EngineKind::Vllm, false, &[Rung::L2]);
     assert!(line.contains("--enable-sleep-mode") && dev_mode, "{line}");
-    for (cpu, rungs) in [(true, &[Rung::Deep][..]), (false, &[])] {
+    for (cpu, rungs) in [(true, &[Rung::L2][..]), (false, &[])] {
         let (line, dev_mode) = prepared(EngineKind::Vllm, cpu, rungs);
         assert!(!line.contains("sleep") && !dev_mode, "{line}");
     }
     let (line, _) = prepared(EngineKind::Sglang, false, &[Rung::Parked]);
     assert!(line.ends_with("--enable-memory-saver"), "{line}");
-    let (line, _) = prepared(EngineKind::Sglang, false, &[Rung::Parked, Rung::Light]);
+    let (line, _) = prepared(EngineKind::Sglang, false, &[Rung::Parked, Rung::L1]);
     assert!(line.ends_with("--enable-weights-cpu-backup"), "{line}");
-    let (line, _) = prepared(EngineKind::Sglang, true, &[Rung::Parked, Rung::Light]);
+    let (line, _) = prepared(EngineKind::Sglang, true, &[Rung::Parked, Rung::L1]);
     assert!(!line.contains("memory-saver"), "{line}");
 }

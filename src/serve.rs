@@ -99,6 +99,7 @@ fn start_actors(
         },
         // Engines end with us; adopting them at the next start is not supported yet.
         orphan_grace: Duration::ZERO,
+        max_saved_kv: config.limits.max_saved_kv,
     };
     let gpu = Gpu::start_in_arbiter(&control.handle(), |_| Gpu::new(params));
     let config = config.clone();

@@ -20,6 +20,7 @@ use crate::{
     gpu::{
         engine::{Endpoint, EngineSpec},
         seats::Needs,
+        snapshot::Kept,
     },
 };
 
@@ -226,6 +227,8 @@ pub enum News {
         /// The engine's process, once it exists.
         pid: Option<i32>,
     },
+    /// KV of an earlier engine is in it again, or is not and why. Before it is ready.
+    Restored(Kept),
     /// It answered its first token.
     Ready(Arc<Endpoint>),
     /// It gave its memory back.
@@ -249,6 +252,8 @@ pub enum News {
         /// What is wrong.
         reason: String,
     },
+    /// It was asked to end, and this of its KV will outlive it.
+    Saved(Kept),
     /// It ended, and nothing of it is left.
     Exited {
         /// Why.

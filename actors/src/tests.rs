@@ -87,6 +87,7 @@ impl Node {
             memory: None,
             residency: residency::Settings::default(),
             orphan_grace: Duration::ZERO,
+            max_saved_kv: 0,
         });
         let gpu = gpu.start();
         let below = gpu.clone();

@@ -224,7 +224,7 @@ pub struct Model {
     pub pinned: Option<bool>,
     /// Unloaded after this long without a request. Default: never.
     pub idle_ttl: Option<DurationText>,
-    /// How it may make room instead of being stopped, where the engine can: `"parked"` (weights stay), `"light"` (weights wait in host memory), `"deep"` (weights are dropped). Default: `["parked", "deep"]` if there are several models, else none.
+    /// How it may make room instead of being stopped, where the engine can: `"parked"` (weights stay), `"l1"` (weights wait in host memory), `"l2"` (weights are dropped). Default: `["parked", "l2"]` if there are several models, else none.
     pub sleep: Option<Vec<Sleep>>,
     /// Arguments passed to the engine as they are. Default: none.
     pub extra_args: Vec<String>,
@@ -279,17 +279,17 @@ pub enum Sleep {
     /// Weights stay.
     Parked,
     /// Weights wait in host memory.
-    Light,
+    L1,
     /// Weights are dropped.
-    Deep,
+    L2,
 }
 
 impl From<Sleep> for Rung {
     fn from(sleep: Sleep) -> Self {
         match sleep {
             Sleep::Parked => Self::Parked,
-            Sleep::Light => Self::L1,
-            Sleep::Deep => Self::L2,
+            Sleep::L1 => Self::L1,
+            Sleep::L2 => Self::L2,
         }
     }
 }

@@ -53,7 +53,14 @@ impl<'a> Control<'a> {
 
     /// What is answered at `path`; null where the answer is no JSON.
     pub(super) async fn get(&self, path: &str, within: Duration) -> Result<Value, ControlError> {
-        self.ask(Method::GET, path, None, within).await
+        let body = self.ask(Method::GET, path, None, within).await?;
+        Ok(serde_json::from_slice(&body).unwrap_or_default())
+    }
+
+    /// What is answered at `path`, as it is.
+    pub(super) async fn text(&self, path: &str, within: Duration) -> Result<String, ControlError> {
+        let body = self.ask(Method::GET, path, None, within).await?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
     }
 
     /// Posts `body` to `path`.
@@ -63,7 +70,8 @@ impl<'a> Control<'a> {
         body: &Value,
         within: Duration,
     ) -> Result<Value, ControlError> {
-        self.ask(Method::POST, path, Some(body), within).await
+        let answer = self.ask(Method::POST, path, Some(body), within).await?;
+        Ok(serde_json::from_slice(&answer).unwrap_or_default())
     }
 
     async fn ask(
@@ -72,7 +80,7 @@ impl<'a> Control<'a> {
         path: &str,
         body: Option<&Value>,
         within: Duration,
-    ) -> Result<Value, ControlError> {
+    ) -> Result<Vec<u8>, ControlError> {
         let answer = tokio::time::timeout(within, self.exchange(method, path, body)).await;
         let late = |_| Err(format!("nothing within {} s", within.as_secs()));
         let (status, body) = answer.unwrap_or_else(late).map_err(|reason| {
@@ -80,7 +88,7 @@ impl<'a> Control<'a> {
             ControlError::Silent { path, reason }
         })?;
         if status.is_success() {
-            return Ok(serde_json::from_slice(&body).unwrap_or_default());
+            return Ok(body);
         }
         let text = String::from_utf8_lossy(&body);
         Err(ControlError::Refused {

@@ -7,6 +7,7 @@
 mod attached;
 pub mod cgroup;
 pub mod child;
+mod collector;
 mod control;
 pub mod engine;
 pub mod probe;
@@ -15,6 +16,7 @@ pub mod rungs;
 pub mod seats;
 mod shift;
 pub mod shim;
+pub mod snapshot;
 pub mod tree;
 pub mod vram;
 
@@ -48,6 +50,8 @@ pub struct Params {
     pub residency: residency::Settings,
     /// How long engines outlive us if we die without stopping them.
     pub orphan_grace: Duration,
+    /// Bytes of disk for KV that stopped engines leave behind, all models together.
+    pub max_saved_kv: u64,
 }
 
 /// The GPU set.

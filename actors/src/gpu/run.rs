@@ -13,10 +13,12 @@ use tokio::{sync::mpsc, time::Instant};
 use super::{
     Gpu, Params, attached,
     child::Child,
+    collector::Collector,
     engine::{Endpoint, EngineSpec, Launch, Start},
     probe::Probe,
     rungs, shift,
     shim::{ShimEvent, ShimSpec},
+    snapshot::{self, Shelf},
 };
 use crate::protocol::{EngineGone, EngineNews, News, Order, Spawn};
 
@@ -37,6 +39,15 @@ type Work<'a> = Pin<Box<dyn Future<Output = Done> + 'a>>;
 enum Done {
     Proved(Result<Endpoint, String>),
     Shifted(News),
+    Parted,
+}
+
+/// How far an engine's life has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Starting,
+    Serving,
+    Parting,
 }
 
 /// The end of the work; never, if there is none.
@@ -104,6 +115,11 @@ impl Run {
     }
 
     async fn supervise(&self, launch: &Launch, orders: &mut Orders) -> End {
+        if let Err(error) = snapshot::prepare(launch) {
+            let reason = format!("cannot make {}: {error}", launch.kv_dir.display());
+            return End::new(FailureClass::NotInstalled, reason);
+        }
+        let _collector = Collector::of(launch);
         let port = match free_port() {
             Ok(port) => port,
             Err(error) => {
@@ -144,7 +160,7 @@ impl Run {
         orders: &mut Orders,
     ) -> End {
         let deadline = Instant::now() + launch.start_timeout;
-        let mut is_starting = true;
+        let mut stage = Stage::Starting;
         let mut work: Option<Work<'_>> = Some(Box::pin(self.prove(endpoint.clone(), launch)));
         let mut endpoint = Arc::new(endpoint);
         // Why we ended it ourselves, if we did.
@@ -160,6 +176,7 @@ impl Run {
                         return End::new(FailureClass::NotInstalled, reason);
                     }
                     Some(ShimEvent::Exited { code, signal, class, log_tail }) => {
+                        let is_starting = stage == Stage::Starting;
                         let class = if is_starting { class } else { after_ready(class) };
                         let reason = describe(class, code, signal, &log_tail);
                         let end = cause.unwrap_or_else(|| End::new(class, reason));
@@ -171,7 +188,7 @@ impl Run {
                 },
                 done = done(&mut work), if cause.is_none() => match done {
                     Done::Proved(Ok(proved)) => {
-                        is_starting = false;
+                        stage = Stage::Serving;
                         endpoint = Arc::new(proved);
                         self.tell(News::Ready(endpoint.clone()));
                         continue;
@@ -181,21 +198,30 @@ impl Run {
                         self.tell(news);
                         continue;
                     }
+                    Done::Parted => End::new(FailureClass::Stopped, "stopped"),
                 },
-                () = tokio::time::sleep_until(deadline), if is_starting && cause.is_none() => {
+                () = tokio::time::sleep_until(deadline),
+                    if stage == Stage::Starting && cause.is_none() =>
+                {
                     let reason = format!("not ready after {} s", launch.start_timeout.as_secs());
                     End::new(FailureClass::StartTimeout, reason)
                 }
-                order = orders.recv(), if cause.is_none() => match order {
-                    Some(Order::Stop) | None => End::new(FailureClass::Stopped, "stopped"),
-                    Some(Order::Shift(what)) => {
-                        let endpoint = endpoint.clone();
-                        work = Some(Box::pin(async move {
+                order = orders.recv(), if stage != Stage::Parting && cause.is_none() => {
+                    let endpoint = endpoint.clone();
+                    work = match (order, stage) {
+                        (Some(Order::Shift(what)), _) => Some(Box::pin(async move {
                             Done::Shifted(shift::shift(&endpoint, what).await)
-                        }));
-                        continue;
-                    }
-                },
+                        })),
+                        (Some(Order::Stop) | None, Stage::Serving) => {
+                            stage = Stage::Parting;
+                            Some(Box::pin(self.part(endpoint, launch)))
+                        }
+                        (Some(Order::Stop) | None, Stage::Starting | Stage::Parting) => {
+                            Some(Box::pin(std::future::ready(Done::Parted)))
+                        }
+                    };
+                    continue;
+                }
             };
             work = None;
             cause = Some(end);
@@ -203,7 +229,7 @@ impl Run {
         }
     }
 
-    /// Waits until the engine is healthy and has answered, and asks how deep it can sleep.
+    /// Comes back once the engine has proved itself and KV of an earlier one is in it again.
     async fn prove(&self, endpoint: Endpoint, launch: &Launch) -> Done {
         let probe = Probe::new(&endpoint);
         probe.until_healthy().await;
@@ -216,11 +242,22 @@ impl Run {
             Err(reason) => return Done::Proved(Err(reason)),
         };
         let rungs = rungs::supported(&endpoint, launch.flags.rungs).await;
+        if let Some(shelf) = Shelf::of(launch, self.params.max_saved_kv) {
+            self.tell(News::Restored(shelf.restore(&endpoint).await));
+        }
         Done::Proved(Ok(Endpoint {
             rungs,
             canary,
             ..endpoint
         }))
+    }
+
+    /// What is done with an engine that works before it is stopped.
+    async fn part(&self, endpoint: Arc<Endpoint>, launch: &Launch) -> Done {
+        if let Some(shelf) = Shelf::of(launch, self.params.max_saved_kv) {
+            self.tell(News::Saved(shelf.save(&endpoint).await));
+        }
+        Done::Parted
     }
 
     fn shim_spec(&self, launch: &Launch, start: Start<'_>) -> ShimSpec {

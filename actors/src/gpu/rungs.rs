@@ -42,15 +42,18 @@ const PROBE: Duration = Duration::from_secs(10);
 /// Rungs of `allowed` that a running engine has the calls for. Says nothing of whether they free
 /// memory there.
 pub async fn supported(endpoint: &Endpoint, allowed: Rungs) -> Rungs {
+    if allowed == Rungs::default() {
+        return allowed;
+    }
     let control = Control::new(endpoint);
     let known = match endpoint.kind {
         EngineKind::Vllm | EngineKind::Sim => vllm_rungs(&control).await,
         EngineKind::Sglang => sglang_rungs(&control).await,
         EngineKind::LlamaCpp | EngineKind::Attach => Rungs::default(),
     };
-    allowed
+    known
         .iter()
-        .filter(|rung| known.contains(*rung))
+        .filter(|rung| allowed.contains(*rung))
         .collect()
 }
 
@@ -74,14 +77,15 @@ async fn vllm_rungs(control: &Control<'_>) -> Rungs {
 async fn sglang_rungs(control: &Control<'_>) -> Rungs {
     let info = control.get("/server_info", PROBE).await.unwrap_or_default();
     let on = |flag: &str| info[flag] == true;
-    let mut rungs = Rungs::default();
-    if on("enable_memory_saver") {
-        rungs = rungs.with(Rung::Parked);
-        if on("enable_weights_cpu_backup") {
-            rungs = rungs.with(Rung::L1);
-        }
+    let none = Rungs::default();
+    if !on("enable_memory_saver") {
+        return none;
     }
-    rungs
+    let parked = none.with(Rung::Parked);
+    match on("enable_weights_cpu_backup") {
+        true => parked.with(Rung::L1),
+        false => parked,
+    }
 }
 
 /// Puts an idle engine to sleep, or deeper. `within` is the time for each call.
@@ -106,12 +110,20 @@ pub async fn promote(endpoint: &Endpoint, from: Rung, within: Duration) -> Resul
     make(endpoint, &promotion(endpoint.kind, from), within).await
 }
 
+/// What a new engine answers to the prompt that is always the same.
+///
+/// # Errors
+/// What is wrong, in a sentence.
+pub async fn canary(endpoint: &Endpoint) -> Result<Canary, String> {
+    Probe::new(endpoint).canary().await
+}
+
 /// Whether an engine that woke answers as it did when it was new.
 ///
 /// # Errors
 /// What is wrong, in a sentence.
 pub async fn verify(endpoint: &Endpoint, stored: &Canary) -> Result<(), String> {
-    let answer = Probe::new(endpoint).canary().await?;
+    let answer = canary(endpoint).await?;
     if answer != *stored {
         return Err(format!(
             "awake, but it answers {answer:?} instead of {stored:?}"
@@ -129,7 +141,7 @@ async fn make(endpoint: &Endpoint, calls: &[Call], within: Duration) -> Result<(
 }
 
 /// The way down. None where there is none: what vLLM has backed up it keeps, so there is none from
-/// level 1 to 2, and SGLang either backs weights up always or never.
+/// L1 to L2, and SGLang either backs weights up always or never.
 fn demotion(kind: EngineKind, from: Rung, to: Rung) -> Option<Vec<Call>> {
     use Rung::{L1, L2, Parked, Ready};
     match (kind, from, to) {

@@ -280,6 +280,8 @@ impl Handler<EngineNews> for Model {
                 replica.record.progressed(pid);
                 self.happen(at, Event::Progressed(phase), ctx);
             }
+            News::Restored(kept) => replica.record.restored = kept,
+            News::Saved(kept) => replica.record.saved = kept,
             News::Ready(endpoint) => {
                 replica.record.started();
                 replica.life.supports(endpoint.rungs);

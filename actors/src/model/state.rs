@@ -12,7 +12,10 @@ use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
 use super::Occupancy;
-use crate::{Vitals, gpu::engine::EngineKind};
+use crate::{
+    Vitals,
+    gpu::{engine::EngineKind, snapshot::Kept},
+};
 
 /// More starts than this between two looks at a model is a crash loop, not news.
 const MAX_RECENT_STARTS: usize = 16;
@@ -35,6 +38,10 @@ pub struct Record {
     pub note: Option<String>,
     /// Last words of the engine that failed last.
     pub log_tail: Vec<String>,
+    /// KV that the newest engine began with.
+    pub restored: Kept,
+    /// KV that the engine which was stopped last left behind.
+    pub saved: Kept,
     #[serde(skip)]
     pid: Option<i32>,
     #[serde(skip)]

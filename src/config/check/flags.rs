@@ -89,7 +89,7 @@ fn kv_ssd(path: &KeyPath, model: &Model, engine: Engine, report: &mut Report) ->
     given.or(default).filter(|bytes| *bytes > 0)
 }
 
-/// Light sleep is for who asks for it: it takes as much host memory as the model has weights.
+/// L1 is for who asks for it: it takes as much host memory as the model has weights.
 fn rungs(model: &Model, engine: Engine, has_several_models: bool) -> Rungs {
     let sleeps = matches!(engine, Engine::Vllm | Engine::Sglang | Engine::Sim);
     match &model.sleep {

@@ -29,19 +29,18 @@ fn model_that_can_never_fit_is_refused_with_both_sizes() {
 
 #[test]
 fn sleep_is_for_nodes_with_several_models_unless_it_is_asked_for() {
-    let rungs = |text: &str| load(text).models[0].flags.rungs.clone();
-    assert!(rungs(MODEL).is_empty());
+    let rungs = |text: &str| load(text).models[0].flags.rungs;
+    let none = Rungs::default();
+    assert_eq!(rungs(MODEL), none);
     let two = format!("{MODEL}{}", MODEL.replace("\"m\"", "\"n\""));
-    assert_eq!(
-        rungs(&two),
-        Rungs::default().with(Rung::Parked).with(Rung::L2)
-    );
-    let asked = format!("{MODEL}sleep = [\"light\"]\n");
-    assert_eq!(rungs(&asked), Rungs::default().with(Rung::L1));
-    assert!(rungs(&two.replacen("\"sim\"", "\"sim\"\nsleep = []", 1)).is_empty());
+    assert_eq!(rungs(&two), none.with(Rung::Parked).with(Rung::L2));
+    let asked = format!("{MODEL}sleep = [\"l1\"]\n");
+    assert_eq!(rungs(&asked), none.with(Rung::L1));
+    let never = two.replacen("\"sim\"", "\"sim\"\nsleep = []", 1);
+    assert_eq!(rungs(&never), none);
     let (told, _) = told(&model(
         "llamacpp",
-        "source = \"pypi:a/b.gguf\"\nsleep = [\"deep\"]",
+        "source = \"pypi:a/b.gguf\"\nsleep = [\"l2\"]",
     ));
     assert_eq!(
         told,

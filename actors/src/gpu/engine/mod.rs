@@ -165,6 +165,14 @@ pub struct EngineFlags {
     pub env: BTreeMap<String, String>,
 }
 
+impl EngineFlags {
+    /// It may be put to sleep at all.
+    #[must_use]
+    pub fn may_sleep(&self) -> bool {
+        self.rungs != Rungs::default()
+    }
+}
+
 /// A process to start.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Command {

@@ -39,7 +39,7 @@ pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
     let args = args
         .maybe("--tp-size", parallel)
         .maybe("--mem-fraction-static", flags.gpu_memory_utilization)
-        .flag_if("--enable-memory-saver", !flags.rungs.is_empty())
+        .flag_if("--enable-memory-saver", flags.may_sleep())
         .flag_if(
             "--enable-weights-cpu-backup",
             flags.rungs.contains(Rung::L1),

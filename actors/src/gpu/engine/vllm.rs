@@ -25,7 +25,7 @@ pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
     args.maybe("--tensor-parallel-size", parallel)
         .maybe("--gpu-memory-utilization", flags.gpu_memory_utilization)
         .maybe("--kv-cache-memory-bytes", flags.kv_cache_bytes)
-        .flag_if("--enable-sleep-mode", !flags.rungs.is_empty())
+        .flag_if("--enable-sleep-mode", flags.may_sleep())
         .maybe("--kv-transfer-config", kv_tiers(launch))
         .0
 }
@@ -72,7 +72,7 @@ pub(super) fn env(launch: &Launch, start: Start<'_>) -> BTreeMap<String, String>
         env.insert("HF_HUB_OFFLINE", "1".to_owned());
     }
     // Sleeping is asked for at endpoints that vLLM has in this mode only.
-    if !launch.flags.cpu && !launch.flags.rungs.is_empty() {
+    if !launch.flags.cpu && launch.flags.may_sleep() {
         env.insert("VLLM_SERVER_DEV_MODE", "1".to_owned());
     }
     if launch.flags.cpu {

@@ -181,6 +181,17 @@ impl<T> Scheduler<T> {
         }
     }
 
+    /// So many engines of the size in `settings` serve this queue from now on. What runs goes on,
+    /// even if it is more than still fits.
+    pub fn serve_with(&mut self, engines: usize, settings: &Settings) {
+        match &mut self.order {
+            Order::Fifo(plain) | Order::Drr(plain) => {
+                plain.allow(settings.max_in_flight.saturating_mul(engines.max(1)));
+            }
+            Order::Fair(core) => core.allow(settings.fair.capacity.times(engines)),
+        }
+    }
+
     /// What waits and runs of everyone.
     #[must_use]
     pub fn total(&self) -> Counts {

@@ -43,7 +43,7 @@ use self::{
     window::{Load, Space, Window},
 };
 use super::{
-    settings::{FairSettings, Grains, Mutant, TOKEN},
+    settings::{Capacity, FairSettings, Grains, Mutant, TOKEN},
     types::{Arrival, WindowState},
 };
 
@@ -203,6 +203,10 @@ impl FairCore {
 
     pub(super) fn engine_waiting(&mut self, waiting: u64, now: Instant) {
         self.window.engine_waiting(waiting, now);
+    }
+
+    pub(super) fn allow(&mut self, capacity: Capacity) {
+        self.window.allow(capacity);
     }
 
     pub(super) fn window(&self) -> WindowState {

@@ -1,6 +1,7 @@
 //! Properties, a comparison with VTC as published, and simulated traffic in virtual time.
 
 mod bounds;
+mod engines;
 mod forecast;
 mod mutants;
 mod properties;

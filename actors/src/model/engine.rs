@@ -10,7 +10,7 @@ use kvwarden_policy::{
 };
 use tokio::time::Instant;
 
-use super::Model;
+use super::{Model, audit::Audit};
 use crate::{
     Refusal,
     gpu::engine::Endpoint,
@@ -85,6 +85,8 @@ impl Model {
 
     fn ended(&mut self, class: FailureClass, reason: String, log_tail: Vec<String>) {
         self.endpoint = None;
+        self.audit = None;
+        self.engine_waiting = None;
         self.record.gone();
         if !matches!(self.life.state(), State::Stopping) {
             tracing::warn!(model = %self.params.id, ?class, reason, "engine ended");
@@ -92,8 +94,9 @@ impl Model {
         }
     }
 
-    fn ready(&mut self, endpoint: Arc<Endpoint>) {
+    fn ready(&mut self, endpoint: Arc<Endpoint>, ctx: &Context<Self>) {
         self.record.started();
+        self.audit = Some(Audit::of(endpoint.clone(), ctx.address().downgrade()));
         self.endpoint = Some(endpoint);
     }
 }
@@ -150,7 +153,7 @@ impl Handler<EngineNews> for Model {
                 self.happen(Event::Progressed(phase), ctx);
             }
             News::Ready(endpoint) => {
-                self.ready(endpoint);
+                self.ready(endpoint, ctx);
                 self.happen(Event::Verified, ctx);
                 self.dispatch(ctx);
             }

@@ -4,6 +4,7 @@
 //! about the engine by `policy::lifecycle`; the actor only carries messages between the two:
 //! `queue` for who waits and runs, `engine` for the engine's life.
 
+mod audit;
 mod engine;
 mod queue;
 mod state;
@@ -29,6 +30,7 @@ use crate::{
     protocol::{Drain, Pulse, Snapshot},
 };
 
+use audit::Audit;
 pub use state::{ModelState, Record};
 
 /// How long nothing is sent to an engine that did not answer. News of its end is on the way, and
@@ -60,6 +62,8 @@ pub struct Model {
     spec: Option<Arc<EngineSpec>>,
     life: Lifecycle,
     endpoint: Option<Arc<Endpoint>>,
+    audit: Option<Audit>,
+    engine_waiting: Option<u64>,
     queue: Scheduler<Ticket>,
     running: HashMap<Key, Arc<AtomicU64>>,
     estimator: PromptEstimator,
@@ -84,6 +88,8 @@ impl Model {
             spec: None,
             life: Lifecycle::new(),
             endpoint: None,
+            audit: None,
+            engine_waiting: None,
             estimator: PromptEstimator::default(),
             drain: None,
             paused_until: None,
@@ -162,6 +168,7 @@ impl Handler<Snapshot<ModelState>> for Model {
             waiting: self.queue.total().waiting,
             running: self.queue.total().running,
             max_running: self.params.scheduling.max_in_flight,
+            engine_waiting: self.engine_waiting,
             scheduling: self.queue.snapshot(),
             oldest_wait: self.queue.oldest_wait(Instant::now().into_std()),
             record: self.record.clone(),

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::{Model, UNREACHABLE_PAUSE};
 use crate::{
     Refusal, Ticket,
-    protocol::{Enqueue, FirstToken, SlotFreed},
+    protocol::{EngineWaiting, Enqueue, FirstToken, SlotFreed},
     ticket::Turn,
 };
 
@@ -83,6 +83,28 @@ impl Model {
         }
     }
 
+    /// Lets a request wait, unless there is no place for it or nothing to wait for.
+    fn enter(&mut self, mut ticket: Ticket, arrival: Arrival, now: Instant, ctx: &Context<Self>) {
+        if self.drain.is_some() {
+            return ticket.refuse(Refusal::Draining);
+        }
+        if let State::Broken { .. } = self.life.state() {
+            return ticket.refuse(self.broken());
+        }
+        // However often it is tried, it has one deadline.
+        let expires = *ticket.expires.get_or_insert(arrival.expires);
+        let arrival = Arrival { expires, ..arrival };
+        match self.queue.push(&arrival, ticket, now.into_std()) {
+            Ok(pushed) => pushed
+                .displaced
+                .into_iter()
+                .for_each(|out| self.refuse_full(out, None)),
+            Err(Full { item, bound }) => return self.refuse_full(item, Some(bound)),
+        }
+        self.happen(Event::Wanted, ctx);
+        self.dispatch(ctx);
+    }
+
     /// A tenant that fills the queue hears so; others hear that the node is busy.
     fn refuse_full(&self, ticket: Ticket, bound: Option<Bound>) {
         ticket.refuse(match bound {
@@ -112,23 +134,9 @@ impl Handler<Enqueue> for Model {
 
     fn handle(&mut self, Enqueue(ticket): Enqueue, ctx: &mut Context<Self>) {
         self.vitals.handled();
-        if self.drain.is_some() {
-            return ticket.refuse(Refusal::Draining);
-        }
-        if let State::Broken { .. } = self.life.state() {
-            return ticket.refuse(self.broken());
-        }
         let now = Instant::now();
         let arrival = self.arrival(&ticket, now);
-        match self.queue.push(&arrival, ticket, now.into_std()) {
-            Ok(pushed) => pushed
-                .displaced
-                .into_iter()
-                .for_each(|out| self.refuse_full(out, None)),
-            Err(Full { item, bound }) => return self.refuse_full(item, Some(bound)),
-        }
-        self.happen(Event::Wanted, ctx);
-        self.dispatch(ctx);
+        self.enter(ticket, arrival, now, ctx);
     }
 }
 
@@ -142,6 +150,21 @@ impl Handler<FirstToken> for Model {
     }
 }
 
+impl Handler<EngineWaiting> for Model {
+    type Result = ();
+
+    fn handle(&mut self, news: EngineWaiting, _: &mut Context<Self>) {
+        self.vitals.handled();
+        if news.generation != self.life.generation() {
+            self.record.stale += 1;
+            return;
+        }
+        self.engine_waiting = news.waiting;
+        self.queue
+            .engine_waiting(news.waiting, Instant::now().into_std());
+    }
+}
+
 impl Handler<SlotFreed> for Model {
     type Result = ();
 
@@ -151,11 +174,19 @@ impl Handler<SlotFreed> for Model {
         if freed.is_unreachable {
             self.paused_until = Some(Instant::now() + UNREACHABLE_PAUSE);
         }
-        self.queue
-            .finish(freed.key, &freed.outcome, Instant::now().into_std());
+        let now = Instant::now();
+        self.queue.finish(freed.key, &freed.outcome, now.into_std());
         if let Outcome::Completed(usage) = freed.outcome {
             self.estimator
                 .learn(freed.prompt_bytes, usage.prompt_tokens);
+        }
+        if let Some(ticket) = freed.retry {
+            self.record.retried += 1;
+            let arrival = Arrival {
+                is_retry: true,
+                ..self.arrival(&ticket, now)
+            };
+            self.enter(ticket, arrival, now, ctx);
         }
         self.dispatch(ctx);
     }

@@ -1,11 +1,13 @@
 //! Properties, a comparison with VTC as published, and simulated traffic in virtual time.
 
 mod bounds;
+mod charging;
 mod mutants;
 mod properties;
 mod service;
 mod sim;
 mod vtc;
+mod window;
 
 use std::time::{Duration, Instant};
 

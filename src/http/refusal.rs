@@ -49,6 +49,11 @@ pub enum Failure {
         /// The limit in bytes.
         limit: usize,
     },
+    /// The tenant's request bodies fill what it may hold of them.
+    BodiesFull {
+        /// The limit in bytes.
+        limit: usize,
+    },
     /// The body did not arrive in time.
     SlowBody,
     /// Not JSON by its own header.
@@ -129,6 +134,9 @@ impl Failure {
         match self {
             Self::Bad(_) => form(StatusCode::BAD_REQUEST, INVALID, "invalid_request"),
             Self::TooLarge { .. } => form(StatusCode::PAYLOAD_TOO_LARGE, INVALID, "body_too_large"),
+            Self::BodiesFull { .. } => {
+                form(StatusCode::TOO_MANY_REQUESTS, LIMITED, "tenant_bodies_full")
+            }
             Self::SlowBody => form(StatusCode::REQUEST_TIMEOUT, INVALID, "body_timeout"),
             Self::NotJson => form(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, "not_json"),
             Self::Unauthorized(_) => form(
@@ -183,7 +191,7 @@ impl Failure {
         if status == StatusCode::SERVICE_UNAVAILABLE || status == StatusCode::TOO_MANY_REQUESTS {
             response.insert_header(("x-kvwarden-dropped-reason", reason));
         }
-        if matches!(self, Self::NodeFull) {
+        if matches!(self, Self::NodeFull | Self::BodiesFull { .. }) {
             retry_after(&mut response, Duration::from_secs(1));
         }
         if status == StatusCode::UNAUTHORIZED {
@@ -202,6 +210,10 @@ impl fmt::Display for Failure {
             Self::TooLarge { limit } => write!(
                 f,
                 "the request body is larger than {limit} bytes; the operator sets limits.max_body"
+            ),
+            Self::BodiesFull { limit } => write!(
+                f,
+                "request bodies of this tenant already hold {limit} bytes; try again"
             ),
             Self::SlowBody => f.write_str("the request body did not arrive in time"),
             Self::NotJson => f.write_str("send the body as JSON, with `content-type: application/json` and no content-encoding"),

@@ -49,6 +49,8 @@ pub struct Metrics {
     registry: Registry,
     /// Requests by outcome.
     pub requests: Family<Request, Counter>,
+    /// Requests that got another engine before their first token.
+    pub requests_retried: Family<Model, Counter>,
     /// Arrival to the last byte.
     pub request_latency: Family<Model, Histogram>,
     /// Output tokens.
@@ -85,6 +87,8 @@ pub struct Metrics {
     pub model_queue_depth: Family<Model, Gauge>,
     /// Requests that run, by model.
     pub model_in_flight: Family<Model, Gauge>,
+    /// Requests that wait inside an engine, by its own account.
+    pub engine_waiting: Family<Model, Gauge>,
     /// Requests queued and running, by tenant.
     pub tenant_in_flight: Family<Tenant, Gauge>,
     /// How long a message waited for an actor.
@@ -105,11 +109,17 @@ const WAIT: [f64; 11] = [
 impl Metrics {
     /// All metrics, at zero.
     #[must_use]
+    #[expect(clippy::too_many_lines, reason = "a list, one entry for each metric")]
     pub fn register() -> Self {
         let mut registry = Registry::with_prefix("kvwarden");
         let r = &mut registry;
         let metrics = Self {
             requests: add(r, "requests", "Requests, by outcome"),
+            requests_retried: add(
+                r,
+                "requests_retried",
+                "Requests put back into the queue because their engine went away before the first token",
+            ),
             request_latency: seconds(r, "request_latency", "Arrival to last byte", || {
                 Histogram::new(LATENCY)
             }),
@@ -157,6 +167,11 @@ impl Metrics {
             admission_admitted: add(r, "admission_admitted", "Requests handed to an engine"),
             model_queue_depth: add(r, "model_queue_depth", "Requests that wait, by model"),
             model_in_flight: add(r, "model_in_flight", "Requests on an engine, by model"),
+            engine_waiting: add(
+                r,
+                "engine_waiting",
+                "Requests that wait inside the engine, as it says itself; absent while it says nothing",
+            ),
             tenant_in_flight: add(
                 r,
                 "tenant_in_flight",

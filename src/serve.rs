@@ -226,6 +226,7 @@ fn listen(
     config: &Config,
     shared: Arc<Shared>,
 ) -> anyhow::Result<(actix_web::dev::Server, ServerHandle)> {
+    let stall_timeout = config.limits.client_stall_timeout;
     let server = HttpServer::new(move || {
         App::new()
             .app_data(web::Data::new(shared.clone()))
@@ -233,6 +234,7 @@ fn listen(
             .wrap(from_fn(http::identify))
             .configure(http::routes)
     })
+    .on_connect(move |connection, _| http::socket::tame(connection, stall_timeout))
     // Streams are many small writes: with Nagle's algorithm each could wait 40 ms.
     .tcp_nodelay(true)
     // Otherwise a client that hangs up while its request is queued goes unnoticed.

@@ -6,6 +6,7 @@
 
 pub mod gpu;
 pub mod model;
+pub mod prometheus;
 pub mod protocol;
 pub mod router;
 pub mod tenant;

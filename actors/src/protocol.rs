@@ -63,6 +63,20 @@ pub struct SlotFreed {
     pub outcome: Outcome,
     /// The engine did not answer at all.
     pub is_unreachable: bool,
+    /// The request wants another turn, since its engine went away before the first token.
+    pub retry: Option<Ticket>,
+}
+
+/// The scrape of an engine's metrics -> Model: so many requests wait inside the engine.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct EngineWaiting {
+    /// Which engine.
+    pub engine: ModelId,
+    /// Which start of it.
+    pub generation: Generation,
+    /// How many; none if it did not say.
+    pub waiting: Option<u64>,
 }
 
 /// Permit or abandoned ticket -> Tenant: what was held against what was used.

@@ -250,6 +250,40 @@ async fn client_that_hangs_up_while_queued_leaves_nothing_behind() {
 }
 
 #[actix_rt::test]
+async fn request_put_back_goes_before_what_waits_and_keeps_its_reservation() {
+    let node = Node::start(Setup::default()).await;
+    let first = permit(node.ask("t", "m")).await;
+    let behind = node.ask("t", "m");
+    node.until(|state| state.waiting == 1).await;
+    let again = permit(first.requeue()).await;
+    assert_eq!(node.state().await.record.retried, 1);
+    assert_eq!(node.tenants().await[0].in_flight, 2);
+    drop(again);
+    drop(permit(behind).await);
+    let tenants = node.tenants().await;
+    assert_eq!((tenants[0].in_flight, tenants[0].admitted), (0, 2));
+}
+
+#[actix_rt::test]
+async fn request_put_back_whose_engine_stays_away_is_refused_in_time() {
+    let queue_timeout = Duration::from_millis(300);
+    let node = Node::start(Setup {
+        queue_timeout,
+        ..Setup::default()
+    })
+    .await;
+    let mut lost = permit(node.ask("t", "m")).await;
+    // Nothing is sent to such an engine for longer than this request waits.
+    lost.engine_unreachable();
+    assert_eq!(
+        refusal(lost.requeue()).await,
+        Refusal::QueueTimeout {
+            waited: queue_timeout
+        }
+    );
+}
+
+#[actix_rt::test]
 async fn unknown_model_is_refused_before_its_tenant_is_charged() {
     let node = Node::start(Setup::default()).await;
     let why = refusal(node.ask("t", "gpt-7")).await;

@@ -2,6 +2,7 @@
 
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
+use kvwarden_actors::prometheus::{RUNNING, WAITING, gauge};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -13,18 +14,6 @@ use super::{
 
 /// How often is looked.
 const PERIOD: Duration = Duration::from_millis(100);
-
-/// What engines call their running and waiting requests.
-const RUNNING: [&str; 3] = [
-    "vllm:num_requests_running",
-    "sglang:num_running_reqs",
-    "llamacpp:requests_processing",
-];
-const WAITING: [&str; 3] = [
-    "vllm:num_requests_waiting",
-    "sglang:num_queue_reqs",
-    "llamacpp:requests_deferred",
-];
 
 /// One look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -97,19 +86,6 @@ fn read_status(status: &Value, look: &mut Look) -> Option<String> {
     look.running = model["running"].as_f64();
     look.slots = model["max_running"].as_f64();
     model["url"].as_str().map(str::to_owned)
-}
-
-/// The sum of a gauge over its labels.
-fn gauge(page: &str, names: &[&str]) -> Option<f64> {
-    let values = page.lines().filter_map(|line| {
-        let rest = names.iter().find_map(|name| line.strip_prefix(name))?;
-        // Another metric may begin with the same name.
-        let rest = rest
-            .strip_prefix('{')
-            .or(rest.strip_prefix(' ').map(|_| rest))?;
-        rest.rsplit(' ').next()?.parse::<f64>().ok()
-    });
-    values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
 }
 
 // === impl Queues ===
@@ -216,17 +192,6 @@ mod tests {
         // Bound by the KV cache: the number follows the lengths.
         let varying = |at| 150.0 + (at % 30) as f64;
         assert_eq!(hidden_cap(&looks(varying, 0.0, Some(256.0))), None);
-    }
-
-    #[test]
-    fn gauges_of_each_engine_are_read() {
-        let page = "# TYPE vllm:num_requests_running gauge\n\
-            vllm:num_requests_running{engine=\"0\",model_name=\"a b\"} 7\n\
-            vllm:num_requests_running_total{engine=\"0\"} 99\n\
-            llamacpp:requests_deferred 3\n";
-        assert_eq!(gauge(page, &RUNNING), Some(7.0));
-        assert_eq!(gauge(page, &WAITING), Some(3.0));
-        assert_eq!(gauge("", &WAITING), None);
     }
 
     #[test]

@@ -62,12 +62,18 @@ pub struct Limits {
     pub max_in_flight: Option<usize>,
     /// Longest request body. Default: `"32MiB"`.
     pub max_body: Option<SizeText>,
+    /// Bytes of request bodies held at once, received in full or in part. Default: `"2GiB"`.
+    pub max_bodies: Option<SizeText>,
+    /// The same of one tenant; all tenants that the file does not name count as one. Default: `"256MiB"`.
+    pub max_bodies_per_tenant: Option<SizeText>,
     /// How long a request body may take to arrive. Default: `"30s"`.
     pub body_timeout: Option<DurationText>,
     /// How long a request may wait for its turn. Default: `"5m"`.
     pub queue_timeout: Option<DurationText>,
     /// How long an engine may be silent within an answer. Default: `"2m"`.
     pub stream_idle_timeout: Option<DurationText>,
+    /// How long what an engine sent may wait for a client that does not read; then its answer is cut and the engine is free for others. Default: `"30s"`.
+    pub client_stall_timeout: Option<DurationText>,
     /// How long running answers may take to end after SIGTERM. Default: `"30s"`.
     pub drain_timeout: Option<DurationText>,
     /// How many tenants that the file does not name may exist at once. Default: 1024.

@@ -111,12 +111,18 @@ pub struct Limits {
     pub max_in_flight: usize,
     /// Longest request body, in bytes.
     pub max_body: usize,
+    /// Bytes of request bodies held at once.
+    pub max_bodies: usize,
+    /// The same of one tenant; unnamed ones count as one.
+    pub max_bodies_per_tenant: usize,
     /// How long a request body may take to arrive.
     pub body_timeout: Duration,
     /// How long a request may wait for its turn.
     pub queue_timeout: Duration,
     /// How long an engine may be silent within an answer.
     pub stream_idle_timeout: Duration,
+    /// How long what an engine sent may wait for its client.
+    pub client_stall_timeout: Duration,
     /// How long running answers may take to end after SIGTERM.
     pub drain_timeout: Duration,
     /// How many tenants that the file does not name may exist at once.

@@ -303,6 +303,17 @@ fn observe_model(model: &ModelState, metrics: &Metrics, seen: &StartsSeen) {
         .model_in_flight
         .get_or_create(&labels)
         .set(count(model.running));
+    match model
+        .engine_waiting
+        .and_then(|count| i64::try_from(count).ok())
+    {
+        Some(waiting) => {
+            metrics.engine_waiting.get_or_create(&labels).set(waiting);
+        }
+        None => {
+            metrics.engine_waiting.remove(&labels);
+        }
+    }
     let engine = metrics::Engine {
         model: model.id.to_string(),
         engine: model.engine.as_str().to_owned(),

@@ -11,7 +11,7 @@ use kvwarden_actors::{
 use kvwarden_policy::lifecycle::Rung;
 use serde_json::json;
 
-use super::{Shared, completions::require_json, refusal::Failure};
+use super::{Shared, body::require_json, refusal::Failure};
 
 /// The routes. `sleep` is as deep as leaves the engine alive and frees most.
 pub fn routes(app: &mut web::ServiceConfig) {

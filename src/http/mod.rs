@@ -4,8 +4,9 @@
 //! |---|---|
 //! | [`identity`] | who asks |
 //! | [`envelope`], [`terms`] | what is read off a request, and the fields we set |
-//! | [`completions`] | the way of one request |
+//! | [`completions`], [`body`], [`attempt`] | the way of one request: received, tried, answered |
 //! | [`relay`], [`sse`], [`assemble`] | the answer, streamed or put together |
+//! | [`pipe`], [`socket`] | what clients that don't read can hold |
 //! | [`upstream`] | the client to engines |
 //! | [`refusal`], [`reason`] | every error, as HTTP |
 //! | [`admin`] | health, metrics, status, the list of models |
@@ -14,16 +15,20 @@
 
 pub mod admin;
 pub mod assemble;
+pub mod attempt;
+pub mod body;
 pub mod completions;
 pub mod control;
 pub mod envelope;
 pub mod identity;
 pub mod images;
+pub mod pipe;
 pub mod reason;
 pub mod record;
 pub mod refusal;
 pub mod relay;
 pub mod salt;
+pub mod socket;
 pub mod sse;
 pub mod terms;
 pub mod tokenize;
@@ -53,6 +58,7 @@ use crate::{
     config::{Config, Limits},
     metrics::Metrics,
 };
+use body::Bodies;
 use completions::{Task, forward};
 use identity::Identity;
 use refusal::Failure;
@@ -78,6 +84,7 @@ pub struct Shared {
     named_tenants: HashSet<String>,
     models: HashMap<String, (String, &'static str)>,
     held: AtomicUsize,
+    bodies: Bodies,
     starts_seen: admin::StartsSeen,
 }
 
@@ -86,6 +93,7 @@ impl Shared {
     #[must_use]
     pub fn new(config: &Config, router: Addr<Router>) -> Self {
         let named = config.tenants.iter().map(|tenant| tenant.id.to_string());
+        let named: HashSet<_> = named.chain([identity::DEFAULT.to_owned()]).collect();
         Self {
             router,
             identity: Identity::new(config),
@@ -93,7 +101,8 @@ impl Shared {
             metrics: Metrics::register(),
             salts: Salts::new(),
             since: SystemTime::now(),
-            named_tenants: named.chain([identity::DEFAULT.to_owned()]).collect(),
+            bodies: Bodies::new(&config.limits, named.iter().cloned()),
+            named_tenants: named,
             models: model_labels(config),
             held: AtomicUsize::new(0),
             starts_seen: admin::StartsSeen::default(),

@@ -9,6 +9,8 @@ pub enum Reason {
     BodyTooLarge,
     /// The body did not arrive in time.
     BodyTimeout,
+    /// The tenant's bodies hold as many bytes as they may.
+    TenantBodiesFull,
     /// Not JSON by its own header.
     NotJson,
     /// No key, or an unknown one.
@@ -57,6 +59,7 @@ impl Reason {
             Self::InvalidRequest => "invalid_request",
             Self::BodyTooLarge => "body_too_large",
             Self::BodyTimeout => "body_timeout",
+            Self::TenantBodiesFull => "tenant_bodies_full",
             Self::NotJson => "not_json",
             Self::InvalidApiKey => "invalid_api_key",
             Self::Forbidden => "forbidden",
@@ -83,7 +86,9 @@ impl Reason {
     #[must_use]
     pub const fn llm_d(self) -> Option<&'static str> {
         match self {
-            Self::TenantQueueFull | Self::QueueFull | Self::NodeFull => Some("rejected-saturated"),
+            Self::TenantQueueFull | Self::TenantBodiesFull | Self::QueueFull | Self::NodeFull => {
+                Some("rejected-saturated")
+            }
             Self::QueueTimeout | Self::Deadline => Some("rejected-ttl-expired"),
             Self::ShuttingDown => Some("rejected-shutting-down"),
             Self::InvalidRequest

@@ -12,6 +12,9 @@ use crate::metrics;
 /// The label of a model or engine that is not known.
 const UNKNOWN: &str = "_unknown";
 
+/// The label of whoever was not let in: what they call themselves makes no series.
+const STRANGER: &str = "_unauthenticated";
+
 /// One request's way into the metrics.
 pub struct Record {
     shared: Arc<Shared>,
@@ -30,8 +33,13 @@ enum Outcome {
     Gone {
         is_streaming: bool,
     },
+    /// The client did not read.
+    Stalled,
     Ok,
+    /// Refused by a limit.
     Rejected,
+    /// The request itself was wrong.
+    ClientError,
     Error,
 }
 
@@ -40,6 +48,16 @@ impl Record {
     #[must_use]
     pub fn new(shared: Arc<Shared>, tenant: &str) -> Self {
         let tenant = shared.tenant_label(tenant).to_owned();
+        Self::labelled(shared, tenant)
+    }
+
+    /// A request of nobody we know arrived.
+    #[must_use]
+    pub fn of_stranger(shared: Arc<Shared>) -> Self {
+        Self::labelled(shared, STRANGER.to_owned())
+    }
+
+    fn labelled(shared: Arc<Shared>, tenant: String) -> Self {
         let labels = metrics::Tenant {
             tenant: tenant.clone(),
         };
@@ -55,6 +73,12 @@ impl Record {
             },
             has_first_token: false,
         }
+    }
+
+    /// The tenant's label.
+    #[must_use]
+    pub fn tenant(&self) -> &str {
+        &self.tenant
     }
 
     /// It is for this model, by any of its names. Names that nobody configured stay out of the
@@ -73,6 +97,18 @@ impl Record {
             .metrics
             .admission_wait
             .observe(permit.waited().as_secs_f64());
+    }
+
+    /// It waits for another engine, since its own went away before the first token.
+    pub fn retried(&self) {
+        let labels = metrics::Model {
+            model: self.model.clone(),
+        };
+        self.shared
+            .metrics
+            .requests_retried
+            .get_or_create(&labels)
+            .inc();
     }
 
     /// Its answer is on the way to the client.
@@ -122,11 +158,14 @@ impl Record {
     }
 
     /// It got no answer.
-    pub fn failed(&mut self, failure: &Failure) {
+    pub fn failed(mut self, failure: &Failure) {
+        self.outcome = outcome(failure);
+        if self.outcome != Outcome::Rejected {
+            return;
+        }
         let metrics = &self.shared.metrics;
         let reason = failure.reason().to_owned();
-        let is_refused = matches!(failure, Failure::NodeFull | Failure::Refused(_));
-        if matches!(failure, Failure::Refused(refusal) if is_own_limit(refusal)) {
+        if is_own_limit(failure) {
             let labels = metrics::Rejection {
                 tenant: self.tenant.clone(),
                 reason,
@@ -135,15 +174,15 @@ impl Record {
                 .tenant_requests_rejected
                 .get_or_create(&labels)
                 .inc();
-        } else if is_refused {
+        } else {
             let labels = metrics::Reason { reason };
             metrics.admission_rejected.get_or_create(&labels).inc();
         }
-        self.outcome = if is_refused {
-            Outcome::Rejected
-        } else {
-            Outcome::Error
-        };
+    }
+
+    /// Its client does not read the answer, which is cut.
+    pub fn stalled(&mut self) {
+        self.outcome = Outcome::Stalled;
     }
 
     /// Its stream broke off.
@@ -164,15 +203,34 @@ impl Record {
     }
 }
 
-fn is_own_limit(refusal: &Refusal) -> bool {
+/// Whose doing it was: a limit's, the request's own, or ours and the engine's.
+fn outcome(failure: &Failure) -> Outcome {
+    let is_unknown = matches!(failure, Failure::Refused(Refusal::UnknownModel(_)));
+    let is_refused = matches!(
+        failure,
+        Failure::NodeFull | Failure::BodiesFull { .. } | Failure::Refused(_)
+    );
+    if is_refused && !is_unknown {
+        Outcome::Rejected
+    } else if failure.status().is_client_error() {
+        Outcome::ClientError
+    } else {
+        Outcome::Error
+    }
+}
+
+fn is_own_limit(failure: &Failure) -> bool {
     matches!(
-        refusal,
-        Refusal::RequestRate { .. }
-            | Refusal::TokenRate { .. }
-            | Refusal::DailyTokens { .. }
-            | Refusal::LargerThanBudget { .. }
-            | Refusal::Concurrency { .. }
-            | Refusal::TenantQueueFull { .. }
+        failure,
+        Failure::BodiesFull { .. }
+            | Failure::Refused(
+                Refusal::RequestRate { .. }
+                    | Refusal::TokenRate { .. }
+                    | Refusal::DailyTokens { .. }
+                    | Refusal::LargerThanBudget { .. }
+                    | Refusal::Concurrency { .. }
+                    | Refusal::TenantQueueFull { .. }
+            )
     )
 }
 
@@ -182,6 +240,11 @@ impl Drop for Record {
             Outcome::Ok => "ok",
             Outcome::Error => "error",
             Outcome::Rejected => "rejected",
+            Outcome::ClientError => "client_error",
+            Outcome::Stalled => {
+                self.disconnected("slow_reader");
+                "client_gone"
+            }
             Outcome::Gone { is_streaming } => {
                 if is_streaming {
                     self.disconnected("client_gone");

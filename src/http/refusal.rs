@@ -54,6 +54,11 @@ pub enum Failure {
         /// The limit in bytes.
         limit: usize,
     },
+    /// The tenant's request bodies fill what it may hold of them.
+    BodiesFull {
+        /// The limit in bytes.
+        limit: usize,
+    },
     /// The body did not arrive in time.
     SlowBody,
     /// Not JSON by its own header.
@@ -134,6 +139,11 @@ impl Failure {
             Self::TooLarge { .. } => {
                 form(StatusCode::PAYLOAD_TOO_LARGE, INVALID, Reason::BodyTooLarge)
             }
+            Self::BodiesFull { .. } => form(
+                StatusCode::TOO_MANY_REQUESTS,
+                LIMITED,
+                Reason::TenantBodiesFull,
+            ),
             Self::SlowBody => form(StatusCode::REQUEST_TIMEOUT, INVALID, Reason::BodyTimeout),
             Self::NotJson => form(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, Reason::NotJson),
             Self::Unauthorized(_) => form(
@@ -193,7 +203,7 @@ impl Failure {
         if let Some(name) = reason.llm_d() {
             response.insert_header(("x-llm-d-request-dropped-reason", name));
         }
-        if matches!(self, Self::NodeFull) {
+        if matches!(self, Self::NodeFull | Self::BodiesFull { .. }) {
             retry_after(&mut response, Duration::from_secs(1));
         }
         if status == StatusCode::UNAUTHORIZED {
@@ -212,6 +222,10 @@ impl fmt::Display for Failure {
             Self::TooLarge { limit } => write!(
                 f,
                 "the request body is larger than {limit} bytes; the operator sets limits.max_body"
+            ),
+            Self::BodiesFull { limit } => write!(
+                f,
+                "request bodies of this tenant already hold {limit} bytes; try again"
             ),
             Self::SlowBody => f.write_str("the request body did not arrive in time"),
             Self::NotJson => f.write_str("send the body as JSON, with `content-type: application/json` and no content-encoding"),

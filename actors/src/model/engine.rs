@@ -8,7 +8,7 @@ use kvwarden_policy::{
 };
 use tokio::time::Instant;
 
-use super::Model;
+use super::{Model, audit::Audit};
 use crate::{
     Refusal,
     gpu::seats::Needs,
@@ -154,7 +154,7 @@ impl Model {
         }
     }
 
-    fn replica(&self, engine: &ModelId) -> Option<usize> {
+    pub(super) fn replica(&self, engine: &ModelId) -> Option<usize> {
         self.replicas
             .iter()
             .position(|replica| replica.engine == *engine)
@@ -163,6 +163,8 @@ impl Model {
     fn ended(&mut self, at: usize, class: FailureClass, reason: String, log_tail: Vec<String>) {
         let replica = &mut self.replicas[at];
         replica.endpoint = None;
+        replica.audit = None;
+        replica.waiting = None;
         replica.record.gone();
         if replica.life.state() != State::Stopping {
             tracing::warn!(engine = %replica.engine, ?class, reason, "engine ended");
@@ -285,6 +287,8 @@ impl Handler<EngineNews> for Model {
             News::Ready(endpoint) => {
                 replica.record.started();
                 replica.life.supports(endpoint.rungs);
+                let audit = Audit::of(endpoint.clone(), ctx.address().downgrade());
+                replica.audit = Some(audit);
                 replica.endpoint = Some(endpoint);
                 self.served(at, ctx);
             }

@@ -5,6 +5,7 @@
 //! carries messages between them: `queue` for who waits and runs, `engine` for the engines' lives,
 //! `claim` for what the planner is told.
 
+mod audit;
 mod claim;
 mod engine;
 mod queue;
@@ -206,6 +207,7 @@ impl Handler<Snapshot<ModelState>> for Model {
             waiting: self.queue.total().waiting,
             running: self.queue.total().running,
             max_running: self.params.scheduling.max_in_flight,
+            engine_waiting: lead.waiting,
             scheduling: self.queue.snapshot(),
             oldest_wait: self.queue.oldest_wait(Instant::now().into_std()),
             rate: self.rate.clone(),

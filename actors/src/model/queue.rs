@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::{Model, UNREACHABLE_PAUSE};
 use crate::{
     Refusal, Ticket,
-    protocol::{Enqueue, FirstToken, SlotFreed},
+    protocol::{EngineWaiting, Enqueue, FirstToken, SlotFreed},
     ticket::Turn,
 };
 
@@ -144,6 +144,28 @@ impl Model {
         }
     }
 
+    /// Lets a request wait, unless there is no place for it or nothing to wait for.
+    fn enter(&mut self, mut ticket: Ticket, arrival: Arrival, now: Instant, ctx: &Context<Self>) {
+        if self.drain.is_some() {
+            return ticket.refuse(Refusal::Draining);
+        }
+        if self.is_broken() {
+            return ticket.refuse(self.broken());
+        }
+        // However often it is tried, it has one deadline.
+        let expires = *ticket.expires.get_or_insert(arrival.expires);
+        let arrival = Arrival { expires, ..arrival };
+        match self.queue.push(&arrival, ticket, now.into_std()) {
+            Ok(pushed) => pushed
+                .displaced
+                .into_iter()
+                .for_each(|out| self.refuse_full(out, None)),
+            Err(Full { item, bound }) => return self.refuse_full(item, Some(bound)),
+        }
+        self.want(ctx);
+        self.dispatch(ctx);
+    }
+
     /// A tenant that fills the queue hears so; others hear that the node is busy.
     fn refuse_full(&self, ticket: Ticket, bound: Option<Bound>) {
         ticket.refuse(match bound {
@@ -179,24 +201,10 @@ impl Handler<Enqueue> for Model {
 
     fn handle(&mut self, Enqueue(ticket): Enqueue, ctx: &mut Context<Self>) {
         self.vitals.handled();
-        if self.drain.is_some() {
-            return ticket.refuse(Refusal::Draining);
-        }
-        if self.is_broken() {
-            return ticket.refuse(self.broken());
-        }
         self.wanted_now();
         let now = Instant::now();
         let arrival = self.arrival(&ticket, now);
-        match self.queue.push(&arrival, ticket, now.into_std()) {
-            Ok(pushed) => pushed
-                .displaced
-                .into_iter()
-                .for_each(|out| self.refuse_full(out, None)),
-            Err(Full { item, bound }) => return self.refuse_full(item, Some(bound)),
-        }
-        self.want(ctx);
-        self.dispatch(ctx);
+        self.enter(ticket, arrival, now, ctx);
     }
 }
 
@@ -211,6 +219,31 @@ impl Handler<FirstToken> for Model {
     }
 }
 
+impl Handler<EngineWaiting> for Model {
+    type Result = ();
+
+    fn handle(&mut self, news: EngineWaiting, _: &mut Context<Self>) {
+        self.vitals.handled();
+        let Some(at) = self.replica(&news.engine) else {
+            return;
+        };
+        let replica = &mut self.replicas[at];
+        if news.generation != replica.generation() {
+            replica.record.stale += 1;
+            return;
+        }
+        replica.waiting = news.waiting;
+        // The fullest counts: that others' queues are empty does not help who waits in this one.
+        let fullest = self
+            .replicas
+            .iter()
+            .filter_map(|replica| replica.waiting)
+            .max();
+        self.queue
+            .engine_waiting(fullest, Instant::now().into_std());
+    }
+}
+
 impl Handler<SlotFreed> for Model {
     type Result = ();
 
@@ -222,13 +255,23 @@ impl Handler<SlotFreed> for Model {
         {
             self.replicas[at].paused_until = Some(Instant::now() + UNREACHABLE_PAUSE);
         }
-        self.queue
-            .finish(freed.key, &freed.outcome, Instant::now().into_std());
+        let now = Instant::now();
+        self.queue.finish(freed.key, &freed.outcome, now.into_std());
         if let Outcome::Completed(usage) = freed.outcome {
             self.estimator.learn(&freed.size, usage.prompt_tokens);
         }
         if let Some(at) = replica {
             self.drained(at, ctx);
+        }
+        if let Some(ticket) = freed.retry {
+            if let Some(at) = replica {
+                self.replicas[at].record.retried += 1;
+            }
+            let arrival = Arrival {
+                is_retry: true,
+                ..self.arrival(&ticket, now)
+            };
+            self.enter(ticket, arrival, now, ctx);
         }
         self.dispatch(ctx);
     }

@@ -6,7 +6,10 @@ use kvwarden_policy::{DeviceId, Generation, ModelId, lifecycle::Lifecycle, routi
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::state::{EngineState, Record};
+use super::{
+    audit::Audit,
+    state::{EngineState, Record},
+};
 use crate::gpu::engine::{Endpoint, EngineKind, EngineSpec};
 
 /// An engine of a model, whether it runs or not.
@@ -24,6 +27,10 @@ pub(super) struct Replica {
     /// The newest order of the planner that was dealt with.
     pub(super) order: u64,
     pub(super) occupancy: Occupancy,
+    /// Looks at what waits inside it, for as long as it serves.
+    pub(super) audit: Option<Audit>,
+    /// Requests that wait inside it, while it says so.
+    pub(super) waiting: Option<u64>,
     /// Nothing is sent to it until then.
     pub(super) paused_until: Option<Instant>,
     /// Since when an operator wants it to serve.
@@ -53,6 +60,8 @@ impl Replica {
             devices: Vec::new(),
             order: 0,
             occupancy: Occupancy::default(),
+            audit: None,
+            waiting: None,
             paused_until: None,
             asked_since: None,
             record: Record::default(),
@@ -96,6 +105,7 @@ impl Replica {
             pid: self.record.pid(),
             devices: self.devices.clone(),
             occupancy: self.occupancy,
+            waiting: self.waiting,
             rungs: self.life.rungs(),
             barred: self.life.barred(),
             record: self.record.clone(),

@@ -31,6 +31,8 @@ pub struct Record {
     pub stale: u64,
     /// Requests handed to the engine.
     pub dispatched: u64,
+    /// Requests put back to the head because their engine went away before the first token.
+    pub retried: u64,
     /// How long the latest successful starts took, oldest first, in seconds where it is printed.
     #[serde(serialize_with = "all_seconds")]
     pub recent_starts: VecDeque<Duration>,
@@ -109,6 +111,8 @@ pub struct EngineState {
     pub devices: Vec<DeviceId>,
     /// What runs on it.
     pub occupancy: Occupancy,
+    /// Requests that wait inside it, while it says so.
+    pub waiting: Option<u64>,
     /// How deep it can sleep.
     pub rungs: Rungs,
     /// Where it broke its promise.
@@ -143,6 +147,8 @@ pub struct ModelState {
     pub running: usize,
     /// How many may run.
     pub max_running: usize,
+    /// Requests that wait inside the engine, while it says so.
+    pub engine_waiting: Option<u64>,
     /// Who waits and runs, and how full the engine is.
     pub scheduling: scheduling::Snapshot,
     /// Wait of the request that waits longest, in seconds where it is printed.

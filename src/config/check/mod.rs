@@ -108,7 +108,15 @@ fn log_level(file: &File, report: &mut Report) -> String {
 
 fn limits(limits: &file::Limits, report: &mut Report) -> Limits {
     let key = |key: &str| KeyPath::of("limits").key(key);
-    let max_body = limits.max_body.map_or(32 << 20, |SizeText(bytes)| bytes);
+    let size = |value: Option<SizeText>, default: usize| {
+        value.map_or(default, |SizeText(bytes)| {
+            usize::try_from(bytes).unwrap_or(usize::MAX)
+        })
+    };
+    let max_body = size(limits.max_body, 32 << 20);
+    // Whatever one body may be, one has to fit.
+    let per_tenant = size(limits.max_bodies_per_tenant, (256 << 20).max(max_body));
+    let max_bodies = size(limits.max_bodies, (2 << 30).max(per_tenant));
     let mut duration = |name: &str, value: Option<DurationText>, default: u64| {
         let value = value.map_or(Duration::from_secs(default), |DurationText(value)| value);
         positive(&key(name), !value.is_zero(), report);
@@ -118,18 +126,30 @@ fn limits(limits: &file::Limits, report: &mut Report) -> Limits {
         body_timeout: duration("body_timeout", limits.body_timeout, 30),
         queue_timeout: duration("queue_timeout", limits.queue_timeout, 300),
         stream_idle_timeout: duration("stream_idle_timeout", limits.stream_idle_timeout, 120),
+        client_stall_timeout: duration("client_stall_timeout", limits.client_stall_timeout, 30),
         // Zero is a choice here: cut at once.
         drain_timeout: limits
             .drain_timeout
             .map_or(Duration::from_secs(30), |text| text.0),
         max_in_flight: limits.max_in_flight.unwrap_or(16_384),
-        max_body: usize::try_from(max_body).unwrap_or(usize::MAX),
+        max_body,
+        max_bodies,
+        max_bodies_per_tenant: per_tenant,
         // And here: only tenants of the file.
         max_unnamed_tenants: limits.max_unnamed_tenants.unwrap_or(1024),
         max_saved_kv: limits.max_saved_kv.map_or(16 << 30, |text| text.0),
     };
     positive(&key("max_in_flight"), limits.max_in_flight > 0, report);
     positive(&key("max_body"), limits.max_body > 0, report);
+    for (name, limit) in [
+        ("max_bodies", limits.max_bodies),
+        ("max_bodies_per_tenant", limits.max_bodies_per_tenant),
+    ] {
+        if limit < limits.max_body {
+            let help = "a body of limits.max_body would never fit".to_owned();
+            report.problem(&key(name), "is less than limits.max_body", help);
+        }
+    }
     limits
 }
 

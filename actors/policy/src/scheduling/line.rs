@@ -89,7 +89,11 @@ impl<T> Line<T> {
     }
 
     /// Whether there is room, and which requests must leave for it first, newest first.
+    /// A retried request keeps the place it was given: there are no more of those than ran.
     pub(super) fn room(&self, arrival: &Arrival) -> Result<Vec<Key>, Bound> {
+        if arrival.is_retry {
+            return Ok(Vec::new());
+        }
         let ours = self.counts(&arrival.tenant);
         let after = Counts {
             waiting: ours.waiting + 1,

@@ -173,9 +173,9 @@ impl<T> Scheduler<T> {
         }
     }
 
-    /// The engine says that so many requests wait inside it. Optional: without it, or when it stops,
-    /// nothing changes.
-    pub fn engine_waiting(&mut self, waiting: u64, now: Instant) {
+    /// The engine says that so many requests wait inside it; `None` when it stopped saying. Optional:
+    /// without it nothing changes.
+    pub fn engine_waiting(&mut self, waiting: Option<u64>, now: Instant) {
         if let Order::Fair(core) = &mut self.order {
             core.engine_waiting(waiting, now);
         }

@@ -26,7 +26,7 @@ enum Op {
     Abandon(u64),
     Expire,
     Tick(u64),
-    EngineWaiting(u64),
+    EngineWaiting(Option<u64>),
 }
 
 #[derive(Clone, Debug)]
@@ -87,7 +87,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (2_u64..9).prop_map(Op::Abandon),
         1 => Just(Op::Expire),
         2 => (1_u64..400).prop_map(Op::Tick),
-        1 => (0_u64..9).prop_map(Op::EngineWaiting),
+        1 => prop::option::of(0_u64..9).prop_map(Op::EngineWaiting),
     ]
 }
 

@@ -44,6 +44,7 @@ pub mod install;
 pub mod layout;
 pub mod metrics;
 pub mod prepare;
+pub mod remember;
 pub mod serve;
 pub mod shim;
 pub mod sim;

@@ -11,7 +11,7 @@ use actix::Addr;
 use kvwarden_actors::{
     Model,
     gpu::engine::{Attached, EngineKind, EngineSpec, Launch},
-    protocol::Prepared,
+    protocol::{Preparation, Prepared},
 };
 use sha2::{Digest, Sha256};
 
@@ -39,19 +39,43 @@ pub enum PrepareError {
     Mismatch(&'static str),
 }
 
+/// An engine to prepare.
+pub struct Wanted {
+    /// What the configuration says of it.
+    pub config: ModelConfig,
+    /// Its model.
+    pub actor: Addr<Model>,
+    /// Which of the model's engines it is.
+    pub replica: usize,
+}
+
+impl Wanted {
+    fn tell(&self, how: Preparation) {
+        let replica = self.replica;
+        self.actor.do_send(Prepared { replica, how });
+    }
+}
+
 /// Prepares every model on a thread of its own and tells each model's actor how it goes.
 ///
 /// # Errors
 /// When no thread can be started.
-pub fn spawn(models: Vec<(ModelConfig, Addr<Model>)>, layout: Layout) -> std::io::Result<()> {
+pub fn spawn(mut models: Vec<Wanted>, layout: Layout) -> std::io::Result<()> {
+    // Those that need nothing come first, so that they don't wait for others' downloads.
+    models.sort_by_key(|wanted| wanted.config.environment.is_some());
     let work = move || {
-        for (config, actor) in order(models) {
-            let result = prepare(&config, &layout, &Reporter::new(actor.clone()));
-            actor.do_send(match result {
-                Ok(spec) => Prepared::Done(Arc::new(spec)),
+        for wanted in models {
+            let config = &wanted.config;
+            let reporter = Reporter {
+                terminal: install::progress::to_stderr(),
+                wanted: &wanted,
+            };
+            let result = prepare(config, &layout, &reporter);
+            wanted.tell(match result {
+                Ok(spec) => Preparation::Done(Arc::new(spec)),
                 Err(error) => {
-                    tracing::error!(model = %config.id, %error, "cannot be prepared");
-                    Prepared::Failed(error.to_string())
+                    tracing::error!(engine = %config.engine_name, %error, "cannot be prepared");
+                    Preparation::Failed(error.to_string())
                 }
             });
         }
@@ -60,12 +84,6 @@ pub fn spawn(models: Vec<(ModelConfig, Addr<Model>)>, layout: Layout) -> std::io
         .name("prepare".to_owned())
         .spawn(work)
         .map(drop)
-}
-
-/// Models that need nothing come first, so that they don't wait for others' downloads.
-fn order(mut models: Vec<(ModelConfig, Addr<Model>)>) -> Vec<(ModelConfig, Addr<Model>)> {
-    models.sort_by_key(|(config, _)| config.environment.is_some());
-    models
 }
 
 fn prepare(
@@ -100,13 +118,14 @@ fn prepare(
     Ok(EngineSpec::Child(Box::new(Launch {
         kind: config.engine,
         footprint: weights::footprint(config.engine, &config.flags, &model, memory),
-        kv_dir: layout.kv().join(dir_name(config.id.as_str())),
+        kv_dir: layout.kv().join(dir_name(config.engine_name.as_str())),
         program,
         prefix,
         build,
         model,
         served_name: config.id.to_string(),
         flags: config.flags.clone(),
+        gpus: config.residency.gpus.clone(),
         start_timeout: config.start_timeout,
         stop_grace: config.stop_grace,
     })))
@@ -169,21 +188,12 @@ fn dir_name(id: &str) -> String {
 }
 
 /// Progress goes to the terminal and, as a note, to whoever asks for the model's health.
-struct Reporter {
+struct Reporter<'a> {
     terminal: Box<dyn Progress>,
-    actor: Addr<Model>,
+    wanted: &'a Wanted,
 }
 
-impl Reporter {
-    fn new(actor: Addr<Model>) -> Self {
-        Self {
-            terminal: install::progress::to_stderr(),
-            actor,
-        }
-    }
-}
-
-impl Progress for Reporter {
+impl Progress for Reporter<'_> {
     fn report(&self, event: Event<'_>) {
         self.terminal.report(event);
         let note = match event {
@@ -192,6 +202,6 @@ impl Progress for Reporter {
             Event::Step { label } => format!("installing: {label}"),
             Event::OnDisk(_) | Event::Finished { .. } => return,
         };
-        self.actor.do_send(Prepared::Step(note));
+        self.wanted.tell(Preparation::Step(note));
     }
 }

@@ -19,7 +19,10 @@ use kvwarden_actors::{
     router::{ModelEntry, Unnamed},
     tenant,
 };
-use kvwarden_policy::scheduling::{Bounds, FairSettings, Settings};
+use kvwarden_policy::{
+    residency,
+    scheduling::{Bounds, FairSettings, Group, Settings, TenantBounds},
+};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -27,13 +30,14 @@ use tokio::{
 };
 
 use crate::{
-    config::{Config, ModelConfig, TenantLimits},
+    config::{Config, GroupConfig, ModelConfig, TenantLimits},
     http::{self, Shared, admin::Overview, upstream::Engines},
     layout::Layout,
     prepare,
+    remember::{self, Memory},
 };
 
-/// Prompts that wait for one model, in bytes: a thousand of a megabyte.
+/// Requests that wait for one model, in bytes: a thousand of a megabyte.
 const MAX_WAITING_BYTES: u64 = 1 << 30;
 
 /// How often the end of a drain is looked for.
@@ -62,13 +66,15 @@ async fn serve(config: &Config, layout: &Layout) -> anyhow::Result<()> {
     tracing::info!(listen = %config.listen, models = config.models.len(), "serving");
 
     let roster = router.send(Roster).await?;
-    let models = config.models.iter().cloned().zip(roster.models).collect();
-    prepare::spawn(models, layout.clone())?;
+    prepare::spawn(to_prepare(config, &roster.models), layout.clone())?;
+    let remembering = actix_web::rt::spawn(remember::keep(router.clone(), layout.clone()));
     let greeting = actix_web::rt::spawn(greet(config.clone(), router.clone()));
 
     signals.next().await;
     greeting.abort();
+    remembering.abort();
     drain(config, &router, &mut signals).await;
+    remember::save(&router, layout).await;
     handle.stop(true).await;
     server.await??;
     control.stop();
@@ -86,32 +92,41 @@ fn start_actors(
         shim: "/proc/self/exe".into(),
         run_dir: layout.run(),
         log_dir: layout.logs(),
+        memory: config.gpu_memory,
+        residency: residency::Settings {
+            max_wait: config.max_wait,
+            ..residency::Settings::default()
+        },
         // Engines end with us; adopting them at the next start is not supported yet.
         orphan_grace: Duration::ZERO,
         max_saved_kv: config.limits.max_saved_kv,
     };
     let gpu = Gpu::start_in_arbiter(&control.handle(), |_| Gpu::new(params));
     let config = config.clone();
+    let memory = Memory::load(layout);
     let below = gpu.clone();
     let router = Router::start_in_arbiter(&control.handle(), move |ctx| {
         let me = actix::AsyncContext::address(ctx).downgrade();
         let unnamed = Unnamed {
-            limits: tenant_limits(&config.tenant_defaults),
+            limits: tenant_limits(&config.tenant_defaults, None),
             at_most: config.limits.max_unnamed_tenants,
         };
         let mut router = Router::new(below.clone(), unnamed);
         for tenant in &config.tenants {
-            let limits = tenant_limits(&tenant.limits);
+            let limits = tenant_limits(&tenant.limits, tenant.group.as_ref());
             let actor = Tenant::named(tenant.id.clone(), limits, me.clone()).start();
             router.add_tenant(tenant.id.clone(), actor);
         }
-        for model in &config.models {
-            let params = model_params(model, config.limits.queue_timeout);
+        for model in config.models.iter().filter(|model| !model.is_replica()) {
+            let params = model_params(model, &config, &memory);
             let names = params.names.clone();
+            let engines = params.engines.iter();
+            let engines = engines.map(|(engine, _)| engine.clone()).collect();
             let addr = Model::new(params, me.clone(), below.clone()).start();
             router.add_model(ModelEntry {
                 id: model.id.clone(),
                 names,
+                engines,
                 addr,
             });
         }
@@ -121,34 +136,68 @@ fn start_actors(
     Ok(router)
 }
 
-fn tenant_limits(limits: &TenantLimits) -> tenant::Limits {
+fn tenant_limits(limits: &TenantLimits, group: Option<&GroupConfig>) -> tenant::Limits {
+    // Names of tenants hold no spaces, so none is also the name of a group.
+    let group = group.map(|group| Group {
+        name: format!("group {}", group.name).into(),
+        weight: group.weight,
+    });
+    let unbounded = TenantBounds::default();
     tenant::Limits {
         priority: limits.priority,
         weight: limits.weight,
+        group,
+        tiers: limits.service_tiers,
         requests: limits
             .rate_limit_rpm
             .map(|rpm| (rpm, limits.rate_limit_burst.unwrap_or(rpm))),
         tokens_per_minute: limits.tokens_per_minute,
+        tokens_per_day: limits.tokens_per_day,
         concurrency: limits.max_concurrent_requests,
+        queued: TenantBounds {
+            requests: limits.max_queued_requests.unwrap_or(unbounded.requests),
+            bytes: limits.max_queued_bytes.unwrap_or(unbounded.bytes),
+        },
     }
 }
 
-fn model_params(model: &ModelConfig, queue_timeout: Duration) -> model::Params {
+/// Every engine, with the actor of its model: those are in the order of the configuration.
+fn to_prepare(config: &Config, models: &[Addr<Model>]) -> Vec<prepare::Wanted> {
+    let first = config.models.iter().filter(|model| !model.is_replica());
+    let engines = first.zip(models).flat_map(|(model, actor)| {
+        let engines = config.models.iter().filter(|engine| engine.id == model.id);
+        engines
+            .enumerate()
+            .map(|(replica, engine)| prepare::Wanted {
+                config: engine.clone(),
+                actor: actor.clone(),
+                replica,
+            })
+    });
+    engines.collect()
+}
+
+fn model_params(model: &ModelConfig, config: &Config, memory: &Memory) -> model::Params {
+    let engines: Vec<&ModelConfig> = config
+        .models
+        .iter()
+        .filter(|engine| engine.id == model.id)
+        .collect();
     let names = [model.id.to_string()]
         .into_iter()
         .chain(model.aliases.clone());
     model::Params {
         id: model.id.clone(),
         names: names.collect(),
-        engine: model.engine,
+        engines: engines
+            .iter()
+            .map(|engine| (engine.engine_name.clone(), engine.engine))
+            .collect(),
         scheduling: Settings {
             discipline: model.scheduling,
             bounds: Bounds {
                 requests: model.queue_size,
                 bytes: MAX_WAITING_BYTES,
-                // The tenant with the longest line makes room for others by itself.
-                tenant_requests: model.queue_size,
-                tenant_bytes: MAX_WAITING_BYTES,
             },
             max_in_flight: usize::try_from(model.flags.capacity.sequences).unwrap_or(usize::MAX),
             fair: FairSettings {
@@ -156,8 +205,19 @@ fn model_params(model: &ModelConfig, queue_timeout: Duration) -> model::Params {
                 ..FairSettings::new(model.flags.capacity)
             },
         },
-        queue_timeout,
+        queue_timeout: config.limits.queue_timeout,
         autostart: model.autostart,
+        is_pinned: model.residency.pinned,
+        idle_ttl: model.residency.idle_ttl,
+        rate: memory
+            .rates
+            .get(model.id.as_str())
+            .cloned()
+            .unwrap_or_default(),
+        costs: engines
+            .iter()
+            .map(|engine| memory.costs.get(engine.engine_name.as_str()).copied())
+            .collect(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{io, time::Duration};
 
-use actix_web::http::{StatusCode, Uri, header};
+use actix_web::http::{Method, StatusCode, Uri, header};
 use awc::error::{ConnectError, SendRequestError};
 use bytes::Bytes;
 use clap::Args;
@@ -151,10 +151,21 @@ impl Target {
     /// # Errors
     /// Every other answer than a 200 with JSON, and none.
     pub(crate) fn get_json(&self, path: &str) -> Result<Value, ClientError> {
-        let answer = self.get(path)?;
+        self.read(path, &self.get(path)?)
+    }
+
+    /// Asks for something to be done, by a `POST` without content. Blocks.
+    ///
+    /// # Errors
+    /// Every other answer than a 202 with JSON, and none.
+    pub(crate) fn post_json(&self, path: &str) -> Result<Value, ClientError> {
+        self.read(path, &self.exchange(Method::POST, path)?)
+    }
+
+    fn read(&self, path: &str, answer: &Answer) -> Result<Value, ClientError> {
         let url = self.base();
         match answer.status {
-            StatusCode::OK => {}
+            StatusCode::OK | StatusCode::ACCEPTED => {}
             StatusCode::UNAUTHORIZED if self.key.is_none() => {
                 return Err(ClientError::NoKey { url });
             }
@@ -185,21 +196,27 @@ impl Target {
     /// # Errors
     /// There is none.
     pub(crate) fn get(&self, path: &str) -> Result<Answer, ClientError> {
+        self.exchange(Method::GET, path)
+    }
+
+    fn exchange(&self, method: Method, path: &str) -> Result<Answer, ClientError> {
         let base = self.base();
         check(&base)?;
         actix_rt::System::new().block_on(async {
-            actix_rt::time::timeout(DEADLINE, self.ask(&base, path))
+            actix_rt::time::timeout(DEADLINE, self.ask(method, &base, path))
                 .await
                 .unwrap_or_else(|_| Err(ClientError::Silent { url: base.clone() }))
         })
     }
 
-    async fn ask(&self, base: &str, path: &str) -> Result<Answer, ClientError> {
+    async fn ask(&self, method: Method, base: &str, path: &str) -> Result<Answer, ClientError> {
         let client = awc::Client::builder()
             .timeout(DEADLINE)
             .disable_redirects()
             .finish();
-        let mut request = client.get(format!("{base}{path}"));
+        let mut request = client
+            .request(method, format!("{base}{path}"))
+            .insert_header(header::ContentType::json());
         if let Some(key) = &self.key {
             request = request.insert_header((header::AUTHORIZATION, format!("Bearer {key}")));
         }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use kvwarden_actors::gpu::engine::{EngineFlags, EngineKind};
-use kvwarden_policy::{ModelId, TenantId, scheduling::Discipline};
+use kvwarden_policy::{ModelId, TenantId, scheduling::Discipline, tier::Tiers};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -23,6 +23,8 @@ pub struct Config {
     pub models: Vec<ModelConfig>,
     /// Bytes for engines on each GPU, or on the machine where there is none.
     pub gpu_memory: Option<u64>,
+    /// How long requests wait for memory that others have.
+    pub max_wait: Duration,
     /// The tenants that are named in the file.
     pub tenants: Vec<TenantConfig>,
     /// What a tenant gets that the file does not name.
@@ -128,6 +130,8 @@ pub struct Limits {
 pub struct ModelConfig {
     /// The canonical name.
     pub id: ModelId,
+    /// What its engine is called: the same, or `id#2` for a second engine of the model.
+    pub engine_name: ModelId,
     /// Other names that route to it; `short_name` is one of them.
     pub aliases: Vec<String>,
     /// Which engine.
@@ -154,6 +158,14 @@ pub struct ModelConfig {
     pub autostart: bool,
     /// When and where it is in memory.
     pub residency: Residency,
+}
+
+impl ModelConfig {
+    /// It is a further engine of a model that an earlier entry describes.
+    #[must_use]
+    pub fn is_replica(&self) -> bool {
+        self.engine_name != self.id
+    }
 }
 
 /// When and where a model is in memory.
@@ -196,8 +208,19 @@ pub struct TenantConfig {
     pub id: TenantId,
     /// SHA-256 of its API keys.
     pub api_keys: Vec<KeyHash>,
+    /// The group it belongs to, if it is not one of its own.
+    pub group: Option<GroupConfig>,
     /// What it may use.
     pub limits: TenantLimits,
+}
+
+/// A group of tenants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupConfig {
+    /// Its name.
+    pub name: String,
+    /// Its part of an engine beside other groups' parts.
+    pub weight: u32,
 }
 
 /// What one tenant may use. `None` is unlimited.
@@ -213,8 +236,16 @@ pub struct TenantLimits {
     pub rate_limit_burst: Option<u32>,
     /// Prompt and output tokens per minute.
     pub tokens_per_minute: Option<u64>,
+    /// Prompt and output tokens per UTC day.
+    pub tokens_per_day: Option<u64>,
     /// Requests queued and running at once.
     pub max_concurrent_requests: Option<u32>,
+    /// Requests waiting for one model.
+    pub max_queued_requests: Option<usize>,
+    /// Bytes of the requests waiting for one model.
+    pub max_queued_bytes: Option<u64>,
+    /// Which service tiers it may choose.
+    pub service_tiers: Tiers,
 }
 
 impl Default for TenantLimits {
@@ -225,7 +256,11 @@ impl Default for TenantLimits {
             rate_limit_rpm: None,
             rate_limit_burst: None,
             tokens_per_minute: None,
+            tokens_per_day: None,
             max_concurrent_requests: None,
+            max_queued_requests: None,
+            max_queued_bytes: None,
+            service_tiers: Tiers::default(),
         }
     }
 }

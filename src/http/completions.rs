@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use kvwarden_actors::{Permit, Ticket, gpu::engine::EngineKind, protocol::Admit};
 use kvwarden_policy::{TenantId, cost::RequestSize};
+use tokio::time::Instant;
 
 use super::{
     Place, Shared,
@@ -14,7 +15,9 @@ use super::{
     record::Record,
     refusal::{self, BadRequest, Failure, engine_failure},
     relay::{Manner, Relay},
-    request_id, sse, tokenize,
+    request_id, sse,
+    terms::read_terms,
+    tokenize,
     upstream::{Answer, Engines},
 };
 
@@ -101,10 +104,7 @@ impl Exchange<'_> {
             Err(bad) => return Err((bad.into(), record)),
         };
         record.wants(&ask.model);
-        let mut permit = match self
-            .permit(tenant.clone(), ask.model.clone(), self.size(&ask))
-            .await
-        {
+        let mut permit = match self.permit(tenant.clone(), &ask).await {
             Ok(permit) => permit,
             Err(failure) => return Err((failure, record)),
         };
@@ -188,13 +188,9 @@ impl Exchange<'_> {
         }
     }
 
-    async fn permit(
-        &self,
-        tenant: TenantId,
-        model: String,
-        size: RequestSize,
-    ) -> Result<Permit, Failure> {
-        let (ticket, answer) = Ticket::new(tenant, model, size);
+    async fn permit(&self, tenant: TenantId, ask: &Ask<'_>) -> Result<Permit, Failure> {
+        let terms = read_terms(self.request.headers(), &ask.members, Instant::now())?;
+        let (ticket, answer) = Ticket::new(tenant, ask.model.clone(), self.size(ask), terms);
         self.shared.router.do_send(Admit(ticket));
         match answer.await {
             Ok(answer) => Ok(answer?),
@@ -278,7 +274,7 @@ impl Exchange<'_> {
 
 /// A browser page of another site can send anything but this content type without asking first,
 /// so requiring it keeps such pages out. Compressed bodies are not unpacked.
-fn require_json(request: &HttpRequest) -> Result<(), Failure> {
+pub(super) fn require_json(request: &HttpRequest) -> Result<(), Failure> {
     let header = |name| {
         request
             .headers()

@@ -3,24 +3,29 @@
 //! | file | does |
 //! |---|---|
 //! | [`identity`] | who asks |
-//! | [`envelope`] | what is read off a body, and the fields we set |
+//! | [`envelope`], [`terms`] | what is read off a request, and the fields we set |
 //! | [`completions`] | the way of one request |
 //! | [`relay`], [`sse`], [`assemble`] | the answer, streamed or put together |
 //! | [`upstream`] | the client to engines |
-//! | [`refusal`] | every error, as HTTP |
+//! | [`refusal`], [`reason`] | every error, as HTTP |
 //! | [`admin`] | health, metrics, status, the list of models |
+//! | [`control`] | what operators do to models |
 //! | [`record`] | what is counted |
 
 pub mod admin;
 pub mod assemble;
 pub mod completions;
+pub mod control;
 pub mod envelope;
 pub mod identity;
+pub mod images;
+pub mod reason;
 pub mod record;
 pub mod refusal;
 pub mod relay;
 pub mod salt;
 pub mod sse;
+pub mod terms;
 pub mod tokenize;
 pub mod upstream;
 
@@ -159,6 +164,7 @@ pub fn routes(app: &mut web::ServiceConfig) {
         .route("/health", web::get().to(admin::health))
         .route("/metrics", web::get().to(admin::metrics))
         .route("/kvwarden/status", web::get().to(admin::status))
+        .configure(control::routes)
         .default_service(web::to(no_route));
 }
 

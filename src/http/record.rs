@@ -169,6 +169,7 @@ fn is_own_limit(refusal: &Refusal) -> bool {
         refusal,
         Refusal::RequestRate { .. }
             | Refusal::TokenRate { .. }
+            | Refusal::DailyTokens { .. }
             | Refusal::LargerThanBudget { .. }
             | Refusal::Concurrency { .. }
             | Refusal::TenantQueueFull { .. }

@@ -6,6 +6,8 @@
 //! | module | decides |
 //! |---|---|
 //! | [`bucket`] | whether a tenant may spend now, and when it may otherwise |
+//! | [`quota`] | the same for a day's tokens |
+//! | [`tier`] | which class a request's `service_tier` comes to |
 //! | [`cost`] | what a request costs before and after it ran |
 //! | [`scheduling`] | which waiting request goes next, and when; whether one may still wait |
 //! | [`routing`] | which of a model's engines a request goes to |
@@ -25,10 +27,12 @@ pub mod failure;
 pub mod id;
 pub mod lifecycle;
 pub mod placement;
+pub mod quota;
 pub mod residency;
 pub mod routing;
 pub mod scheduling;
 pub mod steps;
+pub mod tier;
 
 pub use id::{DeviceId, Generation, ModelId, TenantId};
 

@@ -1,14 +1,14 @@
 //! The life of one engine: spawn it, see it become ready, see it end. One task per engine, which
 //! owns the connection to its shim; nobody else stops it.
 
-use std::sync::Arc;
+use std::{pin::Pin, sync::Arc};
 
 use actix::{Addr, Recipient};
 use kvwarden_policy::{
     failure::FailureClass,
     lifecycle::{Phase, Rungs},
 };
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     Gpu, Params, attached,
@@ -16,17 +16,50 @@ use super::{
     collector::Collector,
     engine::{Endpoint, EngineSpec, Launch, Start},
     probe::Probe,
-    rungs,
+    rungs, shift,
     shim::{ShimEvent, ShimSpec},
     snapshot::{self, Shelf},
 };
-use crate::protocol::{EngineGone, EngineNews, News, Spawn, StartOver};
+use crate::protocol::{EngineGone, EngineNews, News, Order, Spawn};
 
 /// One engine to run.
 pub(super) struct Run {
     pub(super) params: Params,
     pub(super) spawn: Spawn,
     pub(super) gpu: Addr<Gpu>,
+}
+
+/// What an engine is told to do.
+pub(super) type Orders = mpsc::UnboundedReceiver<Order>;
+
+/// What is done to an engine at the moment; one thing at a time.
+type Work<'a> = Pin<Box<dyn Future<Output = Done> + 'a>>;
+
+/// What came of it.
+enum Done {
+    Proved(Result<Endpoint, String>),
+    Shifted(News),
+    Parted,
+}
+
+/// How far an engine's life has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Starting,
+    Serving,
+    Parting,
+}
+
+/// The end of the work; never, if there is none.
+async fn done(work: &mut Option<Work<'_>>) -> Done {
+    match work {
+        Some(running) => {
+            let done = running.await;
+            *work = None;
+            done
+        }
+        None => std::future::pending().await,
+    }
 }
 
 /// How an engine ended.
@@ -47,18 +80,16 @@ impl End {
 }
 
 impl Run {
-    /// Runs the engine until nothing of it is left. `stopped` is how it is asked to end.
-    pub(super) async fn live(self, mut stopped: oneshot::Receiver<()>) {
+    /// Runs the engine until nothing of it is left. `orders` is how it is told what to do.
+    pub(super) async fn live(self, mut orders: Orders) {
         let end = match self.spawn.spec.clone().as_ref() {
-            EngineSpec::Child(launch) => self.supervise(launch, &mut stopped).await,
-            EngineSpec::Attached(attached) => attached::watch(&self, &mut stopped, attached).await,
+            EngineSpec::Child(launch) => self.supervise(launch, &mut orders).await,
+            EngineSpec::Attached(attached) => attached::watch(&self, &mut orders, attached).await,
         };
-        let model = self.spawn.model.clone();
         self.gpu.do_send(EngineGone {
-            model: model.clone(),
+            engine: self.spawn.engine.clone(),
             generation: self.spawn.generation,
         });
-        self.gpu.do_send(StartOver { model });
         let End {
             class,
             reason,
@@ -76,21 +107,14 @@ impl Run {
         let news: Option<Recipient<EngineNews>> = self.spawn.news.upgrade();
         if let Some(news) = news {
             news.do_send(EngineNews {
+                engine: self.spawn.engine.clone(),
                 generation: self.spawn.generation,
                 what,
             });
         }
     }
 
-    /// The engine answers: the model may use it, and the next one may start.
-    pub(super) fn tell_ready(&self, endpoint: Endpoint) {
-        self.tell(News::Ready(Arc::new(endpoint)));
-        self.gpu.do_send(StartOver {
-            model: self.spawn.model.clone(),
-        });
-    }
-
-    async fn supervise(&self, launch: &Launch, stopped: &mut oneshot::Receiver<()>) -> End {
+    async fn supervise(&self, launch: &Launch, orders: &mut Orders) -> End {
         if let Err(error) = snapshot::prepare(launch) {
             let reason = format!("cannot make {}: {error}", launch.kv_dir.display());
             return End::new(FailureClass::NotInstalled, reason);
@@ -113,7 +137,7 @@ impl Run {
             Err(error) => return End::new(FailureClass::NotInstalled, error.to_string()),
         };
         let endpoint = Endpoint {
-            model: self.spawn.model.clone(),
+            model: self.spawn.engine.clone(),
             kind: launch.kind,
             generation: self.spawn.generation,
             base: format!("http://127.0.0.1:{port}"),
@@ -122,7 +146,7 @@ impl Run {
             rungs: Rungs::default(),
             canary: None,
         };
-        let end = self.follow(child, endpoint, launch, stopped).await;
+        let end = self.follow(child, endpoint, launch, orders).await;
         // It is about an engine of which nothing is left.
         let _ = std::fs::remove_file(record);
         end
@@ -133,25 +157,26 @@ impl Run {
         mut child: Child,
         endpoint: Endpoint,
         launch: &Launch,
-        stopped: &mut oneshot::Receiver<()>,
+        orders: &mut Orders,
     ) -> End {
         let deadline = Instant::now() + launch.start_timeout;
-        let mut readiness = Box::pin(self.become_ready(&endpoint, launch));
-        let mut is_starting = true;
-        let mut parting = Box::pin(self.part(&endpoint, launch));
-        let mut is_parting = false;
+        let mut stage = Stage::Starting;
+        let mut work: Option<Work<'_>> = Some(Box::pin(self.prove(endpoint.clone(), launch)));
+        let mut endpoint = Arc::new(endpoint);
         // Why we ended it ourselves, if we did.
         let mut cause: Option<End> = None;
         loop {
-            tokio::select! {
+            let end = tokio::select! {
                 event = child.next_event() => match event {
                     Some(ShimEvent::Started { pid }) => {
                         self.tell(News::Progressed { phase: Phase::Loading, pid: Some(pid) });
+                        continue;
                     }
                     Some(ShimEvent::Failed { reason }) => {
                         return End::new(FailureClass::NotInstalled, reason);
                     }
                     Some(ShimEvent::Exited { code, signal, class, log_tail }) => {
+                        let is_starting = stage == Stage::Starting;
                         let class = if is_starting { class } else { after_ready(class) };
                         let reason = describe(class, code, signal, &log_tail);
                         let end = cause.unwrap_or_else(|| End::new(class, reason));
@@ -161,61 +186,78 @@ impl Run {
                         End::new(FailureClass::Killed, "the engine's shim was killed")
                     }),
                 },
-                verdict = &mut readiness, if is_starting && cause.is_none() => {
-                    is_starting = false;
-                    match verdict {
-                        Ok(endpoint) => self.tell_ready(endpoint),
-                        Err(reason) => {
-                            cause = Some(End::new(FailureClass::Canary, reason));
-                            child.stop(launch.stop_grace);
-                        }
+                done = done(&mut work), if cause.is_none() => match done {
+                    Done::Proved(Ok(proved)) => {
+                        stage = Stage::Serving;
+                        endpoint = Arc::new(proved);
+                        self.tell(News::Ready(endpoint.clone()));
+                        continue;
                     }
-                }
-                () = tokio::time::sleep_until(deadline), if is_starting && cause.is_none() => {
+                    Done::Proved(Err(reason)) => End::new(FailureClass::Canary, reason),
+                    Done::Shifted(news) => {
+                        self.tell(news);
+                        continue;
+                    }
+                    Done::Parted => End::new(FailureClass::Stopped, "stopped"),
+                },
+                () = tokio::time::sleep_until(deadline),
+                    if stage == Stage::Starting && cause.is_none() =>
+                {
                     let reason = format!("not ready after {} s", launch.start_timeout.as_secs());
-                    cause = Some(End::new(FailureClass::StartTimeout, reason));
-                    child.stop(launch.stop_grace);
+                    End::new(FailureClass::StartTimeout, reason)
                 }
-                _ = &mut *stopped, if cause.is_none() => {
-                    cause = Some(End::new(FailureClass::Stopped, "stopped"));
-                    is_parting = !is_starting;
-                    if is_starting {
-                        child.stop(launch.stop_grace);
-                    }
+                order = orders.recv(), if stage != Stage::Parting && cause.is_none() => {
+                    let endpoint = endpoint.clone();
+                    work = match (order, stage) {
+                        (Some(Order::Shift(what)), _) => Some(Box::pin(async move {
+                            Done::Shifted(shift::shift(&endpoint, what).await)
+                        })),
+                        (Some(Order::Stop) | None, Stage::Serving) => {
+                            stage = Stage::Parting;
+                            Some(Box::pin(self.part(endpoint, launch)))
+                        }
+                        (Some(Order::Stop) | None, Stage::Starting | Stage::Parting) => {
+                            Some(Box::pin(std::future::ready(Done::Parted)))
+                        }
+                    };
+                    continue;
                 }
-                () = &mut parting, if is_parting => {
-                    is_parting = false;
-                    child.stop(launch.stop_grace);
-                }
-            }
+            };
+            work = None;
+            cause = Some(end);
+            child.stop(launch.stop_grace);
         }
     }
 
     /// Comes back once the engine has proved itself and KV of an earlier one is in it again.
-    async fn become_ready(&self, endpoint: &Endpoint, launch: &Launch) -> Result<Endpoint, String> {
-        let probe = Probe::new(endpoint);
+    async fn prove(&self, endpoint: Endpoint, launch: &Launch) -> Done {
+        let probe = Probe::new(&endpoint);
         probe.until_healthy().await;
         self.tell(News::Progressed {
             phase: Phase::Canary,
             pid: None,
         });
-        let canary = probe.canary().await?;
-        let rungs = rungs::supported(endpoint, launch.flags.rungs).await;
+        let canary = match probe.canary().await {
+            Ok(canary) => canary,
+            Err(reason) => return Done::Proved(Err(reason)),
+        };
+        let rungs = rungs::supported(&endpoint, launch.flags.rungs).await;
         if let Some(shelf) = Shelf::of(launch, self.params.max_saved_kv) {
-            self.tell(News::Restored(shelf.restore(endpoint).await));
+            self.tell(News::Restored(shelf.restore(&endpoint).await));
         }
-        Ok(Endpoint {
+        Done::Proved(Ok(Endpoint {
             rungs,
             canary,
-            ..endpoint.clone()
-        })
+            ..endpoint
+        }))
     }
 
     /// What is done with an engine that works before it is stopped.
-    async fn part(&self, endpoint: &Endpoint, launch: &Launch) {
+    async fn part(&self, endpoint: Arc<Endpoint>, launch: &Launch) -> Done {
         if let Some(shelf) = Shelf::of(launch, self.params.max_saved_kv) {
-            self.tell(News::Saved(shelf.save(endpoint).await));
+            self.tell(News::Saved(shelf.save(&endpoint).await));
         }
+        Done::Parted
     }
 
     fn shim_spec(&self, launch: &Launch, start: Start<'_>) -> ShimSpec {
@@ -230,14 +272,14 @@ impl Run {
             ..
         } = &self.params;
         ShimSpec {
-            model: self.spawn.model.to_string(),
+            model: self.spawn.engine.to_string(),
             generation: self.spawn.generation.0,
             program: command.program,
             args: command.args,
             env: command.env,
             socket: run_dir.join(format!("{short}.sock")),
             record: run_dir.join(format!("{short}.json")),
-            log: log_dir.join(log_name(self.spawn.model.as_str())),
+            log: log_dir.join(log_name(self.spawn.engine.as_str())),
             orphan_grace: *orphan_grace,
             token,
         }

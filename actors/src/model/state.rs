@@ -2,10 +2,16 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use kvwarden_policy::{Generation, ModelId, lifecycle::State, scheduling};
+use kvwarden_policy::{
+    DeviceId, Generation, ModelId,
+    lifecycle::{Rungs, State},
+    residency::Rate,
+    scheduling,
+};
 use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
+use super::Occupancy;
 use crate::{
     Vitals,
     gpu::{engine::EngineKind, snapshot::Kept},
@@ -83,7 +89,35 @@ impl Record {
     }
 }
 
-/// A model's observable state.
+/// One engine's observable state.
+#[derive(Clone, Debug, Serialize)]
+pub struct EngineState {
+    /// Its name: the model's, or `model#2` for a second one.
+    pub engine: ModelId,
+    /// Which kind it is.
+    pub kind: EngineKind,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub state: State,
+    /// Its newest start.
+    pub generation: Generation,
+    /// Where it listens.
+    pub url: Option<String>,
+    /// Its process.
+    pub pid: Option<i32>,
+    /// Where it runs, or ran last.
+    pub devices: Vec<DeviceId>,
+    /// What runs on it.
+    pub occupancy: Occupancy,
+    /// How deep it can sleep.
+    pub rungs: Rungs,
+    /// Where it broke its promise.
+    pub barred: Rungs,
+    /// What happened so far.
+    pub record: Record,
+}
+
+/// A model's observable state. What is said of one engine is of the one closest to serving.
 #[derive(Clone, Debug, Serialize)]
 pub struct ModelState {
     /// Canonical name.
@@ -116,6 +150,10 @@ pub struct ModelState {
     pub oldest_wait: Option<Duration>,
     /// What happened so far.
     pub record: Record,
+    /// All its engines.
+    pub engines: Vec<EngineState>,
+    /// Its last requests.
+    pub rate: Rate,
     /// How busy the actor is.
     pub vitals: Vitals,
 }

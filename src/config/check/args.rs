@@ -80,6 +80,11 @@ const SGLANG: &[(&str, Owner)] = &[
     ("--hicache-storage-backend", Key("kv_ssd")),
     ("--enable-memory-saver", Key("sleep")),
     ("--enable-weights-cpu-backup", Key("sleep")),
+    ("--schedule-policy", ORDER),
+    ("--enable-priority-scheduling", ORDER),
+    ("--schedule-low-priority-values-first", ORDER),
+    ("--disable-priority-preemption", ORDER),
+    ("--default-priority-value", ORDER),
 ];
 const LLAMACPP: &[(&str, Owner)] = &[
     ("--model", MODEL),

@@ -9,6 +9,7 @@ mod fits;
 mod flags;
 mod memory;
 mod models;
+mod replicas;
 mod source;
 mod tenants;
 
@@ -35,6 +36,9 @@ pub(crate) const DEFAULT_LISTEN: &str = "127.0.0.1:8000";
 /// Longest model name; hub ids stay below 100.
 pub(crate) const LONGEST_MODEL_NAME: usize = 128;
 
+/// As long as the largest models take to load, or swapping would be all that is done.
+const DEFAULT_MAX_WAIT: Duration = Duration::from_secs(120);
+
 /// What the checks may look at besides the file.
 pub(crate) struct Context<'a> {
     /// The directory that paths in the file start from.
@@ -51,8 +55,10 @@ pub(crate) fn check(file: &File, context: &Context<'_>, report: &mut Report) -> 
     let tenant_defaults = tenants::defaults(&file.tenant_defaults, report);
     let tenants = tenants::tenants(file, &tenant_defaults, report);
     let auth = access::auth(file, listen, &tenants, report);
-    let models = models::models(file, context, report);
+    let mut models = models::models(file, context, report);
+    replicas::join(file, &mut models, report);
     let gpu_memory = memory::gpu_memory(file, &models, report);
+    let max_wait = file.gpu.max_wait.map_or(DEFAULT_MAX_WAIT, |text| text.0);
     let under_base = |dir: &std::path::PathBuf| context.base.join(dir);
     Config {
         listen,
@@ -60,6 +66,7 @@ pub(crate) fn check(file: &File, context: &Context<'_>, report: &mut Report) -> 
         limits: limits(&file.limits, report),
         models,
         gpu_memory,
+        max_wait,
         tenants,
         tenant_defaults,
         log_level: log_level(file, report),

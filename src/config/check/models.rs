@@ -90,7 +90,7 @@ fn check_names<'f>(
 ) {
     let id = path.key("id");
     let is_broken = report.is_broken(&id) || report.is_broken(&path.key("model_id"));
-    if model.id.is_none() && !is_broken {
+    if model.id.is_none() && model.replica_of.is_none() && !is_broken {
         let help = r#"add `id = "NAME"`, the name clients ask for"#.to_owned();
         report.problem(&id, "the model has no `id`", help);
     }
@@ -167,6 +167,7 @@ fn resolve(
         .collect();
     ModelConfig {
         id: ModelId::from(model.id.as_deref().unwrap_or_default()),
+        engine_name: ModelId::from(model.id.as_deref().unwrap_or_default()),
         aliases,
         engine: kind(engine),
         environment: environment(engine).filter(|_| executable.is_none()),

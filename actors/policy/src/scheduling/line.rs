@@ -5,7 +5,8 @@
 //! or a thousand made-up tenants, fills its own place and never that of a tenant below it.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -14,6 +15,9 @@ use super::{
     types::{Arrival, Bound, Bounds, Counts, Key},
 };
 use crate::TenantId;
+
+/// Requests of one group whose wait counts when a model's place is decided on.
+const RENTED: usize = 8;
 
 #[derive(Debug)]
 enum Stage<T> {
@@ -36,6 +40,9 @@ struct Request<T> {
 #[derive(Debug)]
 struct Tenant {
     id: TenantId,
+    /// Whom it shares its entitlement with, and how much that is.
+    group: Arc<str>,
+    weight: u32,
     counts: Counts,
     /// In the order they came; a retried one is first.
     waiting: BTreeSet<(i64, Key)>,
@@ -89,10 +96,12 @@ impl<T> Line<T> {
             bytes: ours.bytes.saturating_add(arrival.bytes),
             running: ours.running,
         };
-        if after.waiting > self.bounds.tenant_requests {
+        // A tenant that fills the house alone meets its own bound and not everyone's.
+        let bounds = arrival.tenant_bounds;
+        if after.waiting > bounds.requests.min(self.bounds.requests) {
             return Err(Bound::TenantRequests);
         }
-        if after.bytes > self.bounds.tenant_bytes {
+        if after.bytes > bounds.bytes.min(self.bounds.bytes) {
             return Err(Bound::TenantBytes);
         }
         let lacks_place = self.total.waiting >= self.bounds.requests;
@@ -139,7 +148,7 @@ impl<T> Line<T> {
             self.tails += 1;
             self.tails
         };
-        let tenant = self.seat(&arrival.tenant);
+        let tenant = self.seat(arrival);
         let key = self.requests.insert(Request {
             tenant,
             bytes: arrival.bytes,
@@ -219,6 +228,26 @@ impl<T> Line<T> {
         Some(now.saturating_duration_since(*since))
     }
 
+    pub(super) fn rent(&self, now: Instant) -> f64 {
+        let waited = |key: &Key| match &self.requests.get(*key)?.stage {
+            Stage::Waiting { since, .. } => Some(now.saturating_duration_since(*since)),
+            Stage::Running => None,
+        };
+        let mut groups: BTreeMap<&str, (Duration, usize, u32)> = BTreeMap::new();
+        for tenant in &self.tenants {
+            let (rent, count, weight) = groups.entry(&tenant.group).or_default();
+            *weight = tenant.weight;
+            for (_, key) in tenant.waiting.iter().take(RENTED - (*count).min(RENTED)) {
+                *rent += waited(key).unwrap_or_default();
+                *count += 1;
+            }
+        }
+        let rents = groups.values();
+        rents
+            .map(|(rent, _, weight)| rent.as_secs_f64() * f64::from(*weight))
+            .sum()
+    }
+
     pub(super) fn total(&self) -> Counts {
         self.total
     }
@@ -288,12 +317,20 @@ impl<T> Line<T> {
         }
     }
 
-    fn seat(&mut self, id: &TenantId) -> u32 {
+    fn seat(&mut self, arrival: &Arrival) -> u32 {
+        let id = &arrival.tenant;
+        let weight = arrival
+            .weight
+            .max(1)
+            .saturating_mul(arrival.group.weight.max(1));
         if let Some(at) = self.by_id.get(id) {
+            self.tenants[*at as usize].weight = weight;
             return *at;
         }
         let tenant = Tenant {
             id: id.clone(),
+            group: arrival.group.name.clone(),
+            weight: arrival.group.weight.max(1),
             counts: Counts::default(),
             waiting: BTreeSet::new(),
         };

@@ -31,7 +31,7 @@ pub use self::{
     settings::{Capacity, FairSettings, Price, Settings},
     types::{
         Arrival, Bound, Bounds, Counts, Discipline, Dispatch, Full, Group, Key, Outcome, Pushed,
-        Snapshot, TenantState, WindowState,
+        Snapshot, TenantBounds, TenantState, WindowState,
     },
 };
 use crate::TenantId;
@@ -75,6 +75,10 @@ impl<T> Scheduler<T> {
     /// # Errors
     /// Gives the item back when there is no place for it.
     pub fn push(&mut self, arrival: &Arrival, item: T, now: Instant) -> Result<Pushed<T>, Full<T>> {
+        if self.comes_too_late(arrival, now) {
+            let bound = Bound::Expiry;
+            return Err(Full { item, bound });
+        }
         let leaving = match self.line.room(arrival) {
             Ok(leaving) => leaving,
             Err(bound) => return Err(Full { item, bound }),
@@ -206,6 +210,14 @@ impl<T> Scheduler<T> {
         self.line.oldest_wait(now)
     }
 
+    /// Seconds that requests have waited, each times the weight of its group. Of each group a few
+    /// count: who fills the queue, or makes up tenants, does not outbid the others by that.
+    /// O(tenants).
+    #[must_use]
+    pub fn rent(&self, now: Instant) -> f64 {
+        self.line.rent(now)
+    }
+
     /// Everything worth showing.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
@@ -239,6 +251,18 @@ impl<T> Scheduler<T> {
             Order::Fifo(_) | Order::Drr(_) => None,
             Order::Fair(core) => Some(core.window()),
         }
+    }
+
+    fn comes_too_late(&self, arrival: &Arrival, now: Instant) -> bool {
+        let Order::Fair(core) = &self.order else {
+            return false;
+        };
+        let wait = core.forecast(arrival);
+        let is_late = |wait| {
+            now.checked_add(wait)
+                .is_none_or(|turn| turn > arrival.expires)
+        };
+        wait.is_some_and(is_late)
     }
 
     fn take_out(&mut self, key: Key, now: Instant) -> Option<T> {

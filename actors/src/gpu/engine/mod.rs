@@ -12,11 +12,7 @@ mod vllm;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use kvwarden_policy::{
-    Generation, ModelId,
-    lifecycle::{Rung, Rungs},
-    scheduling::Capacity,
-};
+use kvwarden_policy::{Generation, ModelId, lifecycle::Rungs, scheduling::Capacity};
 use serde::{Deserialize, Serialize};
 
 use super::probe::Canary;
@@ -66,8 +62,8 @@ impl EngineKind {
     #[must_use]
     pub fn orders_by_priority(self) -> bool {
         match self {
-            Self::Vllm | Self::Sim => true,
-            Self::Sglang | Self::LlamaCpp | Self::Attach => false,
+            Self::Vllm | Self::Sglang | Self::Sim => true,
+            Self::LlamaCpp | Self::Attach => false,
         }
     }
 
@@ -88,17 +84,6 @@ pub enum EngineSpec {
     Child(Box<Launch>),
     /// Somebody else's server.
     Attached(Attached),
-}
-
-impl EngineSpec {
-    /// Starting it changes how much memory is free.
-    #[must_use]
-    pub fn takes_memory(&self) -> bool {
-        match self {
-            Self::Child(launch) => launch.kind != EngineKind::Sim,
-            Self::Attached(_) => false,
-        }
-    }
 }
 
 /// A server that somebody else runs.
@@ -139,6 +124,8 @@ pub struct Launch {
     pub flags: EngineFlags,
     /// What it will take of each device, where that can be told.
     pub footprint: Option<Footprint>,
+    /// GPUs it may use, by index or UUID. Empty: all.
+    pub gpus: Vec<String>,
     /// Where it keeps KV on disk: a directory of this model's own.
     pub kv_dir: PathBuf,
     /// How long a start may take.
@@ -207,6 +194,15 @@ pub struct Start<'a> {
 }
 
 impl Launch {
+    /// It computes on GPUs. llama.cpp's wheel has no GPU in it.
+    #[must_use]
+    pub fn uses_gpu(&self) -> bool {
+        match self.kind {
+            EngineKind::Vllm | EngineKind::Sglang => !self.flags.cpu,
+            EngineKind::LlamaCpp | EngineKind::Sim | EngineKind::Attach => false,
+        }
+    }
+
     /// The process that serves this model. `inherited` is our own environment, of which the engine
     /// gets what [`is_inherited`] lets through.
     #[must_use]

@@ -1,3 +1,5 @@
+use kvwarden_policy::lifecycle::Rung;
+
 use super::*;
 
 fn launch(kind: EngineKind, flags: EngineFlags) -> Launch {
@@ -10,6 +12,7 @@ fn launch(kind: EngineKind, flags: EngineFlags) -> Launch {
         served_name: "m".to_owned(),
         flags,
         footprint: None,
+        gpus: Vec::new(),
         kv_dir: PathBuf::from("/state/kv/m"),
         start_timeout: Duration::from_secs(1),
         stop_grace: Duration::from_secs(1),
@@ -232,4 +235,13 @@ fn sleep_is_prepared_only_where_it_is_allowed_and_frees_something() {
     assert!(line.ends_with("--enable-weights-cpu-backup"), "{line}");
     let (line, _) = prepared(EngineKind::Sglang, true, &[Rung::Parked, Rung::L1]);
     assert!(!line.contains("memory-saver"), "{line}");
+}
+
+#[test]
+fn sglang_keeps_our_order_and_throws_nothing_out_for_it() {
+    let line = started(&launch(EngineKind::Sglang, flags())).args.join(" ");
+    let order = "--enable-priority-scheduling --schedule-low-priority-values-first \
+                 --disable-priority-preemption";
+    assert!(line.contains(order), "{line}");
+    assert!(EngineKind::Sglang.orders_by_priority());
 }

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod engines;
+mod forecast;
 mod mutants;
 mod properties;
 mod service;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     Arrival, Bounds, Capacity, Discipline, FairSettings, Group, Order, Scheduler, Settings,
-    fair::FairCore,
+    TenantBounds, fair::FairCore,
 };
 use crate::epoch;
 
@@ -20,8 +21,6 @@ use crate::epoch;
 const ROOMY: Bounds = Bounds {
     requests: 1_000_000,
     bytes: u64::MAX,
-    tenant_requests: 1_000_000,
-    tenant_bytes: u64::MAX,
 };
 
 fn fair(capacity: Capacity) -> Settings {
@@ -48,6 +47,7 @@ fn arrival(group: &str, tenant: &str, prompt_tokens: u64, now: Instant) -> Arriv
         max_tokens: None,
         choices: 1,
         bytes: 1,
+        tenant_bounds: TenantBounds::default(),
         expires: now + Duration::from_secs(3600),
         is_retry: false,
     }

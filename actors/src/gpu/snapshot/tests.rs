@@ -47,6 +47,7 @@ fn bench() -> Bench {
         served_name: "m".to_owned(),
         flags,
         footprint: None,
+        gpus: Vec::new(),
         kv_dir: dir.path().join("kv/m"),
         start_timeout: WITHIN,
         stop_grace: WITHIN,

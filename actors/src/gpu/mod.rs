@@ -179,6 +179,7 @@ impl Handler<Spawn> for Gpu {
         self.engines.insert(spawn.engine.clone(), running);
         let run = run::Run {
             params: self.params.clone(),
+            gpus: self.reading.names(&spawn.devices),
             spawn,
             gpu: ctx.address(),
         };

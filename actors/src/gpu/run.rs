@@ -26,6 +26,8 @@ use crate::protocol::{EngineGone, EngineNews, News, Order, Spawn};
 pub(super) struct Run {
     pub(super) params: Params,
     pub(super) spawn: Spawn,
+    /// What CUDA calls the devices it was given.
+    pub(super) gpus: Vec<String>,
     pub(super) gpu: Addr<Gpu>,
 }
 
@@ -130,7 +132,12 @@ impl Run {
             }
         };
         let key = random_hex();
-        let spec = self.shim_spec(launch, Start { port, key: &key });
+        let start = Start {
+            port,
+            key: &key,
+            gpus: &self.gpus,
+        };
+        let spec = self.shim_spec(launch, start);
         let record = spec.record.clone();
         let child = match Child::start(&self.params.shim, spec).await {
             Ok(child) => child,

@@ -191,6 +191,8 @@ pub struct Start<'a> {
     pub port: u16,
     /// The key the engine asks of its callers.
     pub key: &'a str,
+    /// The GPUs it shall use, as CUDA names them. Empty: all that it finds.
+    pub gpus: &'a [String],
 }
 
 impl Launch {
@@ -222,6 +224,11 @@ impl Launch {
             .filter(|(name, _)| is_inherited(name))
             .collect();
         whole.extend(env);
+        if self.uses_gpu() && !start.gpus.is_empty() {
+            // In the driver's order; CUDA's own puts the fastest first.
+            whole.insert("CUDA_DEVICE_ORDER".to_owned(), "PCI_BUS_ID".to_owned());
+            whole.insert("CUDA_VISIBLE_DEVICES".to_owned(), start.gpus.join(","));
+        }
         whole.extend(self.flags.env.clone());
         let args = self.prefix.iter().cloned().chain(args);
         Command {

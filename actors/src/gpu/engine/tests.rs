@@ -20,6 +20,10 @@ fn launch(kind: EngineKind, flags: EngineFlags) -> Launch {
 }
 
 fn started(launch: &Launch) -> Command {
+    started_on(launch, &[])
+}
+
+fn started_on(launch: &Launch, gpus: &[String]) -> Command {
     let ours = [
         ("PATH", "/bin"),
         ("AWS_SECRET_ACCESS_KEY", "leak"),
@@ -30,6 +34,7 @@ fn started(launch: &Launch) -> Command {
         Start {
             port: 4000,
             key: "secret",
+            gpus,
         },
         ours,
     )
@@ -82,6 +87,18 @@ fn engines_see_no_foreign_secret_but_find_their_gpu() {
     let command = started(&launch(EngineKind::Vllm, flags()));
     assert!(!command.env.contains_key("AWS_SECRET_ACCESS_KEY"));
     assert_eq!(command.env["CUDA_VISIBLE_DEVICES"], "1");
+}
+
+#[test]
+fn engine_sees_the_gpus_it_was_given_and_no_other() {
+    let visible = |kind, cpu| {
+        let launch = launch(kind, EngineFlags { cpu, ..flags() });
+        let command = started_on(&launch, &["0".to_owned(), "2".to_owned()]);
+        command.env["CUDA_VISIBLE_DEVICES"].clone()
+    };
+    assert_eq!(visible(EngineKind::Vllm, false), "0,2");
+    assert_eq!(visible(EngineKind::Sglang, false), "0,2");
+    assert_eq!(visible(EngineKind::Vllm, true), "1");
 }
 
 #[test]

@@ -73,7 +73,11 @@ pub(super) struct Proven {
 
 impl Origin {
     pub(super) fn of(launch: &Launch) -> io::Result<Self> {
-        let start = Start { port: 0, key: "" };
+        let start = Start {
+            port: 0,
+            key: "",
+            gpus: &[],
+        };
         Ok(Self {
             model: FileId::of(Path::new(&launch.model))?,
             build: launch.build.clone(),

@@ -7,6 +7,7 @@ mod proof;
 use std::time::Duration;
 
 use actix::{Message, WeakRecipient};
+use kvwarden_policy::DeviceId;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -103,6 +104,18 @@ impl Reading {
             Self::Devices { devices } => devices,
             Self::NotYet | Self::NoGpu { .. } | Self::Lost { .. } => &[],
         }
+    }
+
+    /// What CUDA calls those of `devices` that are here. Not every engine reads UUIDs, and a slice
+    /// has no other name.
+    #[must_use]
+    pub fn names(&self, devices: &[DeviceId]) -> Vec<String> {
+        let given = |device: &&DeviceReading| devices.iter().any(|id| id.as_str() == device.uuid);
+        let name = |device: &DeviceReading| match device.slice_of {
+            Some(_) => device.uuid.clone(),
+            None => device.index.to_string(),
+        };
+        self.devices().iter().filter(given).map(name).collect()
     }
 
     /// The processes that compute on any of them.

@@ -94,6 +94,25 @@ fn every_device_of_a_tensor_parallel_engine_counts() {
 }
 
 #[test]
+fn devices_have_the_names_that_cuda_knows() {
+    let second = DeviceReading {
+        index: 1,
+        ..device("b", 0, None)
+    };
+    let slice = DeviceReading {
+        slice_of: Some("c".to_owned()),
+        ..device("MIG-1", 0, None)
+    };
+    let reading = reading(vec![device("a", 0, None), second, slice]);
+    let names = |ids: &[&str]| {
+        let ids: Vec<DeviceId> = ids.iter().map(|id| DeviceId::from(*id)).collect();
+        reading.names(&ids)
+    };
+    assert_eq!(names(&["b", "MIG-1"]), ["1", "MIG-1"]);
+    assert!(names(&["host"]).is_empty());
+}
+
+#[test]
 fn no_gpu_has_nothing_to_give_back() {
     let none = judge(Err("no library".to_owned()), false);
     assert!(matches!(none, Reading::NoGpu { .. }));

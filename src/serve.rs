@@ -19,7 +19,7 @@ use kvwarden_actors::{
     router::{ModelEntry, Unnamed},
     tenant,
 };
-use kvwarden_policy::scheduling::{Bounds, FairSettings, Settings};
+use kvwarden_policy::scheduling::{Bounds, FairSettings, Group, Settings, TenantBounds};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -27,13 +27,13 @@ use tokio::{
 };
 
 use crate::{
-    config::{Config, ModelConfig, TenantLimits},
+    config::{Config, GroupConfig, ModelConfig, TenantLimits},
     http::{self, Shared, admin::Overview, upstream::Engines},
     layout::Layout,
     prepare,
 };
 
-/// Prompts that wait for one model, in bytes: a thousand of a megabyte.
+/// Requests that wait for one model, in bytes: a thousand of a megabyte.
 const MAX_WAITING_BYTES: u64 = 1 << 30;
 
 /// How often the end of a drain is looked for.
@@ -95,12 +95,12 @@ fn start_actors(
     let router = Router::start_in_arbiter(&control.handle(), move |ctx| {
         let me = actix::AsyncContext::address(ctx).downgrade();
         let unnamed = Unnamed {
-            limits: tenant_limits(&config.tenant_defaults),
+            limits: tenant_limits(&config.tenant_defaults, None),
             at_most: config.limits.max_unnamed_tenants,
         };
         let mut router = Router::new(below.clone(), unnamed);
         for tenant in &config.tenants {
-            let limits = tenant_limits(&tenant.limits);
+            let limits = tenant_limits(&tenant.limits, tenant.group.as_ref());
             let actor = Tenant::named(tenant.id.clone(), limits, me.clone()).start();
             router.add_tenant(tenant.id.clone(), actor);
         }
@@ -120,15 +120,28 @@ fn start_actors(
     Ok(router)
 }
 
-fn tenant_limits(limits: &TenantLimits) -> tenant::Limits {
+fn tenant_limits(limits: &TenantLimits, group: Option<&GroupConfig>) -> tenant::Limits {
+    // Names of tenants hold no spaces, so none is also the name of a group.
+    let group = group.map(|group| Group {
+        name: format!("group {}", group.name).into(),
+        weight: group.weight,
+    });
+    let unbounded = TenantBounds::default();
     tenant::Limits {
         priority: limits.priority,
         weight: limits.weight,
+        group,
+        tiers: limits.service_tiers,
         requests: limits
             .rate_limit_rpm
             .map(|rpm| (rpm, limits.rate_limit_burst.unwrap_or(rpm))),
         tokens_per_minute: limits.tokens_per_minute,
+        tokens_per_day: limits.tokens_per_day,
         concurrency: limits.max_concurrent_requests,
+        queued: TenantBounds {
+            requests: limits.max_queued_requests.unwrap_or(unbounded.requests),
+            bytes: limits.max_queued_bytes.unwrap_or(unbounded.bytes),
+        },
     }
 }
 
@@ -145,9 +158,6 @@ fn model_params(model: &ModelConfig, queue_timeout: Duration) -> model::Params {
             bounds: Bounds {
                 requests: model.queue_size,
                 bytes: MAX_WAITING_BYTES,
-                // The tenant with the longest line makes room for others by itself.
-                tenant_requests: model.queue_size,
-                tenant_bytes: MAX_WAITING_BYTES,
             },
             max_in_flight: usize::try_from(model.flags.capacity.sequences).unwrap_or(usize::MAX),
             fair: FairSettings {

@@ -19,7 +19,9 @@ pub use gpu::Gpu;
 pub use model::Model;
 pub use router::Router;
 pub use tenant::Tenant;
-pub use ticket::{Answer, Permit, RateLimits, Refusal, Reservation, Share, Ticket};
+pub use ticket::{
+    Answer, Held, Permit, RateLimits, Refusal, Reservation, Share, Terms, Ticket, Used,
+};
 pub use vitals::Vitals;
 
 /// How often a model looks at its queue's deadlines and at requests whose client hung up.

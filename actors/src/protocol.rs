@@ -8,7 +8,7 @@ use std::{marker::PhantomData, sync::Arc};
 use actix::{Addr, Message, WeakRecipient};
 use kvwarden_policy::{
     Generation, ModelId, TenantId,
-    cost::Usage,
+    cost::RequestSize,
     failure::FailureClass,
     lifecycle::Phase,
     scheduling::{Key, Outcome},
@@ -16,7 +16,7 @@ use kvwarden_policy::{
 use tokio::time::Instant;
 
 use crate::{
-    Gpu, Model, Tenant, Ticket,
+    Gpu, Held, Model, Tenant, Ticket, Used,
     gpu::engine::{Endpoint, EngineSpec},
 };
 
@@ -53,8 +53,8 @@ pub struct FirstToken(pub Key);
 pub struct SlotFreed {
     /// Which request.
     pub key: Key,
-    /// Prompt bytes, to learn their ratio to tokens.
-    pub prompt_bytes: u64,
+    /// How large it was, to learn the ratio of bytes to tokens.
+    pub size: RequestSize,
     /// How it ended.
     pub outcome: Outcome,
     /// The engine did not answer at all.
@@ -77,10 +77,10 @@ pub struct EngineWaiting {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Settle {
-    /// Tokens that were reserved.
-    pub reserved: u64,
-    /// Tokens that were used. `None`: the request never reached an engine.
-    pub used: Option<Usage>,
+    /// What was held.
+    pub held: Held,
+    /// What was used. `None`: the request never reached an engine.
+    pub used: Option<Used>,
 }
 
 // === places and engines ===

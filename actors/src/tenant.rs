@@ -3,20 +3,22 @@
 //! It says yes or no at once and never makes a request wait. What it grants travels with the
 //! ticket as a [`Reservation`] and comes back when ticket or permit is dropped.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use actix::{Actor, ActorContext, AsyncContext, Context, Handler, MessageResult, WeakAddr};
 use kvwarden_policy::{
     TenantId,
     bucket::{TokenBucket, Verdict},
     cost::{PromptEstimator, Usage},
-    scheduling::Group,
+    quota::DailyQuota,
+    scheduling::{Group, TenantBounds},
+    tier::{Tier, Tiers},
 };
 use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::{
-    PULSE, Refusal, Reservation, Router, Ticket, Vitals,
+    Held, PULSE, Refusal, Reservation, Router, Ticket, Used, Vitals,
     protocol::{Pulse, Reserve, Reserved, Retire, Settle, Snapshot},
     router::OTHERS,
     ticket::{RateLimits, Share},
@@ -30,14 +32,22 @@ const FORGET_AFTER: Duration = Duration::from_secs(300);
 pub struct Limits {
     /// Lower goes first.
     pub priority: i32,
-    /// Its part beside other tenants' parts.
+    /// Its part beside other tenants' parts; of its group, if it has one.
     pub weight: u32,
+    /// The tenants it shares one entitlement with; by itself if there is none.
+    pub group: Option<Group>,
+    /// Which service tiers it may choose.
+    pub tiers: Tiers,
     /// Requests per minute, and at once after a pause.
     pub requests: Option<(u32, u32)>,
     /// Tokens per minute.
     pub tokens_per_minute: Option<u64>,
+    /// Tokens per UTC day.
+    pub tokens_per_day: Option<u64>,
     /// Requests queued and running at once.
     pub concurrency: Option<u32>,
+    /// How much may wait for one model.
+    pub queued: TenantBounds,
 }
 
 impl Default for Limits {
@@ -45,9 +55,33 @@ impl Default for Limits {
         Self {
             priority: 0,
             weight: 1,
+            group: None,
+            tiers: Tiers::default(),
             requests: None,
             tokens_per_minute: None,
+            tokens_per_day: None,
             concurrency: None,
+            queued: TenantBounds::default(),
+        }
+    }
+}
+
+impl Limits {
+    /// A tenant that the configuration names is entitled by itself or with its group. All others
+    /// together are entitled like one, so that made-up names add nothing to what their author gets.
+    fn share(&self, alone: &str, tier: Tier) -> Share {
+        let (group, weight) = match &self.group {
+            Some(group) => (group.clone(), self.weight),
+            None => {
+                let (name, weight) = (alone.into(), self.weight);
+                (Group { name, weight }, 1)
+            }
+        };
+        Share {
+            class: self.tiers.class(tier, self.priority),
+            group,
+            weight,
+            queued: self.queued,
         }
     }
 }
@@ -60,6 +94,7 @@ pub struct Tenant {
     limits: Limits,
     requests: Option<TokenBucket>,
     tokens: Option<TokenBucket>,
+    day: Option<DailyQuota>,
     estimator: PromptEstimator,
     in_flight: u32,
     admitted: u64,
@@ -105,6 +140,7 @@ impl Tenant {
                 .requests
                 .map(|(rate, burst)| bucket((rate.into(), burst.into()))),
             tokens: limits.tokens_per_minute.map(|rate| bucket((rate, rate))),
+            day: limits.tokens_per_day.map(DailyQuota::new),
             limits,
             estimator: PromptEstimator::default(),
             in_flight: 0,
@@ -134,35 +170,60 @@ impl Tenant {
         {
             return Err(Refusal::Concurrency { limit });
         }
+        self.take_request(now)?;
+        let tokens = self.take_tokens(wanted, now);
+        if tokens.is_err()
+            && let Some(bucket) = &mut self.requests
+        {
+            bucket.refund(1);
+        }
+        tokens
+    }
+
+    fn take_request(&mut self, now: std::time::Instant) -> Result<(), Refusal> {
         if let Some(bucket) = &mut self.requests
             && let Verdict::Denied { retry_after } = bucket.take(1, now)
         {
-            return Err(Refusal::RequestRate {
-                limit: bucket.level(now),
-                retry_after,
-            });
+            let limit = bucket.level(now);
+            return Err(Refusal::RequestRate { limit, retry_after });
         }
-        let Some(bucket) = &mut self.tokens else {
+        Ok(())
+    }
+
+    fn take_tokens(&mut self, wanted: u64, now: std::time::Instant) -> Result<(), Refusal> {
+        if let Some(bucket) = &mut self.tokens {
+            let verdict = bucket.take(wanted, now);
+            let limit = bucket.level(now);
+            granted(verdict, (wanted, limit.limit, "minute"), |retry_after| {
+                Refusal::TokenRate {
+                    wanted,
+                    limit,
+                    retry_after,
+                }
+            })?;
+        }
+        let day = self.take_of_day(wanted);
+        if day.is_err()
+            && let Some(bucket) = &mut self.tokens
+        {
+            bucket.refund(wanted);
+        }
+        day
+    }
+
+    fn take_of_day(&mut self, wanted: u64) -> Result<(), Refusal> {
+        let Some(quota) = &mut self.day else {
             return Ok(());
         };
-        let verdict = bucket.take(wanted, now);
-        let limit = bucket.level(now);
-        let why = match verdict {
-            Verdict::Granted => return Ok(()),
-            Verdict::Denied { retry_after } => Refusal::TokenRate {
+        let limit = quota.per_day();
+        let verdict = quota.take(wanted, SystemTime::now());
+        granted(verdict, (wanted, limit, "day"), |retry_after| {
+            Refusal::DailyTokens {
                 wanted,
                 limit,
                 retry_after,
-            },
-            Verdict::TooLarge => Refusal::LargerThanBudget {
-                wanted,
-                limit: limit.limit,
-            },
-        };
-        if let Some(requests) = &mut self.requests {
-            requests.refund(1);
-        }
-        Err(why)
+            }
+        })
     }
 
     fn rate_limits(&self, now: Instant) -> RateLimits {
@@ -178,31 +239,15 @@ impl Tenant {
         }
     }
 
-    /// Its buckets are full: coming back as a stranger would gain nothing.
+    /// Its buckets are full and its day is whole: coming back as a stranger would gain nothing.
     fn owes_nothing(&self) -> bool {
         let limits = self.rate_limits(Instant::now());
-        [limits.requests, limits.tokens]
-            .iter()
-            .flatten()
-            .all(|level| level.reset.is_zero())
-    }
-
-    /// A tenant that the configuration names is entitled by itself. All others together are entitled
-    /// like one, so that made-up names add nothing to what their author gets.
-    fn share(&self) -> Share {
-        let name = if self.is_named {
-            self.id.as_str()
-        } else {
-            OTHERS
-        };
-        let group = Group {
-            name: name.into(),
-            weight: self.limits.weight,
-        };
-        Share {
-            class: self.limits.priority,
-            group,
-        }
+        let is_whole = |quota: &DailyQuota| quota.is_whole(SystemTime::now());
+        self.day.as_ref().is_none_or(is_whole)
+            && [limits.requests, limits.tokens]
+                .iter()
+                .flatten()
+                .all(|level| level.reset.is_zero())
     }
 
     fn admit(&mut self, mut ticket: Ticket, tokens: u64, ctx: &Context<Self>) {
@@ -211,14 +256,34 @@ impl Tenant {
         };
         self.in_flight += 1;
         self.admitted += 1;
-        ticket.share = self.share();
+        let alone = if self.is_named {
+            self.id.as_str()
+        } else {
+            OTHERS
+        };
+        ticket.share = self.limits.share(alone, ticket.terms.tier);
+        let size = ticket.size;
+        let day = self.day.as_ref().map(DailyQuota::today).unwrap_or_default();
         ticket.hold(Reservation {
             tenant: ctx.address(),
-            tokens,
+            held: Held { size, tokens, day },
             limits: self.rate_limits(Instant::now()),
             used: None,
         });
         router.do_send(Reserved(ticket));
+    }
+}
+
+/// `budget`: tokens wanted, tokens there are at most, and of how long a time.
+fn granted(
+    verdict: Verdict,
+    (wanted, limit, per): (u64, u64, &'static str),
+    denied: impl FnOnce(Duration) -> Refusal,
+) -> Result<(), Refusal> {
+    match verdict {
+        Verdict::Granted => Ok(()),
+        Verdict::Denied { retry_after } => Err(denied(retry_after)),
+        Verdict::TooLarge => Err(Refusal::LargerThanBudget { wanted, limit, per }),
     }
 }
 
@@ -251,16 +316,25 @@ impl Handler<Reserve> for Tenant {
 impl Handler<Settle> for Tenant {
     type Result = ();
 
-    fn handle(&mut self, Settle { reserved, used }: Settle, _: &mut Context<Self>) {
+    fn handle(&mut self, Settle { held, used }: Settle, _: &mut Context<Self>) {
         self.vitals.handled();
         self.in_flight = self.in_flight.saturating_sub(1);
-        let used = used.unwrap_or_default();
+        if let Some(Used::Exactly(usage)) = used {
+            self.estimator.learn(&held.size, usage.prompt_tokens);
+        }
+        let used = match used {
+            Some(Used::Exactly(usage) | Used::About(usage)) => usage,
+            None => Usage::default(),
+        };
         self.used.prompt_tokens += used.prompt_tokens;
         self.used.cached_tokens += used.cached_tokens;
         self.used.completion_tokens += used.completion_tokens;
         if let Some(bucket) = &mut self.tokens {
-            bucket.refund(reserved);
+            bucket.refund(held.tokens);
             bucket.charge(used.total(), Instant::now().into_std());
+        }
+        if let Some(quota) = &mut self.day {
+            quota.settle(held.day, held.tokens, used.total());
         }
     }
 }
@@ -304,5 +378,31 @@ impl Handler<Snapshot<TenantState>> for Tenant {
             used: self.used,
             vitals: self.vitals,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weight_counts_inside_the_group_and_a_tenant_without_one_is_its_own() {
+        let limits = Limits {
+            weight: 3,
+            ..Limits::default()
+        };
+        let share = limits.share("alone", Tier::Standard);
+        assert_eq!((&*share.group.name, share.group.weight), ("alone", 3));
+        assert_eq!(share.weight, 1);
+        let group = Group {
+            name: "org".into(),
+            weight: 2,
+        };
+        let limits = Limits {
+            group: Some(group.clone()),
+            ..limits
+        };
+        let share = limits.share("alone", Tier::Standard);
+        assert_eq!((share.group, share.weight), (group, 3));
     }
 }

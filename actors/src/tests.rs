@@ -13,12 +13,13 @@ use kvwarden_policy::{
     cost::{RequestSize, Usage},
     failure::FailureClass,
     lifecycle::State,
-    scheduling::{Bound, Bounds, Capacity, Discipline, FairSettings, Settings},
+    scheduling::{Bound, Bounds, Capacity, Discipline, FairSettings, Settings, TenantBounds},
+    tier::Tier,
 };
 use tokio::{sync::oneshot::Receiver, time::Instant};
 
 use crate::{
-    Answer, Gpu, Model, Permit, Refusal, Router, Tenant, Ticket,
+    Answer, Gpu, Model, Permit, Refusal, Router, Tenant, Terms, Ticket,
     gpu::{
         self,
         engine::{Attached, EngineKind, EngineSpec},
@@ -105,8 +106,6 @@ impl Node {
                     bounds: Bounds {
                         requests: setup.max_waiting,
                         bytes: u64::MAX,
-                        tenant_requests: setup.max_waiting,
-                        tenant_bytes: u64::MAX,
                     },
                     max_in_flight: setup.max_running,
                     fair: FairSettings::new(Capacity {
@@ -143,12 +142,19 @@ impl Node {
     }
 
     fn ask(&self, tenant: &str, model: &str) -> Receiver<Answer> {
+        self.ask_on(Terms::default(), tenant, model)
+    }
+
+    fn ask_on(&self, terms: Terms, tenant: &str, model: &str) -> Receiver<Answer> {
         let size = RequestSize {
             prompt_bytes: 400,
+            images: 0,
+            body_bytes: 500,
             max_tokens: Some(100),
             choices: 1,
         };
-        let (ticket, answer) = Ticket::new(TenantId::from(tenant), model.to_owned(), size);
+        let tenant = TenantId::from(tenant);
+        let (ticket, answer) = Ticket::new(tenant, model.to_owned(), size, terms);
         self.router.do_send(Admit(ticket));
         answer
     }
@@ -163,6 +169,18 @@ impl Node {
             states.push(tenant.send(Snapshot::default()).await.unwrap());
         }
         states
+    }
+
+    async fn until_used(&self, tenant: &str, tokens: u64) {
+        let begun = Instant::now();
+        loop {
+            let tenants = self.tenants().await;
+            let is_it = |state: &&TenantState| state.id.as_str() == tenant;
+            if tenants.iter().find(is_it).unwrap().used.total() == tokens {
+                return;
+            }
+            assert!(begun.elapsed() < DEADLINE, "{tenants:?}");
+        }
     }
 
     async fn until(&self, is_so: impl Fn(&ModelState) -> bool) -> ModelState {
@@ -279,6 +297,128 @@ async fn tenant_that_fills_the_queue_is_told_so() {
 }
 
 #[actix_rt::test]
+async fn tenant_at_its_own_part_of_the_queue_is_refused_and_another_waits() {
+    let waiting = |requests, bytes| tenant::Limits {
+        queued: TenantBounds { requests, bytes },
+        ..tenant::Limits::default()
+    };
+    for (limits, bound) in [
+        (waiting(1, u64::MAX), Bound::TenantRequests),
+        (waiting(10, 999), Bound::TenantBytes),
+    ] {
+        let node = Node::start(Setup {
+            limits,
+            ..Setup::default()
+        })
+        .await;
+        let _running = permit(node.ask("t", "m")).await;
+        let _waiting = node.ask("t", "m");
+        let why = refusal(node.ask("t", "m")).await;
+        assert_eq!(why, Refusal::TenantQueueFull { bound });
+        let _stranger = node.ask("stranger", "m");
+        node.until(|state| state.waiting == 2).await;
+    }
+}
+
+#[actix_rt::test]
+async fn request_whose_deadline_passes_in_the_queue_is_refused() {
+    let node = Node::start(Setup::default()).await;
+    let _running = permit(node.ask("t", "m")).await;
+    let terms = Terms {
+        deadline: Some(Instant::now() + Duration::from_millis(150)),
+        ..Terms::default()
+    };
+    let why = refusal(node.ask_on(terms, "t", "m")).await;
+    assert_eq!(why, Refusal::DeadlinePassed);
+}
+
+#[actix_rt::test]
+async fn session_does_not_wait_behind_the_line_of_another() {
+    let node = Node::start(Setup::default()).await;
+    let running = permit(node.ask("t", "m")).await;
+    let of = |session: &str| Terms {
+        session: Some(session.into()),
+        ..Terms::default()
+    };
+    let mut busy = [(); 3].map(|()| node.ask_on(of("busy"), "t", "m"));
+    let other = node.ask_on(of("other"), "t", "m");
+    node.until(|state| state.waiting == 4).await;
+    drop(running);
+    let _running = permit(other).await;
+    assert!(busy.iter_mut().all(|answer| answer.try_recv().is_err()));
+}
+
+#[actix_rt::test]
+async fn flexible_request_waits_behind_its_tenants_others() {
+    let node = Node::start(Setup::default()).await;
+    let running = permit(node.ask("t", "m")).await;
+    let terms = Terms {
+        tier: Tier::Flex,
+        ..Terms::default()
+    };
+    let mut flexible = node.ask_on(terms, "t", "m");
+    let standard = node.ask("t", "m");
+    node.until(|state| state.waiting == 2).await;
+    drop(running);
+    let running = permit(standard).await;
+    assert!(flexible.try_recv().is_err());
+    drop(running);
+    drop(permit(flexible).await);
+}
+
+#[actix_rt::test]
+async fn day_of_tokens_is_used_up_by_what_was_really_used() {
+    let limits = tenant::Limits {
+        tokens_per_day: Some(390),
+        ..tenant::Limits::default()
+    };
+    let node = Node::start(Setup {
+        limits,
+        ..Setup::default()
+    })
+    .await;
+    let mut used = permit(node.ask("t", "m")).await;
+    used.report(Usage {
+        prompt_tokens: 95,
+        cached_tokens: 0,
+        completion_tokens: 96,
+    });
+    drop(used);
+    node.until_used("t", 191).await;
+    let Refusal::DailyTokens { limit, .. } = refusal(node.ask("t", "m")).await else {
+        panic!("191 of 390 are used, and the next may use 200");
+    };
+    assert_eq!(limit, 390);
+}
+
+#[actix_rt::test]
+async fn tenant_learns_how_many_tokens_its_bytes_are() {
+    let limits = tenant::Limits {
+        tokens_per_minute: Some(100_000),
+        ..tenant::Limits::default()
+    };
+    let node = Node::start(Setup {
+        limits,
+        ..Setup::default()
+    })
+    .await;
+    // A byte of this tenant's language is a token.
+    for round in 1..=40 {
+        let mut used = permit(node.ask("t", "m")).await;
+        used.report(Usage {
+            prompt_tokens: 400,
+            cached_tokens: 0,
+            completion_tokens: 0,
+        });
+        drop(used);
+        node.until_used("t", 400 * round).await;
+    }
+    let running = permit(node.ask("t", "m")).await;
+    let held = 100_000 - running.rate_limits().tokens.unwrap().remaining;
+    assert!(held > 16_000 + 430, "100 of them are the answer's: {held}");
+}
+
+#[actix_rt::test]
 async fn request_whose_turn_does_not_come_in_time_is_refused() {
     let queue_timeout = Duration::from_millis(150);
     let node = Node::start(Setup {
@@ -320,15 +460,7 @@ async fn tokens_that_were_reserved_and_not_used_come_back() {
         completion_tokens: 3,
     });
     drop(used);
-    let tenant = node.router.send(Roster).await.unwrap().tenants.remove(0);
-    let begun = Instant::now();
-    loop {
-        let state: TenantState = tenant.send(Snapshot::default()).await.unwrap();
-        if state.used.total() == 8 {
-            break;
-        }
-        assert!(begun.elapsed() < DEADLINE, "{state:?}");
-    }
+    node.until_used("t", 8).await;
     drop(permit(node.ask("t", "m")).await);
 }
 

@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use actix::Addr;
@@ -16,9 +16,11 @@ use kvwarden_policy::{
     bucket::Level,
     cost::{PromptEstimator, RequestSize, Usage},
     failure::FailureClass,
-    scheduling::{Bound, Group, Key, Outcome},
+    quota::Day,
+    scheduling::{Bound, Group, Key, Outcome, TenantBounds},
+    tier::Tier,
 };
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     Model, Tenant,
@@ -51,15 +53,29 @@ pub enum Refusal {
         /// When the request fits.
         retry_after: Duration,
     },
-    /// The request alone is more than the tenant may use in a minute.
+    /// The tenant's tokens of the day are used up.
     #[error(
-        "this request may use {wanted} tokens, more than the tenant's {limit} per minute; lower max_tokens"
+        "limit of {limit} tokens per day reached: this request may use {wanted}; the day ends at midnight UTC"
+    )]
+    DailyTokens {
+        /// Tokens the request may use.
+        wanted: u64,
+        /// Tokens of a day.
+        limit: u64,
+        /// When the next day begins.
+        retry_after: Duration,
+    },
+    /// The request alone is more than the tenant may use in a minute, or a day.
+    #[error(
+        "this request may use {wanted} tokens, more than the tenant's {limit} per {per}; lower max_tokens"
     )]
     LargerThanBudget {
         /// Tokens the request may use.
         wanted: u64,
         /// Tokens the tenant may use at once.
         limit: u64,
+        /// Of how long a time they are the budget.
+        per: &'static str,
     },
     /// As many requests of the tenant wait or run as it may have.
     #[error("{limit} requests of this tenant are already queued or running")]
@@ -85,6 +101,14 @@ pub enum Refusal {
         /// How long it waited.
         waited: Duration,
     },
+    /// Its client will have given up before its turn comes.
+    #[error(
+        "more of this tenant's requests wait for this model than will be served before the request's deadline"
+    )]
+    DeadlineOutOfReach,
+    /// Its client gave up before its turn came.
+    #[error("the request's deadline passed while it waited for its turn")]
+    DeadlinePassed,
     /// The model's engine can't be brought to life.
     #[error(
         "the engine of this model is broken ({class}); `kvwarden status` shows its operator why"
@@ -116,6 +140,10 @@ pub struct Share {
     pub class: i32,
     /// Whom it shares its entitlement with, and how much that is.
     pub group: Group,
+    /// Its part of that.
+    pub weight: u32,
+    /// How much of it may wait for a model.
+    pub queued: TenantBounds,
 }
 
 impl Default for Share {
@@ -126,8 +154,21 @@ impl Default for Share {
                 name: OTHERS.into(),
                 weight: 1,
             },
+            weight: 1,
+            queued: TenantBounds::default(),
         }
     }
+}
+
+/// What a client asks for besides its answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// Which of its tenant's sessions this is part of; they share their tenant's part equally.
+    pub session: Option<Arc<str>>,
+    /// How soon, as far as its tenant may choose.
+    pub tier: Tier,
+    /// When its client gives up.
+    pub deadline: Option<Instant>,
 }
 
 /// What a ticket becomes.
@@ -141,10 +182,12 @@ pub struct Ticket {
     pub model: String,
     /// How large it is.
     pub size: RequestSize,
+    /// What its client asks for besides.
+    pub terms: Terms,
     /// What its tenant is entitled to; the tenant sets it.
     pub share: Share,
     /// Until when it wants to wait; its model sets it, once.
-    pub(crate) expires: Option<Instant>,
+    pub(crate) expires: Option<std::time::Instant>,
     reservation: Option<Reservation>,
     /// None while a permit carries the ticket.
     reply: Option<oneshot::Sender<Answer>>,
@@ -157,6 +200,7 @@ impl Ticket {
         tenant: TenantId,
         model: String,
         size: RequestSize,
+        terms: Terms,
     ) -> (Self, oneshot::Receiver<Answer>) {
         let (reply, answer) = oneshot::channel();
         (
@@ -164,6 +208,7 @@ impl Ticket {
                 tenant,
                 model,
                 size,
+                terms,
                 share: Share::default(),
                 expires: None,
                 reservation: None,
@@ -216,15 +261,35 @@ fn answer(reply: Option<oneshot::Sender<Answer>>, answer: Answer) {
 /// What is held against a tenant's limits.
 pub struct Reservation {
     pub(crate) tenant: Addr<Tenant>,
-    pub(crate) tokens: u64,
+    pub(crate) held: Held,
     pub(crate) limits: RateLimits,
-    pub(crate) used: Option<Usage>,
+    pub(crate) used: Option<Used>,
+}
+
+/// What a request may use, and of which day.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Held {
+    /// How large it is.
+    pub size: RequestSize,
+    /// Tokens it may use.
+    pub tokens: u64,
+    /// The day it came.
+    pub day: Day,
+}
+
+/// What a request that reached an engine used.
+#[derive(Clone, Copy, Debug)]
+pub enum Used {
+    /// As the engine counted it.
+    Exactly(Usage),
+    /// As far as can be told of an answer that was cut.
+    About(Usage),
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.tenant.do_send(Settle {
-            reserved: self.tokens,
+            held: self.held,
             used: self.used.take(),
         });
     }
@@ -326,11 +391,11 @@ impl Permit {
 
     /// For an answer that was cut: its prompt, and what came. Hanging up before the first token is no
     /// way around a token limit; an engine that failed before it costs nothing.
-    fn estimated_usage(&self, prompt_bytes: u64) -> Usage {
+    fn estimated_usage(&self, size: &RequestSize) -> Usage {
         if self.has_failed && !self.has_first_token {
             return Usage::default();
         }
-        let prompt_tokens = PromptEstimator::default().tokens(prompt_bytes);
+        let prompt_tokens = PromptEstimator::default().tokens(size);
         Usage {
             prompt_tokens,
             cached_tokens: 0,
@@ -344,25 +409,23 @@ impl Drop for Permit {
         let Some(mut ticket) = self.ticket.take() else {
             return;
         };
-        let prompt_bytes = ticket.size.prompt_bytes;
-        let used = self
-            .usage
-            .unwrap_or_else(|| self.estimated_usage(prompt_bytes));
+        let size = ticket.size;
+        let estimated = self.estimated_usage(&size);
         if let Some(held) = &mut ticket.reservation
             && !self.is_retry
         {
-            held.used = Some(used);
+            held.used = Some(self.usage.map_or(Used::About(estimated), Used::Exactly));
         }
         let outcome = match self.usage {
             Some(usage) => Outcome::Completed(usage),
             None if self.has_failed && !self.has_first_token => Outcome::FailedBeforeFirstToken,
             None => Outcome::Cancelled {
-                generated: used.completion_tokens,
+                generated: estimated.completion_tokens,
             },
         };
         self.model.do_send(SlotFreed {
             key: self.turn.key,
-            prompt_bytes,
+            size,
             outcome,
             is_unreachable: self.is_unreachable,
             // Otherwise dropped here, which gives back what it holds.

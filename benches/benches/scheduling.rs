@@ -8,7 +8,7 @@ use kvwarden_policy::{
     cost::Usage,
     scheduling::{
         Arrival, Bounds, Capacity, Discipline, FairSettings, Group, Key, Outcome, Scheduler,
-        Settings,
+        Settings, TenantBounds,
     },
 };
 
@@ -36,8 +36,6 @@ fn settings(discipline: Discipline) -> Settings {
         bounds: Bounds {
             requests: 2 * QUEUED,
             bytes: u64::MAX,
-            tenant_requests: QUEUED,
-            tenant_bytes: u64::MAX,
         },
         max_in_flight: RUNNING,
         fair: FairSettings::new(capacity),
@@ -60,6 +58,7 @@ fn arrival(index: usize, now: Instant) -> Arrival {
         max_tokens: Some(100),
         choices: 1,
         bytes: 1000,
+        tenant_bounds: TenantBounds::default(),
         expires: now + Duration::from_secs(60) + Duration::from_micros(index as u64),
         is_retry: false,
     }

@@ -41,8 +41,16 @@ pub(crate) fn state(state: State) -> Cell {
         State::Ready => cell.fg(Color::Green),
         State::Broken { .. } => cell.fg(Color::Red).add_attribute(Attribute::Bold),
         State::Backoff { .. } => cell.fg(Color::Yellow),
-        State::Starting { .. } | State::Fetching | State::Waiting => cell.fg(Color::Cyan),
-        State::Cold | State::Stopping => cell.add_attribute(Attribute::Dim),
+        State::Starting { .. }
+        | State::Waking { .. }
+        | State::Verifying { .. }
+        | State::Fetching
+        | State::Waiting { .. } => cell.fg(Color::Cyan),
+        State::Cold
+        | State::Asleep { .. }
+        | State::Draining { .. }
+        | State::Demoting { .. }
+        | State::Stopping => cell.add_attribute(Attribute::Dim),
     }
 }
 

@@ -32,6 +32,8 @@ pub struct File {
     pub limits: Limits,
     /// What a tenant gets where it says nothing itself.
     pub tenant_defaults: TenantDefaults,
+    /// Groups of tenants (an organisation's teams), by name.
+    pub groups: BTreeMap<String, Group>,
     /// The tenants, by name.
     pub tenants: BTreeMap<String, Tenant>,
     /// Settings for all models on one engine, by the engine's name.
@@ -90,8 +92,24 @@ pub struct TenantDefaults {
     pub rate_limit_burst: Option<u32>,
     /// Prompt and output tokens per minute. Default: unlimited.
     pub tokens_per_minute: Option<u64>,
+    /// Prompt and output tokens per day, which ends at midnight UTC. What was used is not remembered over a restart. Default: unlimited.
+    pub tokens_per_day: Option<u64>,
     /// Requests waiting and running at once. Default: unlimited.
     pub max_concurrent_requests: Option<u32>,
+    /// Requests waiting for one model. Default: the model's `queue_size`.
+    pub max_queued_requests: Option<usize>,
+    /// Bytes of the requests waiting for one model. Default: 1 GiB, what all of them may.
+    pub max_queued_bytes: Option<SizeText>,
+    /// Which values of OpenAI's `service_tier` count: `flex` goes behind the tenant's own priority, `priority` before it, by one. Default: `["flex"]`.
+    pub service_tiers: Option<Vec<ServiceTier>>,
+}
+
+/// A group of tenants that shares one part of every engine, however many tenants it has. Sessions of a tenant share the tenant's part in turn.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Group {
+    /// Its part beside other groups' parts and those of tenants without a group. Default: 1.
+    pub weight: Option<u32>,
 }
 
 /// One tenant. A key that is absent is taken from `[tenant_defaults]`.
@@ -100,9 +118,11 @@ pub struct TenantDefaults {
 pub struct Tenant {
     /// Hashes of its API keys (`"sha256:..."`), as `kvwarden key` prints them. Default: none.
     pub api_keys: Vec<String>,
+    /// The `[groups.NAME]` it belongs to. Default: none, it is a group of its own.
+    pub group: Option<String>,
     /// Lower goes first.
     pub priority: Option<i32>,
-    /// Its part of an engine beside other tenants' parts.
+    /// Its part of an engine beside other tenants' parts; in a group, beside the group's other tenants.
     pub weight: Option<u32>,
     /// Requests per minute, sustained; more are answered 429.
     pub rate_limit_rpm: Option<u32>,
@@ -110,8 +130,16 @@ pub struct Tenant {
     pub rate_limit_burst: Option<u32>,
     /// Prompt and output tokens per minute.
     pub tokens_per_minute: Option<u64>,
+    /// Prompt and output tokens per day, which ends at midnight UTC. What was used is not remembered over a restart.
+    pub tokens_per_day: Option<u64>,
     /// Requests waiting and running at once.
     pub max_concurrent_requests: Option<u32>,
+    /// Requests waiting for one model.
+    pub max_queued_requests: Option<usize>,
+    /// Bytes of the requests waiting for one model.
+    pub max_queued_bytes: Option<SizeText>,
+    /// Which values of OpenAI's `service_tier` count: `flex` goes behind the tenant's own priority, `priority` before it, by one.
+    pub service_tiers: Option<Vec<ServiceTier>>,
 }
 
 /// Settings for all models on one engine: `vllm`, `vllm-cpu`, `sglang`, `sglang-cpu`, `llamacpp` or `sim`.
@@ -186,6 +214,16 @@ pub struct Model {
     pub long_prompt_tokens: Option<u64>,
     /// Start with the server instead of at the first request. Default: true.
     pub autostart: Option<bool>,
+}
+
+/// A `service_tier` that a tenant may choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ServiceTier {
+    /// Later.
+    Flex,
+    /// Sooner.
+    Priority,
 }
 
 /// Who goes next, as the file names it.

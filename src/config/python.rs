@@ -113,12 +113,11 @@ impl PythonModel {
 impl PythonTenant {
     fn into_defaults(self) -> TenantDefaults {
         TenantDefaults {
-            weight: None,
             priority: Some(self.priority.unwrap_or(1)),
             rate_limit_rpm: Some(self.rate_limit_rpm.unwrap_or(600)),
             rate_limit_burst: self.rate_limit_burst,
-            tokens_per_minute: None,
             max_concurrent_requests: Some(self.max_concurrent_requests.unwrap_or(64)),
+            ..TenantDefaults::default()
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use kvwarden_actors::gpu::engine::{EngineFlags, EngineKind};
-use kvwarden_policy::{ModelId, TenantId, scheduling::Discipline};
+use kvwarden_policy::{ModelId, TenantId, scheduling::Discipline, tier::Tiers};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -183,8 +183,19 @@ pub struct TenantConfig {
     pub id: TenantId,
     /// SHA-256 of its API keys.
     pub api_keys: Vec<KeyHash>,
+    /// The group it belongs to, if it is not one of its own.
+    pub group: Option<GroupConfig>,
     /// What it may use.
     pub limits: TenantLimits,
+}
+
+/// A group of tenants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupConfig {
+    /// Its name.
+    pub name: String,
+    /// Its part of an engine beside other groups' parts.
+    pub weight: u32,
 }
 
 /// What one tenant may use. `None` is unlimited.
@@ -200,8 +211,16 @@ pub struct TenantLimits {
     pub rate_limit_burst: Option<u32>,
     /// Prompt and output tokens per minute.
     pub tokens_per_minute: Option<u64>,
+    /// Prompt and output tokens per UTC day.
+    pub tokens_per_day: Option<u64>,
     /// Requests queued and running at once.
     pub max_concurrent_requests: Option<u32>,
+    /// Requests waiting for one model.
+    pub max_queued_requests: Option<usize>,
+    /// Bytes of the requests waiting for one model.
+    pub max_queued_bytes: Option<u64>,
+    /// Which service tiers it may choose.
+    pub service_tiers: Tiers,
 }
 
 impl Default for TenantLimits {
@@ -212,7 +231,11 @@ impl Default for TenantLimits {
             rate_limit_rpm: None,
             rate_limit_burst: None,
             tokens_per_minute: None,
+            tokens_per_day: None,
             max_concurrent_requests: None,
+            max_queued_requests: None,
+            max_queued_bytes: None,
+            service_tiers: Tiers::default(),
         }
     }
 }

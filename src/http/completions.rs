@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use kvwarden_actors::{Answer, Permit, Refusal, Ticket, protocol::Admit};
 use kvwarden_policy::{TenantId, cost::RequestSize};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     Place, Shared,
@@ -17,6 +17,7 @@ use super::{
     record::Record,
     refusal::Failure,
     request_id,
+    terms::read_terms,
     upstream::Engines,
 };
 
@@ -108,7 +109,12 @@ impl Exchange<'_> {
             Err(bad) => return Err((bad.into(), record)),
         };
         record.wants(&ask.model);
-        let (ticket, answer) = Ticket::new(tenant.clone(), ask.model.clone(), self.size(&ask));
+        let terms = match read_terms(self.request.headers(), &ask.members, Instant::now()) {
+            Ok(terms) => terms,
+            Err(bad) => return Err((bad.into(), record)),
+        };
+        let size = self.size(&ask);
+        let (ticket, answer) = Ticket::new(tenant.clone(), ask.model.clone(), size, terms);
         self.shared.router.do_send(Admit(ticket));
         let permit = match turn(answer).await {
             Ok(permit) => permit,

@@ -3,12 +3,12 @@
 //! | file | does |
 //! |---|---|
 //! | [`identity`] | who asks |
-//! | [`envelope`] | what is read off a body, and the fields we set |
+//! | [`envelope`], [`terms`] | what is read off a request, and the fields we set |
 //! | [`completions`], [`body`], [`attempt`] | the way of one request: received, tried, answered |
 //! | [`relay`], [`sse`], [`assemble`] | the answer, streamed or put together |
 //! | [`pipe`], [`socket`] | what clients that don't read can hold |
 //! | [`upstream`] | the client to engines |
-//! | [`refusal`] | every error, as HTTP |
+//! | [`refusal`], [`reason`] | every error, as HTTP |
 //! | [`admin`] | health, metrics, status, the list of models |
 //! | [`record`] | what is counted |
 
@@ -19,13 +19,16 @@ pub mod body;
 pub mod completions;
 pub mod envelope;
 pub mod identity;
+pub mod images;
 pub mod pipe;
+pub mod reason;
 pub mod record;
 pub mod refusal;
 pub mod relay;
 pub mod salt;
 pub mod socket;
 pub mod sse;
+pub mod terms;
 pub mod tokenize;
 pub mod upstream;
 

@@ -226,6 +226,7 @@ fn is_own_limit(failure: &Failure) -> bool {
             | Failure::Refused(
                 Refusal::RequestRate { .. }
                     | Refusal::TokenRate { .. }
+                    | Refusal::DailyTokens { .. }
                     | Refusal::LargerThanBudget { .. }
                     | Refusal::Concurrency { .. }
                     | Refusal::TenantQueueFull { .. }

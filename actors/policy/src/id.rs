@@ -12,6 +12,11 @@ pub struct TenantId(Arc<str>);
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct ModelId(Arc<str>);
 
+/// One device with memory of its own, a GPU or a MIG slice, by its UUID: that is stable across
+/// reboots, unlike its index. Without a GPU, whatever stands for the host's memory.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct DeviceId(Arc<str>);
+
 /// Which start of a model's engine a message is about. Messages of an older one are stale.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct Generation(pub u64);
@@ -55,3 +60,4 @@ macro_rules! name {
 }
 name!(TenantId);
 name!(ModelId);
+name!(DeviceId);

@@ -6,9 +6,14 @@
 //! | module | decides |
 //! |---|---|
 //! | [`bucket`] | whether a tenant may spend now, and when it may otherwise |
+//! | [`quota`] | the same for a day's tokens |
+//! | [`tier`] | which class a request's `service_tier` comes to |
 //! | [`cost`] | what a request costs before and after it ran |
 //! | [`scheduling`] | which waiting request goes next, and when; whether one may still wait |
+//! | [`routing`] | which of a model's engines a request goes to |
 //! | [`lifecycle`] | what a model does next, given what happened to its engine |
+//! | [`residency`] | which models are in memory, which make room for which, and when |
+//! | [`placement`] | on which devices a model goes, and whether it ever can |
 //! | [`backoff`] | when a failed engine may try again, and when it must not |
 //! | [`failure`] | why an engine ended, from its exit status and last words |
 //! | [`steps`] | how long an engine step takes |
@@ -21,10 +26,15 @@ pub mod cost;
 pub mod failure;
 pub mod id;
 pub mod lifecycle;
+pub mod placement;
+pub mod quota;
+pub mod residency;
+pub mod routing;
 pub mod scheduling;
 pub mod steps;
+pub mod tier;
 
-pub use id::{Generation, ModelId, TenantId};
+pub use id::{DeviceId, Generation, ModelId, TenantId};
 
 /// Some instant to count from: tests have no other use for a clock.
 #[cfg(test)]

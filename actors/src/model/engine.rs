@@ -28,7 +28,9 @@ impl Model {
             tracing::info!(model = %self.params.id, "{}", self.life.state());
         }
         match effect {
-            Effect::None => {}
+            // Nobody sends yet what the last four follow.
+            Effect::None | Effect::Drain | Effect::Demote(_) | Effect::Wake(_) | Effect::Verify => {
+            }
             Effect::Demand => self.demand(),
             Effect::Spawn(generation) => self.spawn(generation, ctx),
             Effect::Stop => {
@@ -70,9 +72,14 @@ impl Model {
             State::Broken { class } | State::Backoff { class, .. } => class,
             State::Fetching
             | State::Cold
-            | State::Waiting
+            | State::Waiting { .. }
             | State::Starting { .. }
             | State::Ready
+            | State::Draining { .. }
+            | State::Demoting { .. }
+            | State::Asleep { .. }
+            | State::Waking { .. }
+            | State::Verifying { .. }
             | State::Stopping => FailureClass::Stopped,
         };
         let now = Instant::now().into_std();
@@ -130,7 +137,7 @@ impl Handler<Grant> for Model {
 
     fn handle(&mut self, Grant { model }: Grant, ctx: &mut Context<Self>) {
         self.vitals.handled();
-        if self.life.state() != State::Waiting {
+        if !matches!(self.life.state(), State::Waiting { .. }) {
             // It changed its mind while it waited for the place.
             return self.gpu.do_send(StartOver { model });
         }

@@ -68,17 +68,21 @@ impl Model {
     }
 
     fn arrival(&self, ticket: &Ticket, now: Instant) -> Arrival {
+        let Ticket { size, share, .. } = ticket;
+        let timeout = now + self.params.queue_timeout;
+        let expires = ticket.terms.deadline.map_or(timeout, |at| at.min(timeout));
         Arrival {
             tenant: ticket.tenant.clone(),
-            weight: 1,
-            group: ticket.share.group.clone(),
-            flow: None,
-            class: ticket.share.class,
-            prompt_tokens: self.estimator.tokens(ticket.size.prompt_bytes),
-            max_tokens: ticket.size.max_tokens,
-            choices: ticket.size.choices,
-            bytes: ticket.size.prompt_bytes,
-            expires: (now + self.params.queue_timeout).into_std(),
+            weight: share.weight,
+            group: share.group.clone(),
+            flow: ticket.terms.session.clone(),
+            class: share.class,
+            prompt_tokens: self.estimator.tokens(size),
+            max_tokens: size.max_tokens,
+            choices: size.choices,
+            bytes: size.body_bytes,
+            tenant_bounds: share.queued,
+            expires: expires.into_std(),
             is_retry: false,
         }
     }
@@ -117,6 +121,7 @@ impl Model {
             Some(Bound::Requests | Bound::Bytes) => Refusal::QueueFull {
                 waiting: self.queue.total().waiting,
             },
+            Some(Bound::Expiry) => Refusal::DeadlineOutOfReach,
         });
     }
 
@@ -124,7 +129,12 @@ impl Model {
         drop(self.queue.remove_if(Ticket::is_abandoned, now.into_std()));
         let waited = self.params.queue_timeout;
         for ticket in self.queue.remove_expired(now.into_std()) {
-            ticket.refuse(Refusal::QueueTimeout { waited });
+            let has_deadline = ticket.terms.deadline.is_some_and(|at| at <= now);
+            ticket.refuse(if has_deadline {
+                Refusal::DeadlinePassed
+            } else {
+                Refusal::QueueTimeout { waited }
+            });
         }
     }
 }
@@ -177,8 +187,7 @@ impl Handler<SlotFreed> for Model {
         let now = Instant::now();
         self.queue.finish(freed.key, &freed.outcome, now.into_std());
         if let Outcome::Completed(usage) = freed.outcome {
-            self.estimator
-                .learn(freed.prompt_bytes, usage.prompt_tokens);
+            self.estimator.learn(&freed.size, usage.prompt_tokens);
         }
         if let Some(ticket) = freed.retry {
             self.record.retried += 1;

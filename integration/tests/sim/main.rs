@@ -1,6 +1,7 @@
 //! The whole surface against the simulated engine: fast, and the same on every machine.
 
 mod answers;
+mod caps;
 mod hang_ups;
 mod life;
 mod limits;

@@ -73,6 +73,11 @@ const SGLANG: &[(&str, Owner)] = &[
     ("--tp-size", Key("tensor_parallel_size")),
     ("--tp", Key("tensor_parallel_size")),
     ("--mem-fraction-static", Key("gpu_memory_utilization")),
+    ("--schedule-policy", ORDER),
+    ("--enable-priority-scheduling", ORDER),
+    ("--schedule-low-priority-values-first", ORDER),
+    ("--disable-priority-preemption", ORDER),
+    ("--default-priority-value", ORDER),
 ];
 const LLAMACPP: &[(&str, Owner)] = &[
     ("--model", MODEL),

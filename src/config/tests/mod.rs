@@ -4,6 +4,7 @@ mod access;
 mod engines;
 mod example_files;
 mod flags;
+mod groups;
 mod models;
 mod python_yaml;
 mod reading;

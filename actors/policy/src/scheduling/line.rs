@@ -93,10 +93,12 @@ impl<T> Line<T> {
             bytes: ours.bytes.saturating_add(arrival.bytes),
             running: ours.running,
         };
-        if after.waiting > self.bounds.tenant_requests {
+        // A tenant that fills the house alone meets its own bound and not everyone's.
+        let bounds = arrival.tenant_bounds;
+        if after.waiting > bounds.requests.min(self.bounds.requests) {
             return Err(Bound::TenantRequests);
         }
-        if after.bytes > self.bounds.tenant_bytes {
+        if after.bytes > bounds.bytes.min(self.bounds.bytes) {
             return Err(Bound::TenantBytes);
         }
         let lacks_place = self.total.waiting >= self.bounds.requests;

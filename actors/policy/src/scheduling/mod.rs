@@ -31,7 +31,7 @@ pub use self::{
     settings::{Capacity, FairSettings, Price, Settings},
     types::{
         Arrival, Bound, Bounds, Counts, Discipline, Dispatch, Full, Group, Key, Outcome, Pushed,
-        Snapshot, TenantState, WindowState,
+        Snapshot, TenantBounds, TenantState, WindowState,
     },
 };
 use crate::TenantId;
@@ -75,6 +75,10 @@ impl<T> Scheduler<T> {
     /// # Errors
     /// Gives the item back when there is no place for it.
     pub fn push(&mut self, arrival: &Arrival, item: T, now: Instant) -> Result<Pushed<T>, Full<T>> {
+        if self.comes_too_late(arrival, now) {
+            let bound = Bound::Expiry;
+            return Err(Full { item, bound });
+        }
         let leaving = match self.line.room(arrival) {
             Ok(leaving) => leaving,
             Err(bound) => return Err(Full { item, bound }),
@@ -177,6 +181,17 @@ impl<T> Scheduler<T> {
         }
     }
 
+    /// So many engines of the size in `settings` serve this queue from now on. What runs goes on,
+    /// even if it is more than still fits.
+    pub fn serve_with(&mut self, engines: usize, settings: &Settings) {
+        match &mut self.order {
+            Order::Fifo(plain) | Order::Drr(plain) => {
+                plain.allow(settings.max_in_flight.saturating_mul(engines.max(1)));
+            }
+            Order::Fair(core) => core.allow(settings.fair.capacity.times(engines)),
+        }
+    }
+
     /// What waits and runs of everyone.
     #[must_use]
     pub fn total(&self) -> Counts {
@@ -228,6 +243,18 @@ impl<T> Scheduler<T> {
             Order::Fifo(_) | Order::Drr(_) => None,
             Order::Fair(core) => Some(core.window()),
         }
+    }
+
+    fn comes_too_late(&self, arrival: &Arrival, now: Instant) -> bool {
+        let Order::Fair(core) = &self.order else {
+            return false;
+        };
+        let wait = core.forecast(arrival);
+        let is_late = |wait| {
+            now.checked_add(wait)
+                .is_none_or(|turn| turn > arrival.expires)
+        };
+        wait.is_some_and(is_late)
     }
 
     fn take_out(&mut self, key: Key, now: Instant) -> Option<T> {

@@ -46,6 +46,10 @@ impl Plain {
         }
     }
 
+    pub(super) fn allow(&mut self, max_in_flight: usize) {
+        self.max_in_flight = max_in_flight.max(1);
+    }
+
     /// `counts` of its tenant include the request itself.
     pub(super) fn enqueue(&mut self, slot: u32, arrival: &Arrival, place: i64, counts: Counts) {
         let rank = if self.by_deficit {

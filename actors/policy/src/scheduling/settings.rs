@@ -109,6 +109,21 @@ impl Capacity {
         }
     }
 
+    /// That of so many engines of this size behind one queue; that of one if there is none.
+    #[must_use]
+    pub fn times(self, engines: usize) -> Self {
+        let engines = engines.max(1) as u64;
+        let times = |amount: u64| amount.saturating_mul(engines);
+        Self {
+            sequences: times(self.sequences),
+            headroom: times(self.headroom),
+            step_tokens: times(self.step_tokens),
+            // One prompt is computed by one engine.
+            chunk_tokens: self.chunk_tokens,
+            kv_tokens: self.kv_tokens.map(times),
+        }
+    }
+
     /// Sequences the engine must be able to run.
     #[must_use]
     pub fn engine_sequences(&self) -> u64 {

@@ -61,6 +61,8 @@ pub struct Arrival {
     pub choices: u32,
     /// Memory it takes while it waits.
     pub bytes: u64,
+    /// How much of its tenant may wait, this request included.
+    pub tenant_bounds: TenantBounds,
     /// When it no longer wants to wait.
     pub expires: Instant,
     /// It was dispatched before and its engine failed before the first token: it goes to the head.
@@ -97,6 +99,8 @@ pub enum Bound {
     Requests,
     /// The waiting requests hold as many bytes as they may, and no tenant more than this one.
     Bytes,
+    /// What of its own waits before it takes longer than it would wait.
+    Expiry,
 }
 
 /// A request's turn has come.
@@ -126,17 +130,32 @@ pub enum Outcome {
     FailedBeforeFirstToken,
 }
 
-/// How much may wait, altogether and of one tenant.
+/// How much may wait altogether.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Requests.
     pub requests: usize,
     /// Bytes.
     pub bytes: u64,
-    /// Requests of one tenant.
-    pub tenant_requests: usize,
-    /// Bytes of one tenant.
-    pub tenant_bytes: u64,
+}
+
+/// How much of one tenant may wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TenantBounds {
+    /// Requests.
+    pub requests: usize,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl Default for TenantBounds {
+    /// As much as there is room for: the tenant with the longest line makes room for others anyway.
+    fn default() -> Self {
+        Self {
+            requests: usize::MAX,
+            bytes: u64::MAX,
+        }
+    }
 }
 
 /// What waits and runs of one tenant.
@@ -205,6 +224,7 @@ impl fmt::Display for Bound {
             Self::TenantBytes => "the waiting requests of this tenant are too large",
             Self::Requests => "too many requests wait",
             Self::Bytes => "the waiting requests are too large",
+            Self::Expiry => "its turn would come too late",
         })
     }
 }

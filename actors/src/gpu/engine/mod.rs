@@ -57,8 +57,8 @@ impl EngineKind {
     #[must_use]
     pub fn orders_by_priority(self) -> bool {
         match self {
-            Self::Vllm | Self::Sim => true,
-            Self::Sglang | Self::LlamaCpp | Self::Attach => false,
+            Self::Vllm | Self::Sglang | Self::Sim => true,
+            Self::LlamaCpp | Self::Attach => false,
         }
     }
 

@@ -14,6 +14,12 @@ pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
         .pair("--served-model-name", &launch.served_name)
         .pair("--max-running-requests", flags.capacity.engine_sequences())
         .word("--enable-metrics")
+        // What queues inside stays in the order of our own queue: lower first, as the tags are. They
+        // differ by thousands, which must not make it throw out what runs.
+        .word("--enable-priority-scheduling")
+        .word("--schedule-low-priority-values-first")
+        .word("--disable-priority-preemption")
+        .pair("--default-priority-value", 0)
         // `usage.prompt_tokens_details.cached_tokens`: what a prompt really cost.
         .word("--enable-cache-report")
         .maybe("--context-length", flags.max_model_len)

@@ -152,3 +152,12 @@ fn extra_arguments_and_environment_have_the_last_word() {
     );
     assert_eq!(command.env["VLLM_NO_USAGE_STATS"], "0");
 }
+
+#[test]
+fn sglang_keeps_our_order_and_throws_nothing_out_for_it() {
+    let line = started(&launch(EngineKind::Sglang, flags())).args.join(" ");
+    let order = "--enable-priority-scheduling --schedule-low-priority-values-first \
+                 --disable-priority-preemption";
+    assert!(line.contains(order), "{line}");
+    assert!(EngineKind::Sglang.orders_by_priority());
+}

@@ -41,6 +41,14 @@ impl Lanes {
         }
     }
 
+    /// How many would go before a newcomer.
+    pub(super) fn ahead(&self, class: i32, length: Length) -> usize {
+        let before =
+            |other: &(i32, Length)| other.0 < class || (other.0 == class && other.1 <= length);
+        let lanes = self.0.iter().filter(|(of, _)| before(of));
+        lanes.map(|(_, lane)| lane.len()).sum()
+    }
+
     /// Who is next in the class.
     pub(super) fn head(&self, class: i32, now: Instant, patience: Duration) -> Option<u32> {
         let first = |length| {

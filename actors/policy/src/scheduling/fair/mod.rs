@@ -17,6 +17,7 @@
 
 #[cfg(test)]
 mod audit;
+mod forecast;
 mod lanes;
 mod lengths;
 mod node;
@@ -33,6 +34,7 @@ use std::{
 };
 
 use self::{
+    forecast::Throughput,
     lanes::{Length, Standing},
     lengths::Lengths,
     node::NodeId,
@@ -41,7 +43,7 @@ use self::{
     window::{Load, Space, Window},
 };
 use super::{
-    settings::{FairSettings, Grains, Mutant, TOKEN},
+    settings::{Capacity, FairSettings, Grains, Mutant, TOKEN},
     types::{Arrival, WindowState},
 };
 
@@ -83,6 +85,7 @@ pub struct FairCore {
     tree: Tree,
     window: Window,
     pace: Pace,
+    throughput: Throughput,
     /// Answers of all tenants.
     lengths: Lengths,
     /// By slot; meaningful from the request's arrival to its end.
@@ -104,6 +107,7 @@ impl FairCore {
             tree: Tree::new(),
             window: Window::new(settings.capacity),
             pace: Pace::new(settings.capacity.chunk_tokens),
+            throughput: Throughput::default(),
             lengths: Lengths::assume(settings.assumed_output),
             jobs: Vec::new(),
             ages: BTreeMap::new(),
@@ -113,8 +117,7 @@ impl FairCore {
     }
 
     pub(super) fn enqueue(&mut self, slot: u32, arrival: &Arrival, place: i64, now: Instant) {
-        let is_long = arrival.prompt_tokens >= self.settings.long_prompt_tokens;
-        let length = if is_long { Length::Long } else { Length::Short };
+        let length = self.length(arrival);
         let leaf = self.tree.leaf(arrival, self.lengths);
         let job = Job {
             leaf,
@@ -189,6 +192,9 @@ impl FairCore {
     }
 
     pub(super) fn tick(&mut self, now: Instant) {
+        let root = self.tree.node(ROOT);
+        let is_saturated = !self.ages.is_empty() && root.load.sequences > 0;
+        self.throughput.look(root.served, is_saturated, now);
         if self.window.is_due(now) {
             let lateness = self.pace.look();
             self.window.follow(lateness, now);
@@ -199,9 +205,21 @@ impl FairCore {
         self.window.engine_waiting(waiting, now);
     }
 
+    pub(super) fn allow(&mut self, capacity: Capacity) {
+        self.window.allow(capacity);
+    }
+
     pub(super) fn window(&self) -> WindowState {
         let used = self.tree.node(ROOT).load;
         self.window.state(used, self.pace.step())
+    }
+
+    fn length(&self, arrival: &Arrival) -> Length {
+        if arrival.prompt_tokens >= self.settings.long_prompt_tokens {
+            Length::Long
+        } else {
+            Length::Short
+        }
     }
 
     fn job(&self, slot: u32) -> &Job {

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{lanes::Lanes, lengths::Lengths, window::Load};
+use super::{forecast::Mean, lanes::Lanes, lengths::Lengths, window::Load};
 use crate::scheduling::settings::Grains;
 
 pub(super) type NodeId = u32;
@@ -44,6 +44,8 @@ pub(super) struct Node {
     pub(super) lanes: Lanes,
     /// Of a tenant.
     pub(super) lengths: Lengths,
+    /// Of a tenant: what its requests come to.
+    pub(super) usual: Mean,
     /// Of a tenant: where its last request ends in the order of tags.
     pub(super) last_tag: Grains,
 }
@@ -85,6 +87,7 @@ impl Node {
             children: Children::default(),
             lanes: Lanes::default(),
             lengths,
+            usual: Mean::default(),
             last_tag: 0,
         }
     }

@@ -12,6 +12,9 @@ use crate::scheduling::{settings::Grains, types::Arrival};
 /// Idle nodes that are remembered for what they owe: flows of a tenant, tenants of a group, groups.
 /// Beyond that the one that owes least is forgotten. It would usually be lifted above its debt at
 /// its return anyway; and ids are free, so a client could shed its debt by making up a new one.
+///
+/// Flows owe each other alone, so none outlives what its tenant has waiting or running: made-up
+/// sessions of made-up tenants take no more memory than the tenants.
 const REMEMBERED_FLOWS: usize = 16;
 const REMEMBERED_TENANTS: usize = 4096;
 const REMEMBERED_GROUPS: usize = 256;
@@ -23,8 +26,7 @@ impl Tree {
         let group = self.child(ROOT, Level::Group, group, lengths);
         let tenant = Arc::from(arrival.tenant.as_str());
         let tenant = self.child(group, Level::Tenant, (&tenant, arrival.weight), lengths);
-        let flow = arrival.flow.clone().unwrap_or_else(|| Arc::from(""));
-        self.child(tenant, Level::Flow, (&flow, 1), lengths)
+        self.child(tenant, Level::Flow, (&flow_name(arrival), 1), lengths)
     }
 
     fn child(
@@ -83,6 +85,10 @@ impl Tree {
         if node.is_active() {
             return;
         }
+        if node.level == Level::Tenant {
+            self.forget_below(id);
+        }
+        let node = self.node(id);
         let (time, weight, parent) = (node.time(), node.weight, node.parent);
         let remembered = match node.level {
             Level::Root | Level::Group => REMEMBERED_GROUPS,
@@ -100,15 +106,32 @@ impl Tree {
         }
     }
 
-    /// Below an idle node all are idle. Bounded by what is remembered per level.
     fn forget(&mut self, id: NodeId) {
-        let children = mem::take(&mut self.node_mut(id).children.idle);
-        for (_, child) in children {
-            self.forget(child);
-        }
+        self.forget_below(id);
         let node = self.node(id);
         let key = (node.parent, Arc::clone(&node.name));
         self.index.remove(&key);
         self.vacant.push(id);
     }
+
+    /// Below an idle node all are idle. Bounded by what is remembered per level.
+    fn forget_below(&mut self, id: NodeId) {
+        let children = mem::take(&mut self.node_mut(id).children.idle);
+        for (_, child) in children {
+            self.forget(child);
+        }
+    }
+
+    /// The leaf that a request would wait at, if it is there.
+    pub(super) fn known_leaf(&self, arrival: &Arrival) -> Option<NodeId> {
+        let child = |parent, name| self.index.get(&(parent, name)).copied();
+        let group = child(ROOT, Arc::clone(&arrival.group.name))?;
+        let tenant = child(group, Arc::from(arrival.tenant.as_str()))?;
+        child(tenant, flow_name(arrival))
+    }
+}
+
+/// Requests that name no session are one of their own.
+fn flow_name(arrival: &Arrival) -> Arc<str> {
+    arrival.flow.clone().unwrap_or_else(|| Arc::from(""))
 }

@@ -87,6 +87,10 @@ impl FairCore {
         if !(self.settings.lacks(Mutant::TrueUp) && cost > run.charged) {
             self.tree.charge(job.leaf, cost - run.charged);
         }
+        if *outcome != Outcome::FailedBeforeFirstToken {
+            let tenant = self.tree.tenant_of(job.leaf);
+            self.tree.node_mut(tenant).usual.learn(cost);
+        }
         self.tree.stop(job.leaf, run.load);
     }
 

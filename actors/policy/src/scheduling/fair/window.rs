@@ -92,6 +92,14 @@ impl Window {
         }
     }
 
+    /// Engines came or went: the window grows or shrinks with their steps.
+    pub(super) fn allow(&mut self, capacity: Capacity) {
+        let prefill = u128::from(self.prefill) * u128::from(capacity.step_tokens);
+        let prefill = prefill / u128::from(self.capacity.step_tokens.max(1));
+        self.capacity = capacity;
+        self.resize(u64::try_from(prefill).unwrap_or(u64::MAX));
+    }
+
     /// Whether `need` fits beside `used`. A request larger than a limit goes when it is alone, or it
     /// would never go.
     ///

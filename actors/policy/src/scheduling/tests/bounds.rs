@@ -12,21 +12,26 @@ fn scheduler(bounds: Bounds, discipline: Discipline) -> Scheduler<u32> {
 #[test]
 fn a_tenant_at_its_own_bound_is_refused_though_there_is_room() {
     let now = epoch();
-    let bounds = Bounds {
-        tenant_requests: 2,
-        ..ROOMY
+    let mut scheduler = scheduler(ROOMY, Discipline::Fifo);
+    let bounded = |tenant: &str, bytes| Arrival {
+        bytes,
+        tenant_bounds: TenantBounds {
+            requests: 2,
+            bytes: 100,
+        },
+        ..arrival("", tenant, 1, now)
     };
-    let mut scheduler = scheduler(bounds, Discipline::Fifo);
     for item in 0..2 {
-        scheduler
-            .push(&arrival("", "a", 1, now), item, now)
-            .unwrap();
+        scheduler.push(&bounded("a", 10), item, now).unwrap();
     }
-    let full = scheduler
-        .push(&arrival("", "a", 1, now), 9, now)
-        .unwrap_err();
+    let full = scheduler.push(&bounded("a", 10), 9, now).unwrap_err();
     assert_eq!((full.item, full.bound), (9, Bound::TenantRequests));
-    assert!(scheduler.push(&arrival("", "b", 1, now), 3, now).is_ok());
+    scheduler.push(&bounded("b", 10), 3, now).unwrap();
+    let full = scheduler.push(&bounded("b", 91), 9, now).unwrap_err();
+    assert_eq!(full.bound, Bound::TenantBytes);
+    // The bounds are each tenant's own.
+    let unbounded = arrival("", "c", 1, now);
+    (0..5).for_each(|item| drop(scheduler.push(&unbounded, item, now).unwrap()));
 }
 
 #[test]
@@ -72,7 +77,7 @@ fn large_requests_leave_until_a_small_one_fits() {
     }
     let pushed = scheduler.push(&sized("small", 300), 9, now).unwrap();
     assert_eq!(pushed.displaced, [3, 2]);
-    let full = scheduler.push(&sized("large", 600), 9, now).unwrap_err();
+    let full = scheduler.push(&sized("large", 500), 9, now).unwrap_err();
     assert_eq!(full.bound, Bound::Bytes);
     assert_eq!(scheduler.total().bytes, 800);
 }

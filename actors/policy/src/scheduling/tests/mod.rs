@@ -2,6 +2,8 @@
 
 mod bounds;
 mod charging;
+mod engines;
+mod forecast;
 mod mutants;
 mod properties;
 mod service;
@@ -13,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     Arrival, Bounds, Capacity, Discipline, FairSettings, Group, Order, Scheduler, Settings,
-    fair::FairCore,
+    TenantBounds, fair::FairCore,
 };
 use crate::epoch;
 
@@ -21,8 +23,6 @@ use crate::epoch;
 const ROOMY: Bounds = Bounds {
     requests: 1_000_000,
     bytes: u64::MAX,
-    tenant_requests: 1_000_000,
-    tenant_bytes: u64::MAX,
 };
 
 fn fair(capacity: Capacity) -> Settings {
@@ -49,6 +49,7 @@ fn arrival(group: &str, tenant: &str, prompt_tokens: u64, now: Instant) -> Arriv
         max_tokens: None,
         choices: 1,
         bytes: 1,
+        tenant_bounds: TenantBounds::default(),
         expires: now + Duration::from_secs(3600),
         is_retry: false,
     }

@@ -139,6 +139,7 @@ impl World {
         arrival.class = push.class;
         arrival.max_tokens = push.max_tokens;
         arrival.choices = push.choices;
+        arrival.tenant_bounds.requests = 12;
         arrival.expires = self.now + Duration::from_millis(push.lives_ms);
         let item = (self.pushed, push.prompt, u64::from(push.choices));
         match self.scheduler.push(&arrival, item, self.now) {
@@ -274,7 +275,6 @@ fn small() -> Settings {
     settings.fair.assumed_output = 40;
     settings.fair.class_patience = Duration::from_millis(300);
     settings.bounds.requests = 40;
-    settings.bounds.tenant_requests = 12;
     settings
 }
 
@@ -346,7 +346,18 @@ fn forgotten_tenants_and_sessions_take_no_memory() {
         }
     }
     let nodes = core(&scheduler).nodes();
-    assert!(nodes < 9000, "{nodes}");
+    assert!(nodes < 4200, "{nodes}");
+    let mut scheduler = Scheduler::new(&fair(Capacity::of_engine(8, 100, None)));
+    // What waits keeps the tenant from being forgotten with its sessions.
+    scheduler.push(&arrival("", "a", 1, now), 0, now).unwrap();
+    for round in 0..20_000_u32 {
+        let mut arrival = arrival("", "a", 1, now);
+        arrival.flow = Some(round.to_string().into());
+        let key = scheduler.push(&arrival, round, now).unwrap().key;
+        scheduler.remove(key, now);
+    }
+    let nodes = core(&scheduler).nodes();
+    assert!(nodes < 30, "{nodes}");
 }
 
 #[test]

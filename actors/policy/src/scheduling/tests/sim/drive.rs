@@ -12,7 +12,7 @@ use crate::{
     cost::Usage,
     scheduling::{
         Arrival, Bounds, Capacity, FairSettings, Group, Key, Outcome, Scheduler, Settings,
-        settings::Mutant, tests::epoch,
+        TenantBounds, settings::Mutant, tests::epoch,
     },
 };
 
@@ -58,8 +58,6 @@ pub(super) fn settings(arm: Arm, workload: &Workload) -> Settings {
         bounds: Bounds {
             requests: 1_000_000,
             bytes: u64::MAX,
-            tenant_requests: 1_000_000,
-            tenant_bytes: u64::MAX,
         },
         max_in_flight: match arm {
             // Python KVWarden's drr holds back what the engine has no place for.
@@ -178,6 +176,7 @@ impl<'a> Sim<'a> {
             max_tokens: Some(source.claims.unwrap_or(u64::from(request.output))),
             choices: 1,
             bytes: 0,
+            tenant_bounds: TenantBounds::default(),
             expires: at + Duration::from_secs(1_000_000),
             is_retry: false,
         };

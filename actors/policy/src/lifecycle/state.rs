@@ -1,0 +1,216 @@
+//! The words of the lifecycle: where a model stands, what can happen to it, what is to be done.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::Rung;
+use crate::{Generation, failure::FailureClass};
+
+/// Where a model stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum State {
+    /// Its engine or its weights are being installed.
+    Fetching,
+    /// Nothing runs and nothing is wanted.
+    Cold,
+    /// It asked for a place and waits for the grant.
+    Waiting {
+        /// Where it waits: cold, or asleep.
+        from: Rung,
+    },
+    /// Its engine is starting.
+    Starting {
+        /// How far it got.
+        phase: Phase,
+    },
+    /// It serves.
+    Ready,
+    /// It lets nobody in any more, and the requests that run come to their end.
+    Draining {
+        /// What follows.
+        to: Rung,
+    },
+    /// Its engine is giving memory back.
+    Demoting {
+        /// What it will be.
+        to: Rung,
+    },
+    /// Its engine lives and can't serve.
+    Asleep {
+        /// How deep.
+        rung: Rung,
+    },
+    /// Its engine is taking memory again.
+    Waking {
+        /// What it was.
+        from: Rung,
+    },
+    /// Its engine woke; one token is asked for to prove it.
+    Verifying {
+        /// What it was.
+        from: Rung,
+    },
+    /// Its engine is being stopped.
+    Stopping,
+    /// Its engine failed and will be started again.
+    Backoff {
+        /// Which failure in the window this was.
+        attempt: usize,
+        /// Why the engine ended.
+        class: FailureClass,
+    },
+    /// Its engine failed too often, or in a way that trying again can't mend.
+    Broken {
+        /// Why the engine ended.
+        class: FailureClass,
+    },
+}
+
+/// How far a start got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// The shim was asked to run it.
+    Spawned,
+    /// The process exists and loads.
+    Loading,
+    /// It says it is healthy; one token is asked for to prove it.
+    Canary,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Engine and weights are on this machine.
+    Fetched,
+    /// They could not be had.
+    FetchFailed(FailureClass),
+    /// Somebody wants the model: a request, the configuration at start, an operator. Said again for
+    /// as long as somebody does, since a wish that comes while it stops or demotes is not kept.
+    Wanted,
+    /// The GPU gave it a place.
+    Granted,
+    /// The start got further.
+    Progressed(Phase),
+    /// The engine woke.
+    Woken,
+    /// It did not.
+    WakeFailed,
+    /// The engine answered its first token after a start or a wake.
+    Verified,
+    /// It woke and answered nothing, or something else than it should. (After a start that ends the
+    /// engine, so there it is [`Event::Exited`].)
+    VerifyFailed,
+    /// The planner needs its memory.
+    Reclaim {
+        /// How deep it shall go.
+        to: Rung,
+    },
+    /// An operator wants it out of memory.
+    Sleep {
+        /// How deep it shall go; cold is to unload it.
+        to: Rung,
+    },
+    /// An operator wants it kept, or not any more: a pinned model is not reclaimed.
+    Pin(bool),
+    /// The last request of a draining model ended.
+    Drained,
+    /// The engine gave its memory back.
+    Demoted,
+    /// It did not, or said so and the memory was not free.
+    DemoteFailed,
+    /// The engine ended, and nothing of it is left.
+    Exited(FailureClass),
+    /// The moment of [`Lifecycle::retry_at`](super::Lifecycle::retry_at) has come.
+    RetryDue,
+    /// The model shall not run any more, whoever still does: kvwarden ends.
+    Unwanted,
+}
+
+/// What the shell has to do. What is for an engine is for that of
+/// [`Lifecycle::generation`](super::Lifecycle::generation), which lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing.
+    None,
+    /// Ask the GPU for a place.
+    Demand,
+    /// Start an engine of this generation.
+    Spawn(Generation),
+    /// Let nobody in; say [`Event::Drained`] when nobody runs, at once if nobody does.
+    Drain,
+    /// Tell the engine to go to sleep this deep.
+    Demote(Rung),
+    /// Tell the engine, which is at this rung, to wake.
+    Wake(Rung),
+    /// Ask the engine for one token.
+    Verify,
+    /// Stop the running engine.
+    Stop,
+    /// Refuse what waits: it can't be served soon.
+    RefuseWaiting,
+}
+
+// === impl State ===
+
+impl State {
+    /// Requests may be handed to the engine.
+    #[must_use]
+    pub fn admits(self) -> bool {
+        self == Self::Ready
+    }
+
+    /// The rung it rests at. None while it changes.
+    #[must_use]
+    pub fn rung(self) -> Option<Rung> {
+        match self {
+            Self::Ready => Some(Rung::Ready),
+            Self::Asleep { rung } | Self::Waiting { from: rung } => Some(rung),
+            Self::Fetching | Self::Cold | Self::Backoff { .. } | Self::Broken { .. } => {
+                Some(Rung::Cold)
+            }
+            Self::Starting { .. }
+            | Self::Draining { .. }
+            | Self::Demoting { .. }
+            | Self::Waking { .. }
+            | Self::Verifying { .. }
+            | Self::Stopping => None,
+        }
+    }
+
+    /// An engine exists.
+    #[must_use]
+    pub fn has_engine(self) -> bool {
+        self.rung() != Some(Rung::Cold)
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fetching => f.write_str("fetching"),
+            Self::Cold => f.write_str("cold"),
+            Self::Waiting { .. } => f.write_str("waiting for a place"),
+            Self::Starting {
+                phase: Phase::Spawned,
+            } => f.write_str("starting"),
+            Self::Starting {
+                phase: Phase::Loading,
+            } => f.write_str("loading"),
+            Self::Starting {
+                phase: Phase::Canary,
+            }
+            | Self::Verifying { .. } => f.write_str("proving itself"),
+            Self::Ready => f.write_str("ready"),
+            Self::Draining { .. } => f.write_str("draining"),
+            Self::Demoting { .. } => f.write_str("giving memory back"),
+            Self::Asleep { rung } => rung.fmt(f),
+            Self::Waking { .. } => f.write_str("waking"),
+            Self::Stopping => f.write_str("stopping"),
+            Self::Backoff { attempt, .. } => write!(f, "backing off after failure {attempt}"),
+            Self::Broken { .. } => f.write_str("broken"),
+        }
+    }
+}

@@ -6,6 +6,7 @@ mod hang_ups;
 mod life;
 mod limits;
 mod operators;
+mod residency;
 mod routes;
 mod streams;
 

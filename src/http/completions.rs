@@ -14,6 +14,7 @@ use super::{
     attempt::{Attempt, Miss, Reached},
     body::Body,
     envelope::Ask,
+    loading::{self, Streamed},
     record::Record,
     refusal::Failure,
     request_id,
@@ -54,53 +55,57 @@ pub async fn forward(
         }
     };
     let record = Record::new(shared.clone(), tenant.as_str());
+    let streamed = Streamed::default();
     let exchange = Exchange {
         task,
         path,
-        request: &request,
-        shared: &shared,
-        engines: &engines,
+        request,
+        shared: shared.clone(),
+        engines: engines.get_ref().clone(),
+        streamed: streamed.clone(),
     };
-    match exchange.run(tenant, payload, record).await {
-        Ok(response) => response,
-        Err((failure, record)) => {
-            if let Failure::Unreachable(why) = &failure {
-                tracing::warn!(
-                    request_id = request_id(&request),
-                    why,
-                    "no answer from the engine"
-                );
-            }
-            record.failed(&failure);
-            failure.response()
-        }
-    }
+    let coming = Box::pin(exchange.answer(tenant, payload, record));
+    loading::or_comments(coming, &streamed, &shared).await
 }
 
 /// One request and what it needs on its way.
-struct Exchange<'a> {
+struct Exchange {
     task: Task,
     path: &'static str,
-    request: &'a HttpRequest,
-    shared: &'a Arc<Shared>,
-    engines: &'a Engines,
+    request: HttpRequest,
+    shared: Arc<Shared>,
+    engines: Engines,
+    streamed: Streamed,
 }
 
 /// A step's outcome; a failure carries the record, which counts it.
 type Step<T> = Result<T, (Failure, Record)>;
 
-impl Exchange<'_> {
+impl Exchange {
+    async fn answer(self, tenant: TenantId, payload: web::Payload, record: Record) -> HttpResponse {
+        let (failure, record) = match self.run(tenant, payload, record).await {
+            Ok(response) => return response,
+            Err(failed) => failed,
+        };
+        if let Failure::Unreachable(why) = &failure {
+            let request_id = request_id(&self.request);
+            tracing::warn!(request_id, why, "no answer from the engine");
+        }
+        record.failed(&failure);
+        failure.response()
+    }
+
     async fn run(
         &self,
         tenant: TenantId,
         payload: web::Payload,
         mut record: Record,
     ) -> Step<HttpResponse> {
-        let Some(place) = Place::take(self.shared) else {
+        let Some(place) = Place::take(&self.shared) else {
             return Err((Failure::NodeFull, record));
         };
         let bounds = (&self.shared.bodies, &self.shared.limits);
-        let body = match Body::receive(self.request, payload, bounds, record.tenant()).await {
+        let body = match Body::receive(&self.request, payload, bounds, record.tenant()).await {
             Ok(body) => body,
             Err(failure) => return Err((failure, record)),
         };
@@ -109,6 +114,10 @@ impl Exchange<'_> {
             Err(bad) => return Err((bad.into(), record)),
         };
         record.wants(&ask.model);
+        if ask.stream {
+            // Set once: this is the only place.
+            let _ = self.streamed.set(ask.model.clone());
+        }
         let permit = match self.permit(tenant.clone(), &ask).await {
             Ok(permit) => permit,
             Err(failure) => return Err((failure, record)),
@@ -118,9 +127,9 @@ impl Exchange<'_> {
         let attempt = Attempt {
             task: self.task,
             path: self.path,
-            request_id: request_id(self.request),
-            shared: self.shared,
-            engines: self.engines,
+            request_id: request_id(&self.request),
+            shared: &self.shared,
+            engines: &self.engines,
             salt: self.shared.salts.of(&tenant, salt.as_deref()),
         };
         let reached = answered(&attempt, &mut ask, permit, record).await?;

@@ -6,6 +6,7 @@
 //! | [`envelope`], [`terms`] | what is read off a request, and the fields we set |
 //! | [`completions`], [`body`], [`attempt`] | the way of one request: received, tried, answered |
 //! | [`relay`], [`sse`], [`assemble`] | the answer, streamed or put together |
+//! | [`loading`] | what a stream gets while its model is being loaded |
 //! | [`pipe`], [`socket`] | what clients that don't read can hold |
 //! | [`upstream`] | the client to engines |
 //! | [`refusal`], [`reason`] | every error, as HTTP |
@@ -22,6 +23,7 @@ pub mod control;
 pub mod envelope;
 pub mod identity;
 pub mod images;
+pub mod loading;
 pub mod pipe;
 pub mod reason;
 pub mod record;

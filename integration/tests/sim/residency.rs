@@ -207,3 +207,34 @@ fn how_often_a_model_was_asked_for_outlives_kvwarden() {
     server.restart(&three());
     assert_eq!(of(&server, "a")["rate"], before);
 }
+
+#[test]
+fn stream_for_a_model_that_loads_gets_comments_and_then_its_answer() {
+    let slow = "extra_args = [\"--fault-slow-start\", \"8s\"]";
+    let server = Server::start(&model("a", slow));
+    let mut answer = server.exchange(CHAT, "t", &streamed("a", 3)).answer();
+    assert_eq!(answer.status, 200);
+    let before = answer.until("data: ");
+    assert!(before.starts_with(": loading\n\n"), "{before}");
+    let rest = String::from_utf8(answer.rest().expect("a whole answer")).expect("text");
+    assert!(rest.ends_with("data: [DONE]\n\n"), "{rest}");
+}
+
+#[test]
+fn stream_for_a_model_that_cannot_load_ends_with_one_error_event() {
+    let failing = "extra_args = [\"--fault-slow-start\", \"60s\"]";
+    let limits = "[limits]\nqueue_timeout = \"7s\"\n";
+    let server = Server::start(&format!("{limits}{}", model("a", failing)));
+    let mut answer = server.exchange(CHAT, "t", &streamed("a", 3)).answer();
+    let all = String::from_utf8(answer.rest().expect("a whole answer")).expect("text");
+    let events: Vec<_> = all
+        .split("\n\n")
+        .filter(|event| !event.is_empty())
+        .collect();
+    let (error, comments) = events.split_last().expect("events");
+    assert!(
+        comments.iter().all(|comment| *comment == ": loading"),
+        "{all}"
+    );
+    assert!(error.starts_with("data: {\"error\":"), "{all}");
+}

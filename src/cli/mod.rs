@@ -7,9 +7,10 @@ pub mod doctor;
 pub mod engine;
 pub mod key;
 pub mod models;
+pub mod replay;
 mod reply;
 pub mod serve;
-mod show;
+pub(crate) mod show;
 pub mod status;
 pub mod version;
 
@@ -60,6 +61,8 @@ enum Command {
     Key(key::KeyArgs),
     /// Measure what scheduling does to latency and throughput
     Bench(bench::BenchArgs),
+    /// Run a log of requests through the planner, and through what other tools do
+    Replay(replay::ReplayArgs),
     /// Print the version
     Version(version::VersionArgs),
     /// The parent of one engine; started by `serve`
@@ -88,6 +91,7 @@ impl Cli {
             }
             Command::Key(args) => key::run(&args),
             Command::Bench(args) => bench::run(&args),
+            Command::Replay(args) => replay::run(&args),
             Command::Version(args) => version::run(&args),
             Command::Shim => Ok(shim::run()),
             Command::SimEngine(args) => {

@@ -19,11 +19,12 @@ mod closed;
 mod lag;
 mod plan;
 mod prompt;
-mod rng;
 mod run;
 mod sample;
 #[cfg(test)]
 mod tests;
+
+pub use kvwarden_policy::rng::SplitMix;
 
 pub use self::{
     client::{Dialect, Target, Tenant, Trace},
@@ -31,7 +32,6 @@ pub use self::{
     lag::{Lag, LagMeter},
     plan::{Lengths, Load, MAX_REQUESTS, PlanError, Shot, plan},
     prompt::Prompts,
-    rng::SplitMix,
     run::{Limits, Live, Run, RunError, run},
     sample::{Outcome, Sample},
 };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::rng::SplitMix;
+use super::SplitMix;
 
 /// Requests of one tenant in one run. An hour of 100 requests/s; beyond it a run is a mistake.
 pub const MAX_REQUESTS: usize = 360_000;

@@ -10,7 +10,8 @@ use std::{
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
-use super::{Machine, Report, picture};
+use super::{Machine, Report};
+use crate::plot;
 
 /// Writes everything into `dir`, which is made; returns the paths.
 ///
@@ -23,8 +24,8 @@ pub fn write_all(report: &Report, dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let requests = dir.join("requests.jsonl");
     write_requests(report, &requests)?;
     let [svg, png] = ["fairness.svg", "fairness.png"].map(|name| dir.join(name));
-    fs::write(&svg, picture::svg(report)?)?;
-    fs::write(&png, picture::png(report)?)?;
+    fs::write(&svg, plot::svg(report)?)?;
+    fs::write(&png, plot::png(report)?)?;
     Ok(vec![summary, requests, svg, png])
 }
 

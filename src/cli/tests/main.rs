@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod replay;
+
 use std::{
     fs,
     io::{Read as _, Write as _},

@@ -16,8 +16,12 @@ mod cost;
 mod ledger;
 mod planner;
 mod rate;
+pub mod sim;
 pub mod value;
 pub mod victims;
+
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
@@ -192,5 +196,6 @@ impl Default for Settings {
 /// What to do, given what there is.
 #[must_use]
 pub fn plan(snapshot: &Snapshot) -> Plan {
-    planner::Planner::new(snapshot).plan()
+    let worth = |model: &Model, to| value::value(model, to, &snapshot.settings);
+    planner::Planner::new(snapshot, &worth).plan()
 }

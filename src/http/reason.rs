@@ -7,10 +7,10 @@ pub enum Reason {
     InvalidRequest,
     /// The body is larger than the limit.
     BodyTooLarge,
+    /// The tenant's bodies that are held.
+    TenantBodiesFull,
     /// The body did not arrive in time.
     BodyTimeout,
-    /// The tenant's bodies hold as many bytes as they may.
-    TenantBodiesFull,
     /// Not JSON by its own header.
     NotJson,
     /// No key, or an unknown one.
@@ -58,8 +58,8 @@ impl Reason {
         match self {
             Self::InvalidRequest => "invalid_request",
             Self::BodyTooLarge => "body_too_large",
-            Self::BodyTimeout => "body_timeout",
             Self::TenantBodiesFull => "tenant_bodies_full",
+            Self::BodyTimeout => "body_timeout",
             Self::NotJson => "not_json",
             Self::InvalidApiKey => "invalid_api_key",
             Self::Forbidden => "forbidden",
@@ -86,7 +86,7 @@ impl Reason {
     #[must_use]
     pub const fn llm_d(self) -> Option<&'static str> {
         match self {
-            Self::TenantQueueFull | Self::TenantBodiesFull | Self::QueueFull | Self::NodeFull => {
+            Self::TenantBodiesFull | Self::TenantQueueFull | Self::QueueFull | Self::NodeFull => {
                 Some("rejected-saturated")
             }
             Self::QueueTimeout | Self::Deadline => Some("rejected-ttl-expired"),

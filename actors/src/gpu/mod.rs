@@ -25,7 +25,10 @@ use std::{collections::HashMap, path::PathBuf, time::Duration};
 use actix::{Actor, AsyncContext, Context, Handler, MessageResult, WeakAddr};
 use kvwarden_policy::{Generation, ModelId, residency};
 use serde::Serialize;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 use crate::{
     PULSE, Router, Vitals,
@@ -60,7 +63,7 @@ pub struct Gpu {
     router: Option<WeakAddr<Router>>,
     engines: HashMap<ModelId, Running>,
     seats: Seats,
-    reading: vram::Reading,
+    reading: watch::Sender<vram::Reading>,
     vitals: Vitals,
 }
 
@@ -100,7 +103,7 @@ impl Gpu {
             seats: Seats::new(params.residency),
             params,
             router: None,
-            reading: vram::Reading::NotYet,
+            reading: watch::Sender::new(vram::Reading::NotYet),
             vitals: Vitals::default(),
         }
     }
@@ -179,9 +182,10 @@ impl Handler<Spawn> for Gpu {
         self.engines.insert(spawn.engine.clone(), running);
         let run = run::Run {
             params: self.params.clone(),
-            gpus: self.reading.names(&spawn.devices),
+            gpus: self.reading.borrow().names(&spawn.devices),
             spawn,
             gpu: ctx.address(),
+            readings: self.reading.subscribe(),
         };
         actix::spawn(run.live(received));
     }
@@ -222,7 +226,7 @@ impl Handler<vram::Reading> for Gpu {
     fn handle(&mut self, reading: vram::Reading, _: &mut Context<Self>) {
         self.vitals.handled();
         self.seats.see(&reading, self.params.memory);
-        self.reading = reading;
+        self.reading.send_replace(reading);
         self.plan();
     }
 }
@@ -243,7 +247,7 @@ impl Handler<Snapshot<GpuState>> for Gpu {
             engines: self.engines.keys().cloned().collect(),
             residents: self.seats.residents(),
             memory: self.seats.memory(),
-            devices: self.reading.clone(),
+            devices: self.reading.borrow().clone(),
             vitals: self.vitals,
         })
     }

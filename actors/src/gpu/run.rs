@@ -8,7 +8,10 @@ use kvwarden_policy::{
     failure::FailureClass,
     lifecycle::{Phase, Rungs},
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 use super::{
     Gpu, Params, attached,
@@ -16,9 +19,12 @@ use super::{
     collector::Collector,
     engine::{Endpoint, EngineSpec, Launch, Start},
     probe::Probe,
-    rungs, shift,
+    rungs,
+    seats::Needs,
+    shift::Shifter,
     shim::{ShimEvent, ShimSpec},
     snapshot::{self, Shelf},
+    vram::Reading,
 };
 use crate::protocol::{EngineGone, EngineNews, News, Order, Spawn};
 
@@ -29,6 +35,7 @@ pub(super) struct Run {
     /// What CUDA calls the devices it was given.
     pub(super) gpus: Vec<String>,
     pub(super) gpu: Addr<Gpu>,
+    pub(super) readings: watch::Receiver<Reading>,
 }
 
 /// What an engine is told to do.
@@ -138,7 +145,7 @@ impl Run {
             gpus: &self.gpus,
         };
         let spec = self.shim_spec(launch, start);
-        let record = spec.record.clone();
+        let (record, token) = (spec.record.clone(), spec.token.clone());
         let child = match Child::start(&self.params.shim, spec).await {
             Ok(child) => child,
             Err(error) => return End::new(FailureClass::NotInstalled, error.to_string()),
@@ -153,7 +160,7 @@ impl Run {
             rungs: Rungs::default(),
             canary: None,
         };
-        let end = self.follow(child, endpoint, launch, orders).await;
+        let end = self.follow(child, &token, endpoint, launch, orders).await;
         // It is about an engine of which nothing is left.
         let _ = std::fs::remove_file(record);
         end
@@ -162,6 +169,7 @@ impl Run {
     async fn follow(
         &self,
         mut child: Child,
+        token: &str,
         endpoint: Endpoint,
         launch: &Launch,
         orders: &mut Orders,
@@ -215,9 +223,10 @@ impl Run {
                 }
                 order = orders.recv(), if stage != Stage::Parting && cause.is_none() => {
                     let endpoint = endpoint.clone();
+                    let shifter = self.shifter(endpoint.clone(), token);
                     work = match (order, stage) {
                         (Some(Order::Shift(what)), _) => Some(Box::pin(async move {
-                            Done::Shifted(shift::shift(&endpoint, what).await)
+                            Done::Shifted(shifter.shift(what).await)
                         })),
                         (Some(Order::Stop) | None, Stage::Serving) => {
                             stage = Stage::Parting;
@@ -257,6 +266,17 @@ impl Run {
             canary,
             ..endpoint
         }))
+    }
+
+    fn shifter(&self, endpoint: Arc<Endpoint>, token: &str) -> Shifter {
+        let devices = self.spawn.devices.iter();
+        Shifter {
+            endpoint,
+            devices: devices.map(ToString::to_string).collect(),
+            token: token.to_owned(),
+            needs: Needs::of(&self.spawn.spec),
+            readings: self.readings.clone(),
+        }
     }
 
     /// What is done with an engine that works before it is stopped.

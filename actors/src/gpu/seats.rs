@@ -363,6 +363,12 @@ impl Needs {
         }
     }
 
+    /// Bytes that a demotion gives back at least, on the smallest device there is.
+    pub(super) fn freed(&self, from: Rung, to: Rung) -> u64 {
+        let bytes = self.bytes(self.footprint.weights.saturating_add(self.footprint.kv));
+        bytes[from].saturating_sub(bytes[to])
+    }
+
     /// Bytes on a device of that size, by rung. What a sleeping engine keeps (its CUDA context,
     /// graphs and allocator) is measured at 1.3 GiB for 14B on vLLM.
     fn bytes(&self, size: u64) -> ByRung<u64> {

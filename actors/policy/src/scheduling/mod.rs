@@ -75,7 +75,8 @@ impl<T> Scheduler<T> {
     /// # Errors
     /// Gives the item back when there is no place for it.
     pub fn push(&mut self, arrival: &Arrival, item: T, now: Instant) -> Result<Pushed<T>, Full<T>> {
-        if self.comes_too_late(arrival, now) {
+        // One that is tried again goes to the head, which no forecast knows of.
+        if !arrival.is_retry && self.comes_too_late(arrival, now) {
             let bound = Bound::Expiry;
             return Err(Full { item, bound });
         }

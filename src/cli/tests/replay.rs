@@ -50,7 +50,7 @@ fn replay_prints_a_row_per_policy_and_more_memory_stalls_less() {
         "{lines:?}"
     );
     assert!(
-        lines[2].starts_with("kvwarden") && lines[3].starts_with("lru"),
+        lines[2].trim().starts_with("kvwarden") && lines[3].trim().starts_with("lru"),
         "{lines:?}"
     );
     let stall = |more: &[&str]| {

@@ -18,7 +18,7 @@ use crate::{
 use super::{Request, Spec, World};
 
 /// Seconds after which the clairvoyant's next use counts half. This and [`hindsight`] are the best of a
-/// grid on seeds 1 to 4.
+/// small grid on seed 1.
 const SOON: f64 = 10.0;
 
 /// The rules that can be compared.

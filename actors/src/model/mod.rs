@@ -37,6 +37,10 @@ pub use state::{ModelState, Record};
 /// what waits should meet its successor instead of the same closed port.
 const UNREACHABLE_PAUSE: Duration = Duration::from_secs(1);
 
+/// The same after an engine broke off an answer before it began. Most likely it is dying, and its
+/// connections close a moment before we hear of its end; if it is not, hardly anything is lost.
+const LOST_PAUSE: Duration = Duration::from_millis(200);
+
 /// What a model is told at its birth.
 #[derive(Clone, Debug)]
 pub struct Params {

@@ -12,7 +12,7 @@ use kvwarden_policy::{
 };
 use tokio::time::Instant;
 
-use super::{Model, UNREACHABLE_PAUSE};
+use super::{LOST_PAUSE, Model, UNREACHABLE_PAUSE};
 use crate::{
     Refusal, Ticket,
     protocol::{EngineWaiting, Enqueue, FirstToken, SlotFreed},
@@ -181,10 +181,12 @@ impl Handler<SlotFreed> for Model {
     fn handle(&mut self, freed: SlotFreed, ctx: &mut Context<Self>) {
         self.vitals.handled();
         self.running.remove(&freed.key);
-        if freed.is_unreachable {
-            self.paused_until = Some(Instant::now() + UNREACHABLE_PAUSE);
-        }
         let now = Instant::now();
+        if freed.is_unreachable {
+            self.paused_until = Some(now + UNREACHABLE_PAUSE);
+        } else if freed.retry.is_some() {
+            self.paused_until = self.paused_until.max(Some(now + LOST_PAUSE));
+        }
         self.queue.finish(freed.key, &freed.outcome, now.into_std());
         if let Outcome::Completed(usage) = freed.outcome {
             self.estimator.learn(&freed.size, usage.prompt_tokens);

@@ -2,10 +2,13 @@
 
 mod answers;
 mod caps;
+mod fairness;
 mod hang_ups;
 mod life;
 mod limits;
 mod operators;
+mod readers;
+mod retries;
 mod routes;
 mod streams;
 

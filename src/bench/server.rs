@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use nix::{
+    libc,
     sys::{
         prctl,
         signal::{Signal, kill},
@@ -31,6 +32,10 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// Without drain a server ends its engines at once; vLLM takes seconds.
 const STOP: Duration = Duration::from_secs(60);
+
+/// Priority of the server and its engines, below the load generator's: where they share cores, the
+/// generator, which needs little, keeps its plan.
+const NICE: i32 = 5;
 
 /// Longest answer of a status page.
 const MAX_PAGE: usize = 4 << 20;
@@ -85,10 +90,13 @@ impl Place {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
-        // SAFETY: the child calls prctl alone, which is async-signal-safe.
+        // SAFETY: the child calls prctl and setpriority alone, which are async-signal-safe.
         unsafe {
-            // A bench that is killed leaves no server behind.
-            command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGTERM)?));
+            command.pre_exec(|| {
+                libc::setpriority(libc::PRIO_PROCESS, 0, NICE);
+                // A bench that is killed leaves no server behind.
+                Ok(prctl::set_pdeathsig(Signal::SIGTERM)?)
+            });
         }
         let child = tokio::process::Command::from(command)
             .kill_on_drop(true)
@@ -113,7 +121,7 @@ impl Server {
             if let Some(status) = self.child.try_wait()? {
                 bail!("our server ended with {status}:\n{}", self.log());
             }
-            match get(&format!("{}/health", self.base)).await {
+            match get(&format!("{}/health", self.base), None).await {
                 Ok((200, _)) => return Ok(()),
                 Ok((_, page)) if page.contains("\"degraded\"") => {
                     bail!("the engine can't be started: {page}\n{}", self.log());
@@ -148,15 +156,19 @@ impl Server {
     }
 }
 
-/// A page of a server: its status and text.
+/// A page of a server, asked for with a key if there is one: its status and text.
 ///
 /// # Errors
 /// When nobody answers within two seconds.
-pub async fn get(url: &str) -> anyhow::Result<(u16, String)> {
+pub async fn get(url: &str, key: Option<&str>) -> anyhow::Result<(u16, String)> {
     let client = awc::Client::builder()
         .timeout(Duration::from_secs(2))
         .finish();
-    let sent = client.get(url).send().await;
+    let mut request = client.get(url);
+    if let Some(key) = key {
+        request = request.bearer_auth(key);
+    }
+    let sent = request.send().await;
     let mut response = sent.map_err(|error| anyhow::anyhow!("{url}: {error}"))?;
     let body = response.body().limit(MAX_PAGE).await?;
     Ok((
@@ -170,7 +182,7 @@ pub async fn get(url: &str) -> anyhow::Result<(u16, String)> {
 /// # Errors
 /// When it can't be had.
 pub async fn get_json(url: &str) -> anyhow::Result<Value> {
-    let (status, page) = get(url).await?;
+    let (status, page) = get(url, None).await?;
     anyhow::ensure!(status == 200, "{url}: {status}");
     Ok(serde_json::from_str(&page)?)
 }

@@ -1,6 +1,6 @@
 //! What queues where while a run lasts, and whether a limit nobody set was what queued.
 
-use std::{cell::RefCell, rc::Rc, time::Duration};
+use std::{cell::RefCell, fs, rc::Rc, time::Duration};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -13,6 +13,9 @@ use super::{
 
 /// How often is looked.
 const PERIOD: Duration = Duration::from_millis(100);
+
+/// Where engines find the key they guard their pages with.
+const KEYS: [&str; 3] = ["VLLM_API_KEY", "LLAMA_API_KEY", "KVWARDEN_ENGINE_KEY"];
 
 /// What engines call their running and waiting requests.
 const RUNNING: [&str; 3] = [
@@ -62,41 +65,85 @@ pub struct Queues {
     pub queued_max: Option<f64>,
 }
 
+/// An engine's own pages.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Engine {
+    base: String,
+    key: Option<String>,
+}
+
 /// Looks ten times a second, until dropped.
 pub async fn watch(base: &str, begin: Instant, live: &Rc<Live>, looks: &RefCell<Vec<Look>>) {
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    // Runs begin when all engines serve, and last as long as they do. A server that is not ours has
+    // no status page, and may be an engine itself.
+    let engine = match get_json(&status_url(base)).await {
+        Ok(status) => engine_in(&status),
+        Err(_) => Some(Engine {
+            base: base.to_owned(),
+            key: None,
+        }),
+    };
     loop {
         ticks.tick().await;
-        let (sent, ended) = (
-            live.sent.get(),
-            live.ok.get() + live.refused.get() + live.failed.get(),
-        );
+        let ended = live.ok.get() + live.refused.get() + live.failed.get();
         let mut look = Look {
             at: begin.elapsed().as_secs_f64(),
-            open: sent.saturating_sub(ended) as f64,
+            open: live.sent.get().saturating_sub(ended) as f64,
             ..Look::default()
         };
-        // A server that is not ours has no status page, and may be an engine itself.
-        let status = get_json(&format!("{base}/kvwarden/status"))
-            .await
-            .unwrap_or_default();
-        let engine = read_status(&status, &mut look).unwrap_or_else(|| base.to_owned());
-        if let Ok((200, page)) = get(&format!("{engine}/metrics")).await {
-            look.running = gauge(&page, &RUNNING).or(look.running);
-            look.waiting = gauge(&page, &WAITING);
+        let status = get_json(&status_url(base)).await.unwrap_or_default();
+        read_status(&status, &mut look);
+        if let Some(engine) = &engine {
+            look_into(engine, &mut look).await;
         }
         looks.borrow_mut().push(look);
     }
 }
 
-/// Takes in kvwarden's own view of its first model; returns where the engine is.
-fn read_status(status: &Value, look: &mut Look) -> Option<String> {
-    let model = status["loaded_models"].as_object()?.values().next()?;
-    look.queued = model["waiting"].as_f64();
-    look.running = model["running"].as_f64();
-    look.slots = model["max_running"].as_f64();
-    model["url"].as_str().map(str::to_owned)
+fn status_url(base: &str) -> String {
+    format!("{base}/kvwarden/status")
+}
+
+/// Of an engine that tells nothing, nothing is known.
+async fn look_into(engine: &Engine, look: &mut Look) {
+    let url = format!("{}/metrics", engine.base);
+    if let Ok((200, page)) = get(&url, engine.key.as_deref()).await {
+        look.running = gauge(&page, &RUNNING).or(look.running);
+        look.waiting = gauge(&page, &WAITING);
+    }
+}
+
+/// Where kvwarden's first model runs. The key is new at every start and known to kvwarden and the
+/// engine alone; the engine's environment has it, for the same user to read.
+fn engine_in(status: &Value) -> Option<Engine> {
+    let model = first_model(status)?;
+    let key = model["pid"].as_u64().and_then(|pid| {
+        let environ = fs::read_to_string(format!("/proc/{pid}/environ")).ok()?;
+        let entries = environ
+            .split('\0')
+            .filter_map(|entry| entry.split_once('='));
+        let mut keys = entries.filter(|(name, _)| KEYS.contains(name));
+        keys.next().map(|(_, key)| key.to_owned())
+    });
+    Some(Engine {
+        base: model["url"].as_str()?.to_owned(),
+        key,
+    })
+}
+
+fn first_model(status: &Value) -> Option<&Value> {
+    status["loaded_models"].as_object()?.values().next()
+}
+
+/// Takes in kvwarden's own view of its first model.
+fn read_status(status: &Value, look: &mut Look) {
+    if let Some(model) = first_model(status) {
+        look.queued = model["waiting"].as_f64();
+        look.running = model["running"].as_f64();
+        look.slots = model["max_running"].as_f64();
+    }
 }
 
 /// The sum of a gauge over its labels.
@@ -230,15 +277,23 @@ mod tests {
     }
 
     #[test]
-    fn kvwarden_tells_where_its_engine_is() {
+    fn kvwarden_tells_where_its_engine_is_and_the_engine_its_key() {
+        let mut engine = std::process::Command::new("sleep")
+            .arg("60")
+            .env("LLAMA_API_KEY", "secret")
+            .spawn()
+            .unwrap();
         let status = serde_json::json!({"loaded_models": {"m": {
-            "waiting": 3, "running": 8, "max_running": 8, "url": "http://127.0.0.1:9"
+            "waiting": 3, "running": 8, "max_running": 8, "url": "http://127.0.0.1:9",
+            "pid": engine.id()
         }}});
         let mut look = Look::default();
-        assert_eq!(
-            read_status(&status, &mut look).as_deref(),
-            Some("http://127.0.0.1:9")
-        );
+        read_status(&status, &mut look);
         assert_eq!((look.queued, look.slots), (Some(3.0), Some(8.0)));
+        let found = engine_in(&status).unwrap();
+        engine.kill().unwrap();
+        engine.wait().unwrap();
+        assert_eq!(found.base, "http://127.0.0.1:9");
+        assert_eq!(found.key.as_deref(), Some("secret"));
     }
 }

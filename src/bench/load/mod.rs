@@ -18,6 +18,7 @@ mod client;
 mod closed;
 mod lag;
 mod plan;
+mod probe;
 mod prompt;
 mod rng;
 mod run;
@@ -30,6 +31,7 @@ pub use self::{
     closed::{Pace, closed_loop},
     lag::{Lag, LagMeter},
     plan::{Lengths, Load, MAX_REQUESTS, PlanError, Shot, plan},
+    probe::probe,
     prompt::Prompts,
     rng::SplitMix,
     run::{Limits, Live, Run, RunError, run},

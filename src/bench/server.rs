@@ -10,7 +10,6 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use nix::{
-    libc,
     sys::{
         prctl,
         signal::{Signal, kill},
@@ -32,10 +31,6 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// Without drain a server ends its engines at once; vLLM takes seconds.
 const STOP: Duration = Duration::from_secs(60);
-
-/// Priority of the server and its engines, below the load generator's: where they share cores, the
-/// generator, which needs little, keeps its plan.
-const NICE: i32 = 5;
 
 /// Longest answer of a status page.
 const MAX_PAGE: usize = 4 << 20;
@@ -90,13 +85,10 @@ impl Place {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
-        // SAFETY: the child calls prctl and setpriority alone, which are async-signal-safe.
+        // SAFETY: the child calls prctl alone, which is async-signal-safe.
         unsafe {
-            command.pre_exec(|| {
-                libc::setpriority(libc::PRIO_PROCESS, 0, NICE);
-                // A bench that is killed leaves no server behind.
-                Ok(prctl::set_pdeathsig(Signal::SIGTERM)?)
-            });
+            // A bench that is killed leaves no server behind.
+            command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGTERM)?));
         }
         let child = tokio::process::Command::from(command)
             .kill_on_drop(true)

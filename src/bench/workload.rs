@@ -64,9 +64,12 @@ pub const HERO_RATE: f64 = 32.0;
 /// The quiet tenant's rate, requests per second.
 const QUIET_RATE: f64 = 1.0;
 
-/// All quiet tenants together ask for at most this part of the capacity, in output tokens, or they
-/// would be a flood.
+/// All quiet tenants together ask for at most this part of the capacity, or they would be a flood.
+/// A prompt token counts like an output token, as it nearly is one where there is no GPU.
 const QUIET_SHARE: f64 = 0.1;
+
+/// Random prompts of so many words are never alike, and no prefix cache helps.
+const UNLIKE: u32 = 6;
 
 // === impl Shape ===
 
@@ -148,15 +151,17 @@ impl Workload {
         scale: f64,
     ) -> Self {
         let output = Lengths::Uniform { min: 60, max: 64 }.scaled(scale);
-        let most = capacity / output.mean() * QUIET_SHARE / quiet.max(1) as f64;
+        let prompt = Lengths::Uniform { min: 10, max: 60 }.scaled(scale);
+        let prompt = prompt.at_least(UNLIKE);
+        let each = prompt.mean() + output.mean();
+        let most = capacity / each * QUIET_SHARE / quiet.max(1) as f64;
         let load = |number: usize| Load {
             tenant: match quiet {
                 1 => "quiet".to_owned(),
                 _ => format!("quiet-{number}"),
             },
             rate: QUIET_RATE.min(most.max(0.05)),
-            // Never scaled: prompts of a few words would repeat, and a prefix cache would help.
-            prompt: Lengths::Uniform { min: 10, max: 60 },
+            prompt,
             output,
         };
         let quiet = (1..=quiet).map(|number| Party {
@@ -211,8 +216,8 @@ mod tests {
     #[test]
     fn quiet_tenant_stays_quiet_on_a_slow_engine() {
         let rate = |capacity| quiet_rate(Shape::Decode.floods(1, 0.125), capacity, 0.125);
-        // Answers of 8 tokens, and a tenth of the capacity.
-        assert!((rate(10.0) - 0.13).abs() < 0.01, "{}", rate(10.0));
+        // Requests of 15 tokens, and a tenth of the capacity.
+        assert!((rate(30.0) - 0.2).abs() < 0.01, "{}", rate(30.0));
         assert!((rate(800.0) - 1.0).abs() < 1e-9);
     }
 

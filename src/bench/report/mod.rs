@@ -119,8 +119,8 @@ impl Report {
     /// A report without arms.
     #[must_use]
     pub fn new(options: &Options, workload: Workload, capacities: Vec<Capacity>) -> Self {
-        let is_simulated =
-            options.engine == crate::config::Engine::Sim && options.base_url.is_none();
+        let is_own = options.base_url.is_none() && options.config.is_none();
+        let is_simulated = is_own && options.engine == crate::config::Engine::Sim;
         let first = workload.of(Role::Noisy).zip(&capacities).next();
         let flood = first.map_or(0.0, |((_, party), one)| {
             party.load.rate / one.requests_per_s

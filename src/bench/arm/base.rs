@@ -1,37 +1,20 @@
-//! The arms of the experiment, and the configuration of each. They differ in nothing else.
+//! The configuration of each arm's server.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use clap::ValueEnum;
+use clap::ValueEnum as _;
 use kvwarden_policy::steps::{self, Preset};
-use serde::Serialize;
 use toml::{Table, Value};
 
-use super::workload::{Party, Role, Workload};
-use crate::config::{Config, Engine, Overrides, process_environment};
+use super::{Arm, Instance};
+use crate::{
+    bench::workload::{Party, Role, Workload},
+    config::{Config, Engine, Overrides, process_environment},
+};
 
 /// The model's name in generated configurations.
 const MODEL: &str = "bench";
-
-/// How the engine is shared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Arm {
-    /// The quiet tenants alone
-    Solo,
-    /// First come, first served: no sharing at all
-    Fifo,
-    /// Python KVWarden's answer: fifo, and a request bucket on the noisy tenant
-    Bucket,
-    /// Python KVWarden's other discipline: deficit round robin
-    Drr,
-    /// kvwarden's token-cost fair queue
-    Fair,
-    /// A server that runs already (`--base-url`)
-    #[value(skip)]
-    Server,
-}
 
 /// What every arm's configuration is made from.
 #[derive(Clone, Debug)]
@@ -39,51 +22,6 @@ pub struct Base {
     table: Table,
     dir: PathBuf,
     engine: Engine,
-}
-
-/// What sets one server apart.
-#[derive(Clone, Copy, Debug)]
-pub struct Instance<'a> {
-    /// Which arm.
-    pub arm: Arm,
-    /// Its loopback port.
-    pub port: u16,
-    /// Its sockets and logs.
-    pub state_dir: &'a Path,
-    /// The noisy tenant's bucket in [`Arm::Bucket`], requests per minute.
-    pub bucket_rpm: u32,
-}
-
-// === impl Arm ===
-
-impl Arm {
-    /// The name in tables and files.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Solo => "solo",
-            Self::Fifo => "fifo",
-            Self::Bucket => "bucket",
-            Self::Drr => "drr",
-            Self::Fair => "fair",
-            Self::Server => "server",
-        }
-    }
-
-    /// The model's `scheduling`.
-    fn scheduling(self) -> &'static str {
-        match self {
-            Self::Solo | Self::Fifo | Self::Bucket | Self::Server => "fifo",
-            Self::Drr => "drr",
-            Self::Fair => "fair",
-        }
-    }
-
-    /// Who sends in it.
-    #[must_use]
-    pub fn sends(self, role: Role) -> bool {
-        self != Self::Solo || role == Role::Quiet
-    }
 }
 
 // === impl Base ===
@@ -133,17 +71,23 @@ impl Base {
             Engine::Vllm | Engine::Sglang => {
                 set("source", source.into());
             }
-            // Few enough slots that they are full long before the processor's cache is.
+            // Few enough slots for a processor to fill them all.
             Engine::VllmCpu | Engine::SglangCpu => {
                 set("source", source.into());
                 set("max_concurrent", 8.into());
                 set("max_model_len", 2048.into());
+                set("env", one_thread(engine).into());
+                if engine == Engine::VllmCpu {
+                    // In a process of its own the worker is waited for by `sched_yield` in a loop,
+                    // which on few cores keeps others from waking up for seconds.
+                    let within = ["--distributed-executor-backend", "uni"];
+                    set("extra_args", within.map(Value::from).to_vec().into());
+                }
             }
             Engine::Llamacpp => {
                 set("source", source.into());
                 set("max_concurrent", 4.into());
                 set("max_model_len", 2048.into());
-                // More threads than free cores make llama.cpp many times slower.
                 set("threads", 1.into());
             }
         }
@@ -234,6 +178,18 @@ impl Base {
         }
         table.to_string()
     }
+}
+
+/// More threads than there are free cores wait for each other by spinning, and make an engine many
+/// times slower.
+fn one_thread(engine: Engine) -> Table {
+    let mut env = Table::from_iter([("OMP_NUM_THREADS".to_owned(), "1".into())]);
+    if engine == Engine::VllmCpu {
+        env.insert("VLLM_CPU_OMP_THREADS_BIND".to_owned(), "nobind".into());
+        // Or it would not leave the worker within its own process.
+        env.insert("VLLM_ENABLE_V1_MULTIPROCESSING".to_owned(), "0".into());
+    }
+    env
 }
 
 fn text_in<'t>(table: &'t Table, key: &str) -> Option<&'t str> {

@@ -99,7 +99,7 @@ impl<'a> Runner<'a> {
         let long = probe(&target, self.prompts, 116).await?;
         self.prompts = Prompts::fitted((16, short), (116, long));
         let stage =
-            (self.options.duration / 6).clamp(Duration::from_secs(3), Duration::from_secs(6));
+            (self.options.duration / 6).clamp(Duration::from_secs(1), Duration::from_secs(6));
         let display = &self.display;
         let mut capacities = Vec::new();
         for load in loads {

@@ -214,7 +214,7 @@ fn tenants(instance: Instance<'_>, workload: &Workload) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::workload::Shape;
+    use crate::bench::{model::default_source, workload::Shape};
 
     const ENGINES: [Engine; 6] = [
         Engine::Sim,
@@ -226,7 +226,10 @@ mod tests {
     ];
 
     fn config(engine: Engine, arm: Arm) -> (Base, String) {
-        let base = Base::of_engine(engine, &steps::H100_8B, "org/model".to_owned()).unwrap();
+        let small = default_source(Engine::Llamacpp).unwrap();
+        let is_llamacpp = engine == Engine::Llamacpp;
+        let source = if is_llamacpp { &small } else { "org/model" }.to_owned();
+        let base = Base::of_engine(engine, &steps::H100_8B, source).unwrap();
         let floods = Shape::Unequal.floods(3, 1.0);
         let workload = Workload::new(floods, &[4, 2], 1, 5000.0, 1.0);
         let instance = Instance {

@@ -131,7 +131,7 @@ impl Node {
             };
             let mut router = Router::new(below.clone(), unnamed);
             let id = TenantId::from("t");
-            let tenant = Tenant::named(id.clone(), setup.limits, me.clone());
+            let tenant = Tenant::named(id.clone(), setup.limits.clone(), me.clone());
             router.add_tenant(id, tenant.start());
             let params = setup.model();
             let names = params.names.clone();

@@ -481,3 +481,6 @@ impl Seat {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

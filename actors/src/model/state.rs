@@ -27,6 +27,10 @@ pub struct Record {
     pub starts: u64,
     /// Engine ends that nobody asked for.
     pub failures: u64,
+    /// Times the planner took its memory, in whole or in part.
+    pub reclaimed: u64,
+    /// It failed, and no start has succeeded since.
+    pub is_failing: bool,
     /// Messages about an engine that was no longer the current one.
     pub stale: u64,
     /// Requests handed to the engine.
@@ -75,6 +79,7 @@ impl Record {
         }
         self.recent_starts.extend(took);
         self.starts += 1;
+        self.is_failing = false;
         self.note = None;
     }
 
@@ -86,6 +91,7 @@ impl Record {
     /// It ended although nobody asked for it.
     pub(super) fn failed(&mut self, reason: String, log_tail: Vec<String>) {
         self.failures += 1;
+        self.is_failing = true;
         self.note = Some(reason);
         self.log_tail = log_tail;
     }

@@ -42,6 +42,12 @@ impl Layout {
         self.state.join("logs")
     }
 
+    /// KV that outlives its engine: one directory per model.
+    #[must_use]
+    pub fn kv(&self) -> PathBuf {
+        self.state.join("kv")
+    }
+
     /// Sockets of engine shims. Unix socket paths end at 107 bytes, so names here are short.
     #[must_use]
     pub fn run(&self) -> PathBuf {

@@ -39,11 +39,17 @@
 pub mod bench;
 pub mod cli;
 pub mod config;
+pub mod events;
 pub mod http;
 pub mod install;
 pub mod layout;
 pub mod metrics;
+mod plot;
 pub mod prepare;
+pub mod remember;
+pub mod replay;
 pub mod serve;
 pub mod shim;
 pub mod sim;
+pub mod watch;
+pub mod weights;

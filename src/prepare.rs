@@ -2,14 +2,18 @@
 //! the weights. Installed while the server already listens, one model after the other, so that
 //! downloads do not compete and their bars do not mix.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use actix::Addr;
 use kvwarden_actors::{
     Model,
     gpu::engine::{Attached, EngineKind, EngineSpec, Launch},
-    protocol::Prepared,
+    protocol::{Preparation, Prepared},
 };
+use sha2::{Digest, Sha256};
 
 use crate::{
     config::{ModelConfig, ModelSource},
@@ -18,6 +22,7 @@ use crate::{
         progress::{Event, Progress},
     },
     layout::Layout,
+    weights,
 };
 
 /// Why a model can't be prepared.
@@ -34,19 +39,43 @@ pub enum PrepareError {
     Mismatch(&'static str),
 }
 
+/// An engine to prepare.
+pub struct Wanted {
+    /// What the configuration says of it.
+    pub config: ModelConfig,
+    /// Its model.
+    pub actor: Addr<Model>,
+    /// Which of the model's engines it is.
+    pub replica: usize,
+}
+
+impl Wanted {
+    fn tell(&self, how: Preparation) {
+        let replica = self.replica;
+        self.actor.do_send(Prepared { replica, how });
+    }
+}
+
 /// Prepares every model on a thread of its own and tells each model's actor how it goes.
 ///
 /// # Errors
 /// When no thread can be started.
-pub fn spawn(models: Vec<(ModelConfig, Addr<Model>)>, layout: Layout) -> std::io::Result<()> {
+pub fn spawn(mut models: Vec<Wanted>, layout: Layout) -> std::io::Result<()> {
+    // Those that need nothing come first, so that they don't wait for others' downloads.
+    models.sort_by_key(|wanted| wanted.config.environment.is_some());
     let work = move || {
-        for (config, actor) in order(models) {
-            let result = prepare(&config, &layout, &Reporter::new(actor.clone()));
-            actor.do_send(match result {
-                Ok(spec) => Prepared::Done(Arc::new(spec)),
+        for wanted in models {
+            let config = &wanted.config;
+            let reporter = Reporter {
+                terminal: install::progress::to_stderr(),
+                wanted: &wanted,
+            };
+            let result = prepare(config, &layout, &reporter);
+            wanted.tell(match result {
+                Ok(spec) => Preparation::Done(Arc::new(spec)),
                 Err(error) => {
-                    tracing::error!(model = %config.id, %error, "cannot be prepared");
-                    Prepared::Failed(error.to_string())
+                    tracing::error!(engine = %config.engine_name, %error, "cannot be prepared");
+                    Preparation::Failed(error.to_string())
                 }
             });
         }
@@ -55,12 +84,6 @@ pub fn spawn(models: Vec<(ModelConfig, Addr<Model>)>, layout: Layout) -> std::io
         .name("prepare".to_owned())
         .spawn(work)
         .map(drop)
-}
-
-/// Models that need nothing come first, so that they don't wait for others' downloads.
-fn order(mut models: Vec<(ModelConfig, Addr<Model>)>) -> Vec<(ModelConfig, Addr<Model>)> {
-    models.sort_by_key(|(config, _)| config.environment.is_some());
-    models
 }
 
 fn prepare(
@@ -77,7 +100,11 @@ fn prepare(
             served_name: config.id.to_string(),
         }));
     }
-    let (program, prefix) = program(config, layout, progress)?;
+    let Program {
+        program,
+        prefix,
+        build,
+    } = program(config, layout, progress)?;
     let model = match &config.source {
         ModelSource::Path(path) => path.display().to_string(),
         ModelSource::Pypi(file) => {
@@ -87,56 +114,86 @@ fn prepare(
         ModelSource::Hub(id) | ModelSource::Preset(id) => id.clone(),
         ModelSource::Url { .. } => return Err(PrepareError::Mismatch("a URL needs no engine")),
     };
+    let memory = config.residency.memory;
     Ok(EngineSpec::Child(Box::new(Launch {
         kind: config.engine,
+        footprint: weights::footprint(config.engine, &config.flags, &model, memory),
+        kv_dir: layout.kv().join(dir_name(config.engine_name.as_str())),
         program,
         prefix,
+        build,
         model,
         served_name: config.id.to_string(),
         flags: config.flags.clone(),
+        gpus: config.residency.gpus.clone(),
         start_timeout: config.start_timeout,
         stop_grace: config.stop_grace,
     })))
 }
 
-/// The executable, and what comes before its other arguments.
+/// What runs an engine.
+struct Program {
+    program: PathBuf,
+    /// What comes before its other arguments.
+    prefix: Vec<String>,
+    build: String,
+}
+
 fn program(
     config: &ModelConfig,
     layout: &Layout,
     progress: &dyn Progress,
-) -> Result<(PathBuf, Vec<String>), PrepareError> {
+) -> Result<Program, PrepareError> {
     if let Some(executable) = &config.executable {
-        return Ok((executable.clone(), Vec::new()));
+        return Ok(Program {
+            program: executable.clone(),
+            prefix: Vec::new(),
+            build: build_of(executable)?,
+        });
     }
     if config.engine == EngineKind::Sim {
-        return Ok((std::env::current_exe()?, vec!["sim-engine".to_owned()]));
+        return Ok(Program {
+            program: std::env::current_exe()?,
+            prefix: vec!["sim-engine".to_owned()],
+            build: env!("CARGO_PKG_VERSION").to_owned(),
+        });
     }
     let name = config
         .environment
         .ok_or(PrepareError::Mismatch("the model names no engine"))?;
     let installed = install::ensure(name, layout, progress)?;
-    Ok((
-        installed.python,
-        vec![installed.launcher.display().to_string()],
-    ))
+    Ok(Program {
+        program: installed.python,
+        prefix: vec![installed.launcher.display().to_string()],
+        build: installed.version,
+    })
+}
+
+/// Of somebody's own executable its size and date have to do.
+fn build_of(executable: &Path) -> std::io::Result<String> {
+    let file = std::fs::metadata(executable)?;
+    Ok(format!("{} bytes of {:?}", file.len(), file.modified()?))
+}
+
+/// A directory's name that is readable and, by the hash, no other model's.
+fn dir_name(id: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let plain = |c: char| if is_plain(c) { c } else { '_' };
+    let name: String = id.chars().map(plain).collect();
+    let hash = Sha256::digest(id.as_bytes());
+    format!(
+        "{name}-{:02x}{:02x}{:02x}{:02x}",
+        hash[0], hash[1], hash[2], hash[3]
+    )
 }
 
 /// Progress goes to the terminal and, as a note, to whoever asks for the model's health.
-struct Reporter {
+struct Reporter<'a> {
     terminal: Box<dyn Progress>,
-    actor: Addr<Model>,
+    wanted: &'a Wanted,
 }
 
-impl Reporter {
-    fn new(actor: Addr<Model>) -> Self {
-        Self {
-            terminal: install::progress::to_stderr(),
-            actor,
-        }
-    }
-}
-
-impl Progress for Reporter {
+impl Progress for Reporter<'_> {
     fn report(&self, event: Event<'_>) {
         self.terminal.report(event);
         let note = match event {
@@ -145,6 +202,6 @@ impl Progress for Reporter {
             Event::Step { label } => format!("installing: {label}"),
             Event::OnDisk(_) | Event::Finished { .. } => return,
         };
-        self.actor.do_send(Prepared::Step(note));
+        self.wanted.tell(Preparation::Step(note));
     }
 }

@@ -12,14 +12,18 @@ use actix_rt::Arbiter;
 use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
 use anyhow::Context as _;
 use kvwarden_actors::{
-    Gpu, Model, Router, Tenant,
+    Gpu, Model, Router, Tenant, Witness,
     gpu::{self, engine::EngineKind},
     model::{self, ModelState},
     protocol::{Drain, Roster},
     router::{ModelEntry, Unnamed},
     tenant,
 };
-use kvwarden_policy::scheduling::{Bounds, FairSettings, Settings};
+use kvwarden_policy::{
+    lifecycle::State,
+    residency,
+    scheduling::{Bounds, FairSettings, Group, Settings, TenantBounds},
+};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -27,13 +31,17 @@ use tokio::{
 };
 
 use crate::{
-    config::{Config, ModelConfig, TenantLimits},
+    config::{Config, GroupConfig, ModelConfig, TenantLimits},
+    events::EventLog,
     http::{self, Shared, admin::Overview, upstream::Engines},
     layout::Layout,
+    metrics::Metrics,
     prepare,
+    remember::{self, Memory},
+    watch::{self, Watch},
 };
 
-/// Prompts that wait for one model, in bytes: a thousand of a megabyte.
+/// Requests that wait for one model, in bytes: a thousand of a megabyte.
 const MAX_WAITING_BYTES: u64 = 1 << 30;
 
 /// How often the end of a drain is looked for.
@@ -55,24 +63,48 @@ pub fn run(config: &Config, layout: &Layout) -> anyhow::Result<()> {
 async fn serve(config: &Config, layout: &Layout) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     let control = Arbiter::new();
-    let router = start_actors(config, layout, &control)?;
-    let shared = Arc::new(Shared::new(config, router.clone()));
+    let metrics = Arc::new(Metrics::register());
+    let events = open_events(config, &metrics)?;
+    let witness = Arc::new(Watch::new(&metrics, events.clone()));
+    let router = start_actors(config, layout, &control, witness)?;
+    let shared = Shared::new(config, router.clone(), metrics, events.clone());
+    let shared = Arc::new(shared);
     let (server, handle) = listen(config, shared)?;
     let server = actix_web::rt::spawn(server);
     tracing::info!(listen = %config.listen, models = config.models.len(), "serving");
 
     let roster = router.send(Roster).await?;
-    let models = config.models.iter().cloned().zip(roster.models).collect();
-    prepare::spawn(models, layout.clone())?;
+    prepare::spawn(to_prepare(config, &roster.models), layout.clone())?;
+    let remembering = actix_web::rt::spawn(remember::keep(router.clone(), layout.clone()));
+    let describing = events
+        .clone()
+        .map(|events| actix_web::rt::spawn(watch::describe(router.clone(), events)));
     let greeting = actix_web::rt::spawn(greet(config.clone(), router.clone()));
 
     signals.next().await;
     greeting.abort();
+    remembering.abort();
     drain(config, &router, &mut signals).await;
+    remember::save(&router, layout).await;
     handle.stop(true).await;
     server.await??;
+    if let Some(describing) = describing {
+        describing.abort();
+    }
+    if let Some(events) = events {
+        watch::end(&router, events).await;
+    }
     control.stop();
     Ok(())
+}
+
+fn open_events(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<Arc<EventLog>>> {
+    let Some(config) = &config.events else {
+        return Ok(None);
+    };
+    let log = EventLog::open(config, metrics.events_dropped.clone());
+    let log = log.with_context(|| format!("cannot write {}", config.path.display()))?;
+    Ok(Some(Arc::new(log)))
 }
 
 /// Actors leaf first: each is given the addresses of those below it.
@@ -80,37 +112,49 @@ fn start_actors(
     config: &Config,
     layout: &Layout,
     control: &Arbiter,
+    witness: Arc<dyn Witness>,
 ) -> anyhow::Result<Addr<Router>> {
     let params = gpu::Params {
         // The file may be replaced by an upgrade while this process runs.
         shim: "/proc/self/exe".into(),
         run_dir: layout.run(),
         log_dir: layout.logs(),
+        memory: config.gpu_memory,
+        residency: residency::Settings {
+            max_wait: config.max_wait,
+            ..residency::Settings::default()
+        },
         // Engines end with us; adopting them at the next start is not supported yet.
         orphan_grace: Duration::ZERO,
+        max_saved_kv: config.limits.max_saved_kv,
+        witness: witness.clone(),
     };
     let gpu = Gpu::start_in_arbiter(&control.handle(), |_| Gpu::new(params));
     let config = config.clone();
+    let memory = Memory::load(layout);
     let below = gpu.clone();
     let router = Router::start_in_arbiter(&control.handle(), move |ctx| {
         let me = actix::AsyncContext::address(ctx).downgrade();
         let unnamed = Unnamed {
-            limits: tenant_limits(&config.tenant_defaults),
+            limits: tenant_limits(&config.tenant_defaults, None),
             at_most: config.limits.max_unnamed_tenants,
         };
         let mut router = Router::new(below.clone(), unnamed);
         for tenant in &config.tenants {
-            let limits = tenant_limits(&tenant.limits);
+            let limits = tenant_limits(&tenant.limits, tenant.group.as_ref());
             let actor = Tenant::named(tenant.id.clone(), limits, me.clone()).start();
             router.add_tenant(tenant.id.clone(), actor);
         }
-        for model in &config.models {
-            let params = model_params(model, config.limits.queue_timeout);
+        for model in config.models.iter().filter(|model| !model.is_replica()) {
+            let params = model_params(model, &config, &memory, witness.clone());
             let names = params.names.clone();
+            let engines = params.engines.iter();
+            let engines = engines.map(|(engine, _)| engine.clone()).collect();
             let addr = Model::new(params, me.clone(), below.clone()).start();
             router.add_model(ModelEntry {
                 id: model.id.clone(),
                 names,
+                engines,
                 addr,
             });
         }
@@ -120,34 +164,73 @@ fn start_actors(
     Ok(router)
 }
 
-fn tenant_limits(limits: &TenantLimits) -> tenant::Limits {
+fn tenant_limits(limits: &TenantLimits, group: Option<&GroupConfig>) -> tenant::Limits {
+    // Names of tenants hold no spaces, so none is also the name of a group.
+    let group = group.map(|group| Group {
+        name: format!("group {}", group.name).into(),
+        weight: group.weight,
+    });
+    let unbounded = TenantBounds::default();
     tenant::Limits {
         priority: limits.priority,
         weight: limits.weight,
+        group,
+        tiers: limits.service_tiers,
         requests: limits
             .rate_limit_rpm
             .map(|rpm| (rpm, limits.rate_limit_burst.unwrap_or(rpm))),
         tokens_per_minute: limits.tokens_per_minute,
+        tokens_per_day: limits.tokens_per_day,
         concurrency: limits.max_concurrent_requests,
+        queued: TenantBounds {
+            requests: limits.max_queued_requests.unwrap_or(unbounded.requests),
+            bytes: limits.max_queued_bytes.unwrap_or(unbounded.bytes),
+        },
     }
 }
 
-fn model_params(model: &ModelConfig, queue_timeout: Duration) -> model::Params {
+/// Every engine, with the actor of its model: those are in the order of the configuration.
+fn to_prepare(config: &Config, models: &[Addr<Model>]) -> Vec<prepare::Wanted> {
+    let first = config.models.iter().filter(|model| !model.is_replica());
+    let engines = first.zip(models).flat_map(|(model, actor)| {
+        let engines = config.models.iter().filter(|engine| engine.id == model.id);
+        engines
+            .enumerate()
+            .map(|(replica, engine)| prepare::Wanted {
+                config: engine.clone(),
+                actor: actor.clone(),
+                replica,
+            })
+    });
+    engines.collect()
+}
+
+fn model_params(
+    model: &ModelConfig,
+    config: &Config,
+    memory: &Memory,
+    witness: Arc<dyn Witness>,
+) -> model::Params {
+    let engines: Vec<&ModelConfig> = config
+        .models
+        .iter()
+        .filter(|engine| engine.id == model.id)
+        .collect();
     let names = [model.id.to_string()]
         .into_iter()
         .chain(model.aliases.clone());
     model::Params {
         id: model.id.clone(),
         names: names.collect(),
-        engine: model.engine,
+        engines: engines
+            .iter()
+            .map(|engine| (engine.engine_name.clone(), engine.engine))
+            .collect(),
         scheduling: Settings {
             discipline: model.scheduling,
             bounds: Bounds {
                 requests: model.queue_size,
                 bytes: MAX_WAITING_BYTES,
-                // The tenant with the longest line makes room for others by itself.
-                tenant_requests: model.queue_size,
-                tenant_bytes: MAX_WAITING_BYTES,
             },
             max_in_flight: usize::try_from(model.flags.capacity.sequences).unwrap_or(usize::MAX),
             fair: FairSettings {
@@ -155,8 +238,20 @@ fn model_params(model: &ModelConfig, queue_timeout: Duration) -> model::Params {
                 ..FairSettings::new(model.flags.capacity)
             },
         },
-        queue_timeout,
+        queue_timeout: config.limits.queue_timeout,
         autostart: model.autostart,
+        is_pinned: model.residency.pinned,
+        idle_ttl: model.residency.idle_ttl,
+        rate: memory
+            .rates
+            .get(model.id.as_str())
+            .cloned()
+            .unwrap_or_default(),
+        costs: engines
+            .iter()
+            .map(|engine| memory.costs.get(engine.engine_name.as_str()).copied())
+            .collect(),
+        witness,
     }
 }
 
@@ -165,6 +260,7 @@ fn listen(
     config: &Config,
     shared: Arc<Shared>,
 ) -> anyhow::Result<(actix_web::dev::Server, ServerHandle)> {
+    let stall_timeout = config.limits.client_stall_timeout;
     let server = HttpServer::new(move || {
         App::new()
             .app_data(web::Data::new(shared.clone()))
@@ -172,6 +268,7 @@ fn listen(
             .wrap(from_fn(http::identify))
             .configure(http::routes)
     })
+    .on_connect(move |connection, _| http::socket::tame(connection, stall_timeout))
     // Streams are many small writes: with Nagle's algorithm each could wait 40 ms.
     .tcp_nodelay(true)
     // Otherwise a client that hangs up while its request is queued goes unnoticed.
@@ -251,8 +348,13 @@ async fn greet(config: Config, router: Addr<Router>) {
         let Ok(now) = Overview::of(&router).await else {
             return;
         };
-        let Some(model) = now.models.first().filter(|_| now.is_ready()) else {
+        if !now.is_ready() {
             continue;
+        }
+        // One that serves is a better example than one that has to come first.
+        let serves = |model: &&ModelState| model.state == State::Ready;
+        let Some(model) = now.models.iter().find(serves).or(now.models.first()) else {
+            return;
         };
         // Nobody is left to greet if stderr is closed.
         let _ = write!(

@@ -3,21 +3,25 @@
 //! Handlers return `()` and never await; only [`Snapshot`] and [`Roster`] are questions. A message
 //! about an engine carries its [`Generation`].
 
-use std::{marker::PhantomData, sync::Arc};
+use std::{marker::PhantomData, sync::Arc, time::Duration};
 
 use actix::{Addr, Message, WeakRecipient};
 use kvwarden_policy::{
-    Generation, ModelId, TenantId,
+    DeviceId, Generation, ModelId, TenantId,
     cost::RequestSize,
     failure::FailureClass,
-    lifecycle::Phase,
+    lifecycle::{Phase, Rung, Rungs, State},
     scheduling::{Key, Outcome},
 };
 use tokio::time::Instant;
 
 use crate::{
     Gpu, Held, Model, Tenant, Ticket, Used,
-    gpu::engine::{Endpoint, EngineSpec},
+    gpu::{
+        engine::{Endpoint, EngineSpec},
+        seats::Needs,
+        snapshot::Kept,
+    },
 };
 
 // === a request ===
@@ -59,6 +63,20 @@ pub struct SlotFreed {
     pub outcome: Outcome,
     /// The engine did not answer at all.
     pub is_unreachable: bool,
+    /// The request wants another turn, since its engine went away before the first token.
+    pub retry: Option<Ticket>,
+}
+
+/// The scrape of an engine's metrics -> Model: so many requests wait inside the engine.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct EngineWaiting {
+    /// Which engine.
+    pub engine: ModelId,
+    /// Which start of it.
+    pub generation: Generation,
+    /// How many; none if it did not say.
+    pub waiting: Option<u64>,
 }
 
 /// Permit or abandoned ticket -> Tenant: what was held against what was used.
@@ -73,52 +91,140 @@ pub struct Settle {
 
 // === places and engines ===
 
-/// Model -> Router -> Gpu: I have work and no engine.
+/// Model -> Gpu: an engine of mine that may want memory.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Enlist {
+    /// Its name: the model's, or `model#2` for a second engine of it.
+    pub engine: ModelId,
+    /// What it takes.
+    pub needs: Needs,
+}
+
+/// Model -> Router -> Gpu: where an engine stands and how much it is wanted. Said when that changes,
+/// and at every tick.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Demand {
-    /// Who asks.
-    pub model: ModelId,
-    /// Whether a start of its engine changes how much memory is free.
-    pub takes_memory: bool,
+    /// Which engine.
+    pub engine: ModelId,
+    /// What the planner goes by.
+    pub claim: Claim,
 }
 
-/// Gpu -> Router -> Model: start now.
+/// What a model says of one of its engines, for the planner.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// Where it stands.
+    pub state: State,
+    /// The newest order it has followed, or had no reason to follow any more.
+    pub order: u64,
+    /// How deep it can sleep.
+    pub rungs: Rungs,
+    /// It must stay in memory.
+    pub is_pinned: bool,
+    /// Requests that run on it.
+    pub in_flight: usize,
+    /// Requests that wait for it.
+    pub queued: usize,
+    /// Seconds they have waited, each times its tenant's weight.
+    pub rent: f64,
+    /// How long the oldest of them waits, or an operator.
+    pub oldest_wait: Duration,
+    /// Requests per second, from the last few.
+    pub rate: f64,
+    /// How long nobody has wanted it.
+    pub idle_for: Duration,
+    /// How long the requests that run will take.
+    pub drain: Duration,
+}
+
+/// Gpu -> Router -> Model: start or wake now.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Grant {
-    /// Whose turn it is.
-    pub model: ModelId,
+    /// Which engine.
+    pub engine: ModelId,
+    /// Names this order in [`Claim::order`].
+    pub order: u64,
+    /// Where.
+    pub devices: Vec<DeviceId>,
+}
+
+/// Gpu -> Router -> Model: others need the memory.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Reclaim {
+    /// Which engine.
+    pub engine: ModelId,
+    /// Names this order in [`Claim::order`].
+    pub order: u64,
+    /// How deep it shall go.
+    pub to: Rung,
 }
 
 /// Model -> Gpu: start this engine.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Spawn {
-    /// For whom.
-    pub model: ModelId,
+    /// Which engine.
+    pub engine: ModelId,
     /// Which start this is.
     pub generation: Generation,
     /// What to start.
     pub spec: Arc<EngineSpec>,
+    /// Where; empty: wherever it likes.
+    pub devices: Vec<DeviceId>,
     /// Where news of it goes.
     pub news: WeakRecipient<EngineNews>,
 }
 
-/// Model -> Gpu: end this engine.
+/// Model -> Gpu: an order to a live engine.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Stop {
-    /// Whose engine.
-    pub model: ModelId,
+pub struct Signal {
+    /// Which engine.
+    pub engine: ModelId,
     /// Which start of it.
     pub generation: Generation,
+    /// What it shall do.
+    pub what: Order,
+}
+
+/// What a live engine can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// End.
+    Stop,
+    /// Change.
+    Shift(Shift),
+}
+
+/// What can be done to a live engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shift {
+    /// Give memory back.
+    Demote {
+        /// Where it is.
+        from: Rung,
+        /// How deep it shall go.
+        to: Rung,
+    },
+    /// Take memory again.
+    Wake {
+        /// Where it is.
+        from: Rung,
+    },
+    /// Answer the canary as it did when it was new.
+    Verify,
 }
 
 /// Gpu -> Model: what became of an engine.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct EngineNews {
+    /// Which engine.
+    pub engine: ModelId,
     /// Which start this is about.
     pub generation: Generation,
     /// What happened.
@@ -135,8 +241,33 @@ pub enum News {
         /// The engine's process, once it exists.
         pid: Option<i32>,
     },
+    /// KV of an earlier engine is in it again, or is not and why. Before it is ready.
+    Restored(Kept),
     /// It answered its first token.
     Ready(Arc<Endpoint>),
+    /// It gave its memory back.
+    Demoted,
+    /// It did not.
+    DemoteFailed {
+        /// Why.
+        reason: String,
+    },
+    /// It has its memory again.
+    Woken,
+    /// It has not.
+    WakeFailed {
+        /// Why.
+        reason: String,
+    },
+    /// It answers as it did when it was new.
+    Verified,
+    /// It does not.
+    VerifyFailed {
+        /// What is wrong.
+        reason: String,
+    },
+    /// It was asked to end, and this of its KV will outlive it.
+    Saved(Kept),
     /// It ended, and nothing of it is left.
     Exited {
         /// Why.
@@ -148,30 +279,52 @@ pub enum News {
     },
 }
 
-/// Engine task or Model -> Gpu: this start is over, well or badly; the next model may start.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct StartOver {
-    /// Whose start.
-    pub model: ModelId,
-}
-
 /// Engine task -> Gpu: nothing is left of this engine.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct EngineGone {
-    /// Whose engine.
-    pub model: ModelId,
+    /// Which engine.
+    pub engine: ModelId,
     /// Which start of it.
     pub generation: Generation,
 }
 
+/// admin -> Router -> Model: what an operator wants.
+#[derive(Message, Clone)]
+#[rtype(result = "()")]
+pub struct Operate {
+    /// The model, by its canonical name.
+    pub model: ModelId,
+    /// What shall become of it.
+    pub wish: Wish,
+}
+
+/// What an operator can want of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// It shall serve as soon as there is room.
+    Load,
+    /// It shall go this deep once its requests have ended; cold is to unload it.
+    Sleep(Rung),
+    /// It shall stay where it is, or not any more.
+    Pin(bool),
+}
+
 // === before and after ===
 
-/// serve -> Model: how far the installation of its engine and weights got.
+/// serve -> Model: how far the installation of an engine and its weights got.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub enum Prepared {
+pub struct Prepared {
+    /// Which of the model's engines.
+    pub replica: usize,
+    /// How far.
+    pub how: Preparation,
+}
+
+/// How far an installation got.
+#[derive(Debug)]
+pub enum Preparation {
     /// It is at this step.
     Step(String),
     /// All is here.
@@ -224,4 +377,22 @@ pub struct Addresses {
     pub models: Vec<Addr<Model>>,
     /// The GPU set.
     pub gpu: Addr<Gpu>,
+}
+
+impl Default for Claim {
+    fn default() -> Self {
+        Self {
+            state: State::Fetching,
+            order: 0,
+            rungs: Rungs::default(),
+            is_pinned: false,
+            in_flight: 0,
+            queued: 0,
+            rent: 0.0,
+            oldest_wait: Duration::ZERO,
+            rate: 0.0,
+            idle_for: Duration::ZERO,
+            drain: Duration::ZERO,
+        }
+    }
 }

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use crate::{
     Gpu, Model, PULSE, Refusal, Tenant, Vitals,
     protocol::{
-        Addresses, Admit, Demand, Drain, Enqueue, Grant, Pulse, Reserve, Reserved, Retire, Roster,
-        Snapshot,
+        Addresses, Admit, Demand, Drain, Enqueue, Grant, Operate, Pulse, Reclaim, Reserve,
+        Reserved, Retire, Roster, Snapshot,
     },
     tenant,
 };
@@ -23,6 +23,8 @@ pub struct ModelEntry {
     pub id: ModelId,
     /// Every name that routes to it, the canonical one included.
     pub names: Vec<String>,
+    /// Names of its engines.
+    pub engines: Vec<ModelId>,
     /// Its actor.
     pub addr: Addr<Model>,
 }
@@ -115,6 +117,12 @@ impl Router {
         tenant.clone()
     }
 
+    fn owner(&self, engine: &ModelId) -> Option<&Addr<Model>> {
+        let mut models = self.models.iter();
+        let owner = models.find(|model| model.engines.contains(engine))?;
+        Some(&owner.addr)
+    }
+
     fn model(&self, name: &str) -> Option<&ModelEntry> {
         self.names
             .get(name)
@@ -176,8 +184,30 @@ impl Handler<Grant> for Router {
 
     fn handle(&mut self, grant: Grant, _: &mut Context<Self>) {
         self.vitals.handled();
-        if let Some(model) = self.model(grant.model.as_str()) {
-            model.addr.do_send(grant);
+        if let Some(model) = self.owner(&grant.engine) {
+            model.do_send(grant);
+        }
+    }
+}
+
+impl Handler<Reclaim> for Router {
+    type Result = ();
+
+    fn handle(&mut self, reclaim: Reclaim, _: &mut Context<Self>) {
+        self.vitals.handled();
+        if let Some(model) = self.owner(&reclaim.engine) {
+            model.do_send(reclaim);
+        }
+    }
+}
+
+impl Handler<Operate> for Router {
+    type Result = ();
+
+    fn handle(&mut self, operate: Operate, _: &mut Context<Self>) {
+        self.vitals.handled();
+        if let Some(model) = self.model(operate.model.as_str()) {
+            model.addr.do_send(operate);
         }
     }
 }

@@ -66,6 +66,26 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// A tenant that the configuration names is entitled by itself or with its group. All others
+    /// together are entitled like one, so that made-up names add nothing to what their author gets.
+    fn share(&self, alone: &str, tier: Tier) -> Share {
+        let (group, weight) = match &self.group {
+            Some(group) => (group.clone(), self.weight),
+            None => {
+                let (name, weight) = (alone.into(), self.weight);
+                (Group { name, weight }, 1)
+            }
+        };
+        Share {
+            class: self.tiers.class(tier, self.priority),
+            group,
+            weight,
+            queued: self.queued,
+        }
+    }
+}
+
 /// One tenant.
 pub struct Tenant {
     id: TenantId,
@@ -230,34 +250,18 @@ impl Tenant {
                 .all(|level| level.reset.is_zero())
     }
 
-    /// A tenant that the configuration names is entitled by itself or with its group. All others
-    /// together are entitled like one, so that made-up names add nothing to what their author gets.
-    fn share(&self, tier: Tier) -> Share {
-        let limits = &self.limits;
-        let alone = |name: &str| Group {
-            name: name.into(),
-            weight: limits.weight,
-        };
-        let (group, weight) = match &limits.group {
-            Some(group) => (group.clone(), limits.weight),
-            None if self.is_named => (alone(self.id.as_str()), 1),
-            None => (alone(OTHERS), 1),
-        };
-        Share {
-            class: limits.tiers.class(tier, limits.priority),
-            group,
-            weight,
-            queued: limits.queued,
-        }
-    }
-
     fn admit(&mut self, mut ticket: Ticket, tokens: u64, ctx: &Context<Self>) {
         let Some(router) = self.router.upgrade() else {
             return ticket.refuse(Refusal::Draining);
         };
         self.in_flight += 1;
         self.admitted += 1;
-        ticket.share = self.share(ticket.terms.tier);
+        let alone = if self.is_named {
+            self.id.as_str()
+        } else {
+            OTHERS
+        };
+        ticket.share = self.limits.share(alone, ticket.terms.tier);
         let size = ticket.size;
         let day = self.day.as_ref().map(DailyQuota::today).unwrap_or_default();
         ticket.hold(Reservation {
@@ -374,5 +378,31 @@ impl Handler<Snapshot<TenantState>> for Tenant {
             used: self.used,
             vitals: self.vitals,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weight_counts_inside_the_group_and_a_tenant_without_one_is_its_own() {
+        let limits = Limits {
+            weight: 3,
+            ..Limits::default()
+        };
+        let share = limits.share("alone", Tier::Standard);
+        assert_eq!((&*share.group.name, share.group.weight), ("alone", 3));
+        assert_eq!(share.weight, 1);
+        let group = Group {
+            name: "org".into(),
+            weight: 2,
+        };
+        let limits = Limits {
+            group: Some(group.clone()),
+            ..limits
+        };
+        let share = limits.share("alone", Tier::Standard);
+        assert_eq!((share.group, share.weight), (group, 3));
     }
 }

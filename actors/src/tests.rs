@@ -13,6 +13,7 @@ use kvwarden_policy::{
     cost::{RequestSize, Usage},
     failure::FailureClass,
     lifecycle::State,
+    residency,
     scheduling::{Bound, Bounds, Capacity, Discipline, FairSettings, Settings, TenantBounds},
     tier::Tier,
 };
@@ -25,7 +26,7 @@ use crate::{
         engine::{Attached, EngineKind, EngineSpec},
     },
     model::{self, ModelState},
-    protocol::{Admit, Drain, EngineNews, News, Prepared, Roster, Snapshot},
+    protocol::{Admit, Drain, EngineNews, News, Preparation, Prepared, Roster, Snapshot},
     router::{ModelEntry, OTHERS, Unnamed},
     tenant::{self, TenantState},
 };
@@ -75,6 +76,39 @@ impl Default for Setup {
     }
 }
 
+impl Setup {
+    /// One model `m` (alias `short`) on somebody else's server.
+    fn model(&self) -> model::Params {
+        model::Params {
+            id: ModelId::from("m"),
+            names: vec!["m".to_owned(), "short".to_owned()],
+            engines: vec![(ModelId::from("m"), EngineKind::Attach)],
+            scheduling: Settings {
+                discipline: Discipline::Fair,
+                bounds: Bounds {
+                    requests: self.max_waiting,
+                    bytes: u64::MAX,
+                },
+                max_in_flight: self.max_running,
+                fair: FairSettings::new(Capacity {
+                    sequences: self.max_running as u64,
+                    headroom: 0,
+                    step_tokens: 2048,
+                    chunk_tokens: 2048,
+                    kv_tokens: None,
+                }),
+            },
+            queue_timeout: self.queue_timeout,
+            autostart: true,
+            is_pinned: false,
+            idle_ttl: None,
+            rate: residency::Rate::default(),
+            costs: Vec::new(),
+            witness: Arc::new(()),
+        }
+    }
+}
+
 impl Node {
     /// One model `m` (alias `short`), one named tenant `t`, ready to serve.
     async fn start(setup: Setup) -> Self {
@@ -83,7 +117,11 @@ impl Node {
             shim: "/nonexistent".into(),
             run_dir: here.clone(),
             log_dir: here,
+            memory: None,
+            residency: residency::Settings::default(),
             orphan_grace: Duration::ZERO,
+            max_saved_kv: 0,
+            witness: Arc::new(()),
         });
         let gpu = gpu.start();
         let below = gpu.clone();
@@ -95,35 +133,15 @@ impl Node {
             };
             let mut router = Router::new(below.clone(), unnamed);
             let id = TenantId::from("t");
-            let tenant = Tenant::named(id.clone(), setup.limits, me.clone());
+            let tenant = Tenant::named(id.clone(), setup.limits.clone(), me.clone());
             router.add_tenant(id, tenant.start());
-            let params = model::Params {
-                id: ModelId::from("m"),
-                names: vec!["m".to_owned(), "short".to_owned()],
-                engine: EngineKind::Attach,
-                scheduling: Settings {
-                    discipline: Discipline::Fair,
-                    bounds: Bounds {
-                        requests: setup.max_waiting,
-                        bytes: u64::MAX,
-                    },
-                    max_in_flight: setup.max_running,
-                    fair: FairSettings::new(Capacity {
-                        sequences: setup.max_running as u64,
-                        headroom: 0,
-                        step_tokens: 2048,
-                        chunk_tokens: 2048,
-                        kv_tokens: None,
-                    }),
-                },
-                queue_timeout: setup.queue_timeout,
-                autostart: true,
-            };
+            let params = setup.model();
             let names = params.names.clone();
             let addr = Model::new(params, me, below).start();
             router.add_model(ModelEntry {
                 id: ModelId::from("m"),
                 names,
+                engines: vec![ModelId::from("m")],
                 addr,
             });
             router
@@ -135,7 +153,10 @@ impl Node {
             api_key: None,
             served_name: "m".to_owned(),
         };
-        model.do_send(Prepared::Done(Arc::new(EngineSpec::Attached(spec))));
+        model.do_send(Prepared {
+            replica: 0,
+            how: Preparation::Done(Arc::new(EngineSpec::Attached(spec))),
+        });
         let node = Self { router, model };
         node.until(|state| state.state == State::Ready).await;
         node
@@ -238,6 +259,40 @@ async fn client_that_hangs_up_while_queued_leaves_nothing_behind() {
 }
 
 #[actix_rt::test]
+async fn request_put_back_goes_before_what_waits_and_keeps_its_reservation() {
+    let node = Node::start(Setup::default()).await;
+    let first = permit(node.ask("t", "m")).await;
+    let behind = node.ask("t", "m");
+    node.until(|state| state.waiting == 1).await;
+    let again = permit(first.requeue()).await;
+    assert_eq!(node.state().await.record.retried, 1);
+    assert_eq!(node.tenants().await[0].in_flight, 2);
+    drop(again);
+    drop(permit(behind).await);
+    let tenants = node.tenants().await;
+    assert_eq!((tenants[0].in_flight, tenants[0].admitted), (0, 2));
+}
+
+#[actix_rt::test]
+async fn request_put_back_whose_engine_stays_away_is_refused_in_time() {
+    let queue_timeout = Duration::from_millis(300);
+    let node = Node::start(Setup {
+        queue_timeout,
+        ..Setup::default()
+    })
+    .await;
+    let mut lost = permit(node.ask("t", "m")).await;
+    // Nothing is sent to such an engine for longer than this request waits.
+    lost.engine_unreachable();
+    assert_eq!(
+        refusal(lost.requeue()).await,
+        Refusal::QueueTimeout {
+            waited: queue_timeout
+        }
+    );
+}
+
+#[actix_rt::test]
 async fn unknown_model_is_refused_before_its_tenant_is_charged() {
     let node = Node::start(Setup::default()).await;
     let why = refusal(node.ask("t", "gpt-7")).await;
@@ -296,6 +351,22 @@ async fn request_whose_deadline_passes_in_the_queue_is_refused() {
     };
     let why = refusal(node.ask_on(terms, "t", "m")).await;
     assert_eq!(why, Refusal::DeadlinePassed);
+}
+
+#[actix_rt::test]
+async fn session_does_not_wait_behind_the_line_of_another() {
+    let node = Node::start(Setup::default()).await;
+    let running = permit(node.ask("t", "m")).await;
+    let of = |session: &str| Terms {
+        session: Some(session.into()),
+        ..Terms::default()
+    };
+    let mut busy = [(); 3].map(|()| node.ask_on(of("busy"), "t", "m"));
+    let other = node.ask_on(of("other"), "t", "m");
+    node.until(|state| state.waiting == 4).await;
+    drop(running);
+    let _running = permit(other).await;
+    assert!(busy.iter_mut().all(|answer| answer.try_recv().is_err()));
 }
 
 #[actix_rt::test]
@@ -465,6 +536,7 @@ async fn news_of_an_older_engine_is_counted_and_ignored() {
         log_tail: Vec::new(),
     };
     node.model.do_send(EngineNews {
+        engine: ModelId::from("m"),
         generation: Generation(0),
         what,
     });

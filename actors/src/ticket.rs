@@ -169,6 +169,8 @@ pub struct Terms {
     pub tier: Tier,
     /// When its client gives up.
     pub deadline: Option<Instant>,
+    /// What its prompt begins with, as a number: requests with the same one share a prefix cache.
+    pub prefix: Option<u64>,
 }
 
 /// What a ticket becomes.
@@ -186,8 +188,11 @@ pub struct Ticket {
     pub terms: Terms,
     /// What its tenant is entitled to; the tenant sets it.
     pub share: Share,
+    /// Until when it wants to wait; its model sets it, once.
+    pub(crate) expires: Option<std::time::Instant>,
     reservation: Option<Reservation>,
-    reply: oneshot::Sender<Answer>,
+    /// None while a permit carries the ticket.
+    reply: Option<oneshot::Sender<Answer>>,
 }
 
 impl Ticket {
@@ -207,43 +212,51 @@ impl Ticket {
                 size,
                 terms,
                 share: Share::default(),
+                expires: None,
                 reservation: None,
-                reply,
+                reply: Some(reply),
             },
             answer,
         )
     }
 
     /// Turns the request away.
-    pub fn refuse(self, why: Refusal) {
-        // The client may have hung up; then nobody reads the answer.
-        let _ = self.reply.send(Err(why));
+    pub fn refuse(mut self, why: Refusal) {
+        answer(self.reply.take(), Err(why));
     }
 
     /// Nobody waits for the answer any more.
     #[must_use]
     pub fn is_abandoned(&self) -> bool {
-        self.reply.is_closed()
+        self.reply.as_ref().is_none_or(oneshot::Sender::is_closed)
     }
 
     pub(crate) fn hold(&mut self, reservation: Reservation) {
         self.reservation = Some(reservation);
     }
 
-    pub(crate) fn admit(self, endpoint: Arc<Endpoint>, model: &Addr<Model>, turn: Turn) {
+    pub(crate) fn admit(mut self, endpoint: Arc<Endpoint>, model: &Addr<Model>, turn: Turn) {
+        let reply = self.reply.take();
         let permit = Permit {
             endpoint,
             turn,
             model: model.clone(),
-            reservation: self.reservation,
-            size: self.size,
+            ticket: Some(self),
+            is_retry: false,
             has_first_token: false,
             has_failed: false,
             is_unreachable: false,
             usage: None,
         };
-        // If the client hung up at this moment, the permit comes back in the error and is dropped.
-        let _ = self.reply.send(Ok(permit));
+        answer(reply, Ok(permit));
+    }
+}
+
+/// The client may have hung up at this moment. Then nobody reads the answer, and a permit in it is
+/// dropped here.
+fn answer(reply: Option<oneshot::Sender<Answer>>, answer: Answer) {
+    if let Some(reply) = reply {
+        let _ = reply.send(answer);
     }
 }
 
@@ -291,8 +304,9 @@ pub struct Permit {
     pub endpoint: Arc<Endpoint>,
     turn: Turn,
     model: Addr<Model>,
-    reservation: Option<Reservation>,
-    size: RequestSize,
+    /// Taken out when the permit ends.
+    ticket: Option<Ticket>,
+    is_retry: bool,
     has_first_token: bool,
     has_failed: bool,
     is_unreachable: bool,
@@ -324,9 +338,8 @@ impl Permit {
     /// Where the tenant stands with its limits.
     #[must_use]
     pub fn rate_limits(&self) -> RateLimits {
-        self.reservation
-            .as_ref()
-            .map_or_else(RateLimits::default, |held| held.limits)
+        let held = self.ticket.as_ref().and_then(|it| it.reservation.as_ref());
+        held.map_or_else(RateLimits::default, |held| held.limits)
     }
 
     /// The engine answered: its prefill of this request is over. Only the first call counts.
@@ -349,6 +362,19 @@ impl Permit {
         self.model.do_send(FirstToken(self.turn.key));
     }
 
+    /// Puts the request back to the head of its tenant's line, as if it had never run: its engine
+    /// went away before the first token. What it waits for is answered as before.
+    #[must_use]
+    pub fn requeue(mut self) -> oneshot::Receiver<Answer> {
+        let (reply, answer) = oneshot::channel();
+        self.has_failed = true;
+        self.is_retry = true;
+        if let Some(ticket) = &mut self.ticket {
+            ticket.reply = Some(reply);
+        }
+        answer
+    }
+
     /// The engine could not be reached; the next request should not go there at once.
     pub fn engine_unreachable(&mut self) {
         self.has_failed = true;
@@ -367,11 +393,11 @@ impl Permit {
 
     /// For an answer that was cut: its prompt, and what came. Hanging up before the first token is no
     /// way around a token limit; an engine that failed before it costs nothing.
-    fn estimated_usage(&self) -> Usage {
+    fn estimated_usage(&self, size: &RequestSize) -> Usage {
         if self.has_failed && !self.has_first_token {
             return Usage::default();
         }
-        let prompt_tokens = PromptEstimator::default().tokens(&self.size);
+        let prompt_tokens = PromptEstimator::default().tokens(size);
         Usage {
             prompt_tokens,
             cached_tokens: 0,
@@ -382,8 +408,14 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let estimated = self.estimated_usage();
-        if let Some(held) = &mut self.reservation {
+        let Some(mut ticket) = self.ticket.take() else {
+            return;
+        };
+        let size = ticket.size;
+        let estimated = self.estimated_usage(&size);
+        if let Some(held) = &mut ticket.reservation
+            && !self.is_retry
+        {
             held.used = Some(self.usage.map_or(Used::About(estimated), Used::Exactly));
         }
         let outcome = match self.usage {
@@ -395,9 +427,11 @@ impl Drop for Permit {
         };
         self.model.do_send(SlotFreed {
             key: self.turn.key,
-            size: self.size,
+            size,
             outcome,
             is_unreachable: self.is_unreachable,
+            // Otherwise dropped here, which gives back what it holds.
+            retry: self.is_retry.then_some(ticket),
         });
     }
 }

@@ -74,34 +74,28 @@ impl Server {
         let port = free_port();
         let home = tempfile::Builder::new().prefix("kvw").tempdir();
         let home = home.expect("a temporary directory");
-        let file = home.path().join("kvwarden.toml");
-        let text = format!("listen = \"127.0.0.1:{port}\"\n{config}");
-        fs::write(&file, text).expect("the configuration is written");
-        let tmp = home.path().join("tmp");
-        fs::create_dir(&tmp).expect("a directory is made");
-        let mut child = Command::new(kvwarden())
-            .args(["serve", "--config"])
-            .arg(&file)
-            .env("KVWARDEN_STATE_DIR", home.path().join("state"))
-            .env("TMPDIR", tmp)
-            .env("NO_COLOR", "1")
-            .env_remove("RUST_LOG")
-            .current_dir(workspace())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("kvwarden starts");
+        fs::create_dir(home.path().join("tmp")).expect("a directory is made");
         let log = Arc::default();
-        collect(child.stdout.take(), &log);
-        collect(child.stderr.take(), &log);
         Self {
-            child,
+            child: spawn(port, home.path(), config, &log),
             port,
             home,
             log,
             trees: Mutex::default(),
         }
+    }
+
+    /// Ends the server and its engines, and starts it anew with another configuration and with what
+    /// it left behind.
+    ///
+    /// # Panics
+    /// If it does not end well, or not start.
+    pub fn restart(&mut self, config: &str) {
+        let ended = self.terminate();
+        assert!(ended.status.success(), "{ended:?}");
+        self.wait_until_nothing_is_left(GONE);
+        self.child = spawn(self.port, self.home.path(), config, &self.log);
+        self.wait_until_ready(READY);
     }
 
     /// Waits until `/health` is 200.
@@ -289,6 +283,28 @@ impl Drop for Server {
             left.is_empty().then_some(())
         });
     }
+}
+
+fn spawn(port: u16, home: &Path, config: &str, log: &Arc<Mutex<Vec<String>>>) -> Child {
+    let file = home.join("kvwarden.toml");
+    let text = format!("listen = \"127.0.0.1:{port}\"\n{config}");
+    fs::write(&file, text).expect("the configuration is written");
+    let mut child = Command::new(kvwarden())
+        .args(["serve", "--config"])
+        .arg(&file)
+        .env("KVWARDEN_STATE_DIR", home.join("state"))
+        .env("TMPDIR", home.join("tmp"))
+        .env("NO_COLOR", "1")
+        .env_remove("RUST_LOG")
+        .current_dir(workspace())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("kvwarden starts");
+    collect(child.stdout.take(), log);
+    collect(child.stderr.take(), log);
+    child
 }
 
 fn collect(output: Option<impl Read + Send + 'static>, log: &Arc<Mutex<Vec<String>>>) {

@@ -2,7 +2,7 @@
 
 use std::{io, time::Duration};
 
-use actix_web::http::{StatusCode, Uri, header};
+use actix_web::http::{Method, StatusCode, Uri, header};
 use awc::error::{ConnectError, SendRequestError};
 use bytes::Bytes;
 use clap::Args;
@@ -22,16 +22,22 @@ const DEFAULT_PORT: u16 = 8000;
 #[derive(Args, Clone, Debug)]
 pub struct Target {
     /// Where kvwarden serves [default: http://127.0.0.1:8000]
-    #[arg(long, value_name = "URL", conflicts_with_all = ["host", "port"])]
+    #[arg(long, global = true, value_name = "URL", conflicts_with_all = ["host", "port"])]
     url: Option<String>,
     /// Its host, instead of the URL
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, global = true, value_name = "ADDRESS")]
     host: Option<String>,
     /// Its port, instead of the URL
-    #[arg(long)]
+    #[arg(long, global = true)]
     port: Option<u16>,
     /// An operator's key (one of auth.admin_keys), where the server asks for one
-    #[arg(long, value_name = "KEY", env = "KVWARDEN_KEY", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "KEY",
+        env = "KVWARDEN_KEY",
+        hide_env_values = true
+    )]
     key: Option<String>,
 }
 
@@ -151,17 +157,28 @@ impl Target {
     /// # Errors
     /// Every other answer than a 200 with JSON, and none.
     pub(crate) fn get_json(&self, path: &str) -> Result<Value, ClientError> {
-        let answer = self.get(path)?;
+        self.read(path, &self.get(path)?)
+    }
+
+    /// Asks for something to be done, by a `POST` without content. Blocks.
+    ///
+    /// # Errors
+    /// Every other answer than a 202 with JSON, and none.
+    pub(crate) fn post_json(&self, path: &str) -> Result<Value, ClientError> {
+        self.read(path, &self.exchange(Method::POST, path)?)
+    }
+
+    fn read(&self, path: &str, answer: &Answer) -> Result<Value, ClientError> {
         let url = self.base();
         match answer.status {
-            StatusCode::OK => {}
+            StatusCode::OK | StatusCode::ACCEPTED => {}
             StatusCode::UNAUTHORIZED if self.key.is_none() => {
                 return Err(ClientError::NoKey { url });
             }
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if self.key.is_some() => {
                 return Err(ClientError::WrongKey { url });
             }
-            StatusCode::NOT_FOUND => {
+            StatusCode::NOT_FOUND if !is_about_a_model(&answer.body) => {
                 let reason = format!("it has no {path}");
                 return Err(ClientError::NotOurs { url, reason });
             }
@@ -185,21 +202,27 @@ impl Target {
     /// # Errors
     /// There is none.
     pub(crate) fn get(&self, path: &str) -> Result<Answer, ClientError> {
+        self.exchange(Method::GET, path)
+    }
+
+    fn exchange(&self, method: Method, path: &str) -> Result<Answer, ClientError> {
         let base = self.base();
         check(&base)?;
         actix_rt::System::new().block_on(async {
-            actix_rt::time::timeout(DEADLINE, self.ask(&base, path))
+            actix_rt::time::timeout(DEADLINE, self.ask(method, &base, path))
                 .await
                 .unwrap_or_else(|_| Err(ClientError::Silent { url: base.clone() }))
         })
     }
 
-    async fn ask(&self, base: &str, path: &str) -> Result<Answer, ClientError> {
+    async fn ask(&self, method: Method, base: &str, path: &str) -> Result<Answer, ClientError> {
         let client = awc::Client::builder()
             .timeout(DEADLINE)
             .disable_redirects()
             .finish();
-        let mut request = client.get(format!("{base}{path}"));
+        let mut request = client
+            .request(method, format!("{base}{path}"))
+            .insert_header(header::ContentType::json());
         if let Some(key) = &self.key {
             request = request.insert_header((header::AUTHORIZATION, format!("Bearer {key}")));
         }
@@ -249,6 +272,12 @@ fn unreachable(base: &str, error: &SendRequestError) -> ClientError {
     } else {
         ClientError::Unreachable { url, reason }
     }
+}
+
+/// Not the path is unknown, but the model in it.
+fn is_about_a_model(body: &[u8]) -> bool {
+    let json: Value = serde_json::from_slice(body).unwrap_or_default();
+    json["error"]["param"] == "model"
 }
 
 /// The message in OpenAI's error shape, else the beginning of the body.

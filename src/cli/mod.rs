@@ -7,11 +7,13 @@ pub mod doctor;
 pub mod engine;
 pub mod key;
 pub mod models;
+pub mod replay;
 mod reply;
 pub mod serve;
-mod show;
+pub(crate) mod show;
 pub mod status;
 pub mod version;
+mod wish;
 
 use std::process::ExitCode;
 
@@ -26,6 +28,7 @@ Examples:
   kvwarden engine install vllm                fetch an engine before it is needed
   kvwarden serve --config node.toml           serve
   kvwarden status                             what does it do?
+  kvwarden models unload llama                make room, now
 
 Each command says more with --help.";
 
@@ -48,8 +51,8 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Show what a running kvwarden does: models, tenants, GPUs
     Status(status::StatusArgs),
-    /// List the models of a running kvwarden
-    Models(status::StatusArgs),
+    /// List the models of a running kvwarden, or load, unload, put to sleep and pin one
+    Models(models::ModelsArgs),
     /// Look for what would keep kvwarden or its engines from working on this machine
     Doctor(doctor::DoctorArgs),
     /// Say everything that is wrong with a configuration file
@@ -60,6 +63,8 @@ enum Command {
     Key(key::KeyArgs),
     /// Measure what scheduling does to latency and throughput
     Bench(bench::BenchArgs),
+    /// Run a log of requests through the planner, and through what other tools do
+    Replay(replay::ReplayArgs),
     /// Print the version
     Version(version::VersionArgs),
     /// The parent of one engine; started by `serve`
@@ -88,6 +93,7 @@ impl Cli {
             }
             Command::Key(args) => key::run(&args),
             Command::Bench(args) => bench::run(&args),
+            Command::Replay(args) => replay::run(&args),
             Command::Version(args) => version::run(&args),
             Command::Shim => Ok(shim::run()),
             Command::SimEngine(args) => {

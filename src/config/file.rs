@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use kvwarden_policy::scheduling::Discipline;
+use kvwarden_policy::{lifecycle::Rung, scheduling::Discipline};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -30,8 +30,14 @@ pub struct File {
     pub auth: Auth,
     /// What bounds the node as a whole.
     pub limits: Limits,
+    /// The memory that models share.
+    pub gpu: Gpu,
+    /// What is written down besides the log on standard error.
+    pub log: Log,
     /// What a tenant gets where it says nothing itself.
     pub tenant_defaults: TenantDefaults,
+    /// Groups of tenants (an organisation's teams), by name.
+    pub groups: BTreeMap<String, Group>,
     /// The tenants, by name.
     pub tenants: BTreeMap<String, Tenant>,
     /// Settings for all models on one engine, by the engine's name.
@@ -58,16 +64,44 @@ pub struct Limits {
     pub max_in_flight: Option<usize>,
     /// Longest request body. Default: `"32MiB"`.
     pub max_body: Option<SizeText>,
+    /// Bytes of request bodies held at once, received in full or in part. Default: `"2GiB"`.
+    pub max_bodies: Option<SizeText>,
+    /// The same of one tenant; all tenants that the file does not name count as one. Default: `"256MiB"`.
+    pub max_bodies_per_tenant: Option<SizeText>,
     /// How long a request body may take to arrive. Default: `"30s"`.
     pub body_timeout: Option<DurationText>,
     /// How long a request may wait for its turn. Default: `"5m"`.
     pub queue_timeout: Option<DurationText>,
     /// How long an engine may be silent within an answer. Default: `"2m"`.
     pub stream_idle_timeout: Option<DurationText>,
+    /// How long what an engine sent may wait for a client that does not read; then its answer is cut and the engine is free for others. Default: `"30s"`.
+    pub client_stall_timeout: Option<DurationText>,
     /// How long running answers may take to end after SIGTERM. Default: `"30s"`.
     pub drain_timeout: Option<DurationText>,
     /// How many tenants that the file does not name may exist at once. Default: 1024.
     pub max_unnamed_tenants: Option<usize>,
+    /// Disk for the KV that `llamacpp` models leave behind when they are unloaded, all models together; the oldest goes first. Default: `"16GiB"`.
+    pub max_saved_kv: Option<SizeText>,
+}
+
+/// The memory that models share.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Gpu {
+    /// How much of each GPU's memory there is for engines; where there is no GPU, how much of the machine's memory. Default: all of each GPU's, and no limit where there is none.
+    pub memory: Option<SizeText>,
+    /// How long requests for a model wait at most while others have the memory; then whoever is not pinned makes room. Default: `"2m"`.
+    pub max_wait: Option<DurationText>,
+}
+
+/// What is written down besides the log on standard error.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Log {
+    /// A file for one line of JSON for each request that ended (model, tenant, tokens, wait; no text) and each change of an engine, which `kvwarden replay` reads. Default: none.
+    pub events: Option<PathBuf>,
+    /// How large that file and its predecessor (`.1`) get together. Default: `"256MiB"`.
+    pub max_size: Option<SizeText>,
 }
 
 /// What a tenant gets where it says nothing itself, and what a tenant gets that the file does not name.
@@ -84,8 +118,24 @@ pub struct TenantDefaults {
     pub rate_limit_burst: Option<u32>,
     /// Prompt and output tokens per minute. Default: unlimited.
     pub tokens_per_minute: Option<u64>,
+    /// Prompt and output tokens per day, which ends at midnight UTC. What was used is not remembered over a restart. Default: unlimited.
+    pub tokens_per_day: Option<u64>,
     /// Requests waiting and running at once. Default: unlimited.
     pub max_concurrent_requests: Option<u32>,
+    /// Requests waiting for one model. Default: the model's `queue_size`.
+    pub max_queued_requests: Option<usize>,
+    /// Bytes of the requests waiting for one model. Default: 1 GiB, what all of them may.
+    pub max_queued_bytes: Option<SizeText>,
+    /// Which values of OpenAI's `service_tier` count: `flex` goes behind the tenant's own priority, `priority` before it, by one. Default: `["flex"]`.
+    pub service_tiers: Option<Vec<ServiceTier>>,
+}
+
+/// A group of tenants that shares one part of every engine, however many tenants it has. Sessions of a tenant share the tenant's part in turn.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Group {
+    /// Its part beside other groups' parts and those of tenants without a group. Default: 1.
+    pub weight: Option<u32>,
 }
 
 /// One tenant. A key that is absent is taken from `[tenant_defaults]`.
@@ -94,9 +144,11 @@ pub struct TenantDefaults {
 pub struct Tenant {
     /// Hashes of its API keys (`"sha256:..."`), as `kvwarden key` prints them. Default: none.
     pub api_keys: Vec<String>,
+    /// The `[groups.NAME]` it belongs to. Default: none, it is a group of its own.
+    pub group: Option<String>,
     /// Lower goes first.
     pub priority: Option<i32>,
-    /// Its part of an engine beside other tenants' parts.
+    /// Its part of an engine beside other tenants' parts; in a group, beside the group's other tenants.
     pub weight: Option<u32>,
     /// Requests per minute, sustained; more are answered 429.
     pub rate_limit_rpm: Option<u32>,
@@ -104,8 +156,16 @@ pub struct Tenant {
     pub rate_limit_burst: Option<u32>,
     /// Prompt and output tokens per minute.
     pub tokens_per_minute: Option<u64>,
+    /// Prompt and output tokens per day, which ends at midnight UTC. What was used is not remembered over a restart.
+    pub tokens_per_day: Option<u64>,
     /// Requests waiting and running at once.
     pub max_concurrent_requests: Option<u32>,
+    /// Requests waiting for one model.
+    pub max_queued_requests: Option<usize>,
+    /// Bytes of the requests waiting for one model.
+    pub max_queued_bytes: Option<SizeText>,
+    /// Which values of OpenAI's `service_tier` count: `flex` goes behind the tenant's own priority, `priority` before it, by one.
+    pub service_tiers: Option<Vec<ServiceTier>>,
 }
 
 /// Settings for all models on one engine: `vllm`, `vllm-cpu`, `sglang`, `sglang-cpu`, `llamacpp` or `sim`.
@@ -128,8 +188,10 @@ pub struct EngineDefaults {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Model {
-    /// The name clients ask for. *Required*.
+    /// The name clients ask for. *Required*, except with `replica_of`.
     pub id: Option<String>,
+    /// A further engine for the model of this name, which clients do not notice: another copy, on another engine, or somebody else's server. What belongs to the queue is said there.
+    pub replica_of: Option<String>,
     /// Another way to write `id`.
     pub model_id: Option<String>,
     /// A second, shorter name. Default: none.
@@ -168,6 +230,20 @@ pub struct Model {
     pub threads: Option<u32>,
     /// For `vllm` and `vllm-cpu`, memory set aside for the KV cache. Default: the engine's choice.
     pub kv_cache: Option<SizeText>,
+    /// Host memory for KV that has to leave the GPU (`vllm`, `sglang`) or its slot (`llamacpp`). Default: none; `llamacpp`'s own, `"8GiB"`.
+    pub kv_cpu: Option<SizeText>,
+    /// Disk for KV; it outlives the engine. `vllm` and `sglang` reach it through `kv_cpu`; `"0B"` is none. Default: `"512MiB"` on `llamacpp`, else none.
+    pub kv_ssd: Option<SizeText>,
+    /// What it takes of each GPU while it runs. Default: its weights and KV cache, as its files and keys tell.
+    pub memory: Option<SizeText>,
+    /// GPUs it may run on, by index (`"0"`) or UUID. Default: all.
+    pub gpus: Vec<String>,
+    /// Never unloaded to make room for another model. Default: false.
+    pub pinned: Option<bool>,
+    /// Unloaded after this long without a request. Default: never.
+    pub idle_ttl: Option<DurationText>,
+    /// How it may make room instead of being stopped, where the engine can: `"parked"` (weights stay), `"l1"` (weights wait in host memory), `"l2"` (weights are dropped). Default: `["parked", "l2"]` if there are several models, else none.
+    pub sleep: Option<Vec<Sleep>>,
     /// Arguments passed to the engine as they are. Default: none.
     pub extra_args: Vec<String>,
     /// Added to the engine's environment. Default: none.
@@ -180,6 +256,16 @@ pub struct Model {
     pub long_prompt_tokens: Option<u64>,
     /// Start with the server instead of at the first request. Default: true.
     pub autostart: Option<bool>,
+}
+
+/// A `service_tier` that a tenant may choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ServiceTier {
+    /// Later.
+    Flex,
+    /// Sooner.
+    Priority,
 }
 
 /// Who goes next, as the file names it.
@@ -200,6 +286,28 @@ impl From<Scheduling> for Discipline {
             Scheduling::Fair => Self::Fair,
             Scheduling::Fifo => Self::Fifo,
             Scheduling::Drr => Self::Drr,
+        }
+    }
+}
+
+/// A rung between running and stopped, as the file names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Sleep {
+    /// Weights stay.
+    Parked,
+    /// Weights wait in host memory.
+    L1,
+    /// Weights are dropped.
+    L2,
+}
+
+impl From<Sleep> for Rung {
+    fn from(sleep: Sleep) -> Self {
+        match sleep {
+            Sleep::Parked => Self::Parked,
+            Sleep::L1 => Self::L1,
+            Sleep::L2 => Self::L2,
         }
     }
 }

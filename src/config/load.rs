@@ -184,7 +184,12 @@ fn finish(
     let directory = directory.filter(|dir| !dir.as_os_str().is_empty());
     let directory = directory.unwrap_or(Path::new("."));
     let base = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
-    let config = check(file, &Context { base: &base, env }, &mut report);
+    let context = Context {
+        base: &base,
+        env,
+        has_several_models: file.models.len() > 1,
+    };
+    let config = check(file, &context, &mut report);
     report.sort();
     let Report {
         problems, warnings, ..

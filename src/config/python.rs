@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::{
     check::{LONGEST_MODEL_NAME, is_name},
     file::{Engine, File, Model, TenantDefaults},
     resolved::TenantHeader,
-    unit_text::DurationText,
+    unit_text::{DurationText, SizeText},
 };
 
 /// The top of the file.
@@ -24,7 +23,7 @@ pub(crate) struct Python {
     port: Option<u16>,
     gpu_budget_fraction: Option<f64>,
     models: Option<Vec<PythonModel>>,
-    cache: Option<Value>,
+    cache: Option<PythonCache>,
     tenant_defaults: Option<PythonTenant>,
     max_concurrent: Option<u32>,
     admission_queue_size: Option<usize>,
@@ -32,6 +31,23 @@ pub(crate) struct Python {
     health_check_interval_s: Option<f64>,
     log_level: Option<String>,
     metrics_port: Option<u16>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+struct PythonCache {
+    tiers: Vec<PythonTier>,
+    eviction_frequency_weight: Option<f64>,
+    eviction_recency_weight: Option<f64>,
+    block_size_tokens: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+struct PythonTier {
+    name: Option<String>,
+    capacity_gb: Option<f64>,
+    latency_ms: Option<f64>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -87,8 +103,42 @@ impl Python {
             })
             .collect();
         add_short_names(&mut file.models);
+        self.cache.unwrap_or_default().divide(&mut file.models);
         file
     }
+}
+
+impl PythonCache {
+    /// The tiers were the node's; each model that can use one gets an equal part. What the GPU tier
+    /// has is what `gpu_memory_utilization` leaves.
+    fn divide(&self, models: &mut [Model]) {
+        let offloads =
+            |model: &&mut Model| matches!(model.engine, Some(Engine::Vllm | Engine::Sglang));
+        let parts = models.iter_mut().filter(offloads).count();
+        let part = |name: &str| {
+            let tier = self
+                .tiers
+                .iter()
+                .find(|tier| tier.name.as_deref() == Some(name));
+            Some(SizeText(bytes(tier?.capacity_gb?, parts))).filter(|size| size.0 > 0)
+        };
+        let (cpu, ssd) = (part("cpu"), part("ssd"));
+        for model in models.iter_mut().filter(offloads) {
+            model.kv_cpu = cpu;
+            // Blocks reach the disk by way of host memory.
+            model.kv_ssd = ssd.filter(|_| cpu.is_some());
+        }
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "a part of a size is no exact number of bytes"
+)]
+fn bytes(gigabytes: f64, parts: usize) -> u64 {
+    (gigabytes * f64::from(1 << 30) / parts.max(1) as f64) as u64
 }
 
 impl PythonModel {
@@ -113,12 +163,11 @@ impl PythonModel {
 impl PythonTenant {
     fn into_defaults(self) -> TenantDefaults {
         TenantDefaults {
-            weight: None,
             priority: Some(self.priority.unwrap_or(1)),
             rate_limit_rpm: Some(self.rate_limit_rpm.unwrap_or(600)),
             rate_limit_burst: self.rate_limit_burst,
-            tokens_per_minute: None,
             max_concurrent_requests: Some(self.max_concurrent_requests.unwrap_or(64)),
+            ..TenantDefaults::default()
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use kvwarden_actors::gpu::engine::{EngineFlags, EngineKind};
-use kvwarden_policy::{ModelId, TenantId, scheduling::Discipline};
+use kvwarden_policy::{ModelId, TenantId, scheduling::Discipline, tier::Tiers};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -21,16 +21,31 @@ pub struct Config {
     pub limits: Limits,
     /// The models, in the file's order.
     pub models: Vec<ModelConfig>,
+    /// Bytes for engines on each GPU, or on the machine where there is none.
+    pub gpu_memory: Option<u64>,
+    /// How long requests wait for memory that others have.
+    pub max_wait: Duration,
     /// The tenants that are named in the file.
     pub tenants: Vec<TenantConfig>,
     /// What a tenant gets that the file does not name.
     pub tenant_defaults: TenantLimits,
+    /// Where events are written down, if they are.
+    pub events: Option<EventsConfig>,
     /// Log filter (`info`, `kvwarden=debug`).
     pub log_level: String,
     /// Overrides `Layout::data`.
     pub data_dir: Option<PathBuf>,
     /// Overrides `Layout::state`.
     pub state_dir: Option<PathBuf>,
+}
+
+/// The event log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventsConfig {
+    /// Its file.
+    pub path: PathBuf,
+    /// Bytes of that file and its predecessor.
+    pub max_size: u64,
 }
 
 /// Who is let in as whom.
@@ -107,16 +122,24 @@ pub struct Limits {
     pub max_in_flight: usize,
     /// Longest request body, in bytes.
     pub max_body: usize,
+    /// Bytes of request bodies held at once.
+    pub max_bodies: usize,
+    /// The same of one tenant; unnamed ones count as one.
+    pub max_bodies_per_tenant: usize,
     /// How long a request body may take to arrive.
     pub body_timeout: Duration,
     /// How long a request may wait for its turn.
     pub queue_timeout: Duration,
     /// How long an engine may be silent within an answer.
     pub stream_idle_timeout: Duration,
+    /// How long what an engine sent may wait for its client.
+    pub client_stall_timeout: Duration,
     /// How long running answers may take to end after SIGTERM.
     pub drain_timeout: Duration,
     /// How many tenants that the file does not name may exist at once.
     pub max_unnamed_tenants: usize,
+    /// Bytes of disk for KV that unloaded models leave behind, all models together.
+    pub max_saved_kv: u64,
 }
 
 /// One model and the engine that serves it.
@@ -124,6 +147,8 @@ pub struct Limits {
 pub struct ModelConfig {
     /// The canonical name.
     pub id: ModelId,
+    /// What its engine is called: the same, or `id#2` for a second engine of the model.
+    pub engine_name: ModelId,
     /// Other names that route to it; `short_name` is one of them.
     pub aliases: Vec<String>,
     /// Which engine.
@@ -148,6 +173,29 @@ pub struct ModelConfig {
     pub long_prompt_tokens: u64,
     /// Start with the server instead of at the first request.
     pub autostart: bool,
+    /// When and where it is in memory.
+    pub residency: Residency,
+}
+
+impl ModelConfig {
+    /// It is a further engine of a model that an earlier entry describes.
+    #[must_use]
+    pub fn is_replica(&self) -> bool {
+        self.engine_name != self.id
+    }
+}
+
+/// When and where a model is in memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Residency {
+    /// Bytes it takes of each device, if its author knows better than its files.
+    pub memory: Option<u64>,
+    /// Indices and UUIDs of the devices it may use. Empty: all.
+    pub gpus: Vec<String>,
+    /// Never unloaded to make room.
+    pub pinned: bool,
+    /// Unloaded after this long without a request.
+    pub idle_ttl: Option<Duration>,
 }
 
 /// Where a model's weights come from.
@@ -177,8 +225,19 @@ pub struct TenantConfig {
     pub id: TenantId,
     /// SHA-256 of its API keys.
     pub api_keys: Vec<KeyHash>,
+    /// The group it belongs to, if it is not one of its own.
+    pub group: Option<GroupConfig>,
     /// What it may use.
     pub limits: TenantLimits,
+}
+
+/// A group of tenants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupConfig {
+    /// Its name.
+    pub name: String,
+    /// Its part of an engine beside other groups' parts.
+    pub weight: u32,
 }
 
 /// What one tenant may use. `None` is unlimited.
@@ -194,8 +253,16 @@ pub struct TenantLimits {
     pub rate_limit_burst: Option<u32>,
     /// Prompt and output tokens per minute.
     pub tokens_per_minute: Option<u64>,
+    /// Prompt and output tokens per UTC day.
+    pub tokens_per_day: Option<u64>,
     /// Requests queued and running at once.
     pub max_concurrent_requests: Option<u32>,
+    /// Requests waiting for one model.
+    pub max_queued_requests: Option<usize>,
+    /// Bytes of the requests waiting for one model.
+    pub max_queued_bytes: Option<u64>,
+    /// Which service tiers it may choose.
+    pub service_tiers: Tiers,
 }
 
 impl Default for TenantLimits {
@@ -206,7 +273,11 @@ impl Default for TenantLimits {
             rate_limit_rpm: None,
             rate_limit_burst: None,
             tokens_per_minute: None,
+            tokens_per_day: None,
             max_concurrent_requests: None,
+            max_queued_requests: None,
+            max_queued_bytes: None,
+            service_tiers: Tiers::default(),
         }
     }
 }

@@ -84,6 +84,9 @@ const RENAMED: &[(&str, &str)] = &[
     ("requests_per_minute", "it is called `rate_limit_rpm`"),
     ("burst", "it is called `rate_limit_burst`"),
     ("tpm", "it is called `tokens_per_minute`"),
+    ("tpd", "it is called `tokens_per_day`"),
+    ("org", "it is called `group`"),
+    ("max_queue_size", "it is called `max_queued_requests`"),
     ("tp", "it is called `tensor_parallel_size`"),
     ("tp_size", "it is called `tensor_parallel_size`"),
 ];

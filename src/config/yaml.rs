@@ -21,10 +21,6 @@ const NO_EFFECT: &[(&str, &str)] = &[
         "it only was printed; `gpu_memory_utilization` of each model counts",
     ),
     (
-        "cache",
-        "no engine ever read it; the engine manages its KV cache",
-    ),
-    (
         "health_check_interval_s",
         "engines are watched all the time",
     ),
@@ -40,6 +36,13 @@ const NO_EFFECT_TENANT: &[(&str, &str)] = &[
         "it only was printed; memory belongs to models",
     ),
 ];
+const NO_EFFECT_CACHE: &[(&str, &str)] = &[
+    ("eviction_frequency_weight", ENGINES_EVICT),
+    ("eviction_recency_weight", ENGINES_EVICT),
+    ("block_size_tokens", "engines choose their block size"),
+];
+const ENGINES_EVICT: &str = "engines evict their own blocks";
+const NO_EFFECT_TIER: &[(&str, &str)] = &[("latency_ms", "nothing is planned by it")];
 const NO_EFFECT_MODEL: &[(&str, &str)] = &[(
     "port",
     r#"engines get a free port on loopback; to use a server that runs already, write `engine = "attach"` and its `url` in the TOML form"#,
@@ -54,6 +57,9 @@ pub(crate) fn read_yaml(document: &mut Value, repeated: &[KeyPath], report: &mut
     let defaults = KeyPath::of("tenant_defaults");
     if let Some(table) = document.get("tenant_defaults") {
         warn_no_effect(table, &defaults, NO_EFFECT_TENANT, report);
+    }
+    if let Some(table) = document.get("cache") {
+        warn_cache(table, report);
     }
     let models = document.get("models").and_then(Value::as_array);
     for (index, model) in models.into_iter().flatten().enumerate() {
@@ -108,6 +114,29 @@ fn warn_unknown(unknown: &[KeyPath], report: &mut Report) {
         };
         let message = format!("`{name}` is not a known key and has no effect");
         report.key(Severity::Warning, path, message, help);
+    }
+}
+
+fn warn_cache(cache: &Value, report: &mut Report) {
+    let path = KeyPath::of("cache");
+    warn_no_effect(cache, &path, NO_EFFECT_CACHE, report);
+    let tiers = cache.get("tiers").and_then(Value::as_array);
+    for (index, tier) in tiers.into_iter().flatten().enumerate() {
+        let at = path.key("tiers").index(index);
+        warn_no_effect(tier, &at, NO_EFFECT_TIER, report);
+        match tier.get("name").and_then(Value::as_str) {
+            Some("cpu" | "ssd") => {}
+            Some("gpu") => report.warn(
+                &at,
+                "the tier `gpu` has no effect",
+                "`gpu_memory_utilization` of each model decides it".to_owned(),
+            ),
+            _ => report.warn(
+                &at,
+                "the tier has no effect",
+                "tiers are `gpu`, `cpu` and `ssd`".to_owned(),
+            ),
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use super::refusal::BadRequest;
+use super::{images::inline_images, refusal::BadRequest};
 
 /// More choices than this in one request is a mistake or an attack; OpenAI allows 128.
 const MAX_CHOICES: u64 = 128;
@@ -25,7 +25,8 @@ const MAX_MEMBERS: usize = 256;
 /// Fields that steer the engine's scheduler, its slots or its caches. A client has no say in these:
 /// they would let one tenant pass the others, read another's cached prefix, or end its requests
 /// (SGLang aborts by prefix of `rid`, and runs what `custom_logit_processor` holds).
-const OURS: [&str; 14] = [
+const OURS: [&str; 15] = [
+    "service_tier",
     "priority",
     "cache_salt",
     "kv_transfer_params",
@@ -167,31 +168,39 @@ impl<'a> Ask<'a> {
         let members = Members::parse(body).map_err(|error| {
             BadRequest::new(format!("the request body is not valid JSON: {error}"))
         })?;
-        let model = read::<String>(&members, "model", "a string")?.ok_or_else(|| {
+        let model = read_member::<String>(&members, "model", "a string")?.ok_or_else(|| {
             BadRequest::new("`model` is missing; GET /v1/models lists what is served")
                 .param("model")
         })?;
-        let stream = read::<bool>(&members, "stream", "true or false")?.unwrap_or(false);
-        let options = read::<StreamOptions>(&members, "stream_options", "an object")?;
-        let choices = read::<u64>(&members, "n", "a positive integer")?.unwrap_or(1);
+        let stream = read_member::<bool>(&members, "stream", "true or false")?.unwrap_or(false);
+        let options = read_member::<StreamOptions>(&members, "stream_options", "an object")?;
+        let choices = read_member::<u64>(&members, "n", "a positive integer")?.unwrap_or(1);
         let choices = choices.saturating_mul(prompts(&members));
         if !(1..=MAX_CHOICES).contains(&choices) {
             let message = format!("`n` times the number of prompts must be 1 to {MAX_CHOICES}");
             return Err(BadRequest::new(message).param("n"));
         }
-        let limit = |name| read::<u64>(&members, name, "a positive integer");
+        let limit = |name| read_member::<u64>(&members, name, "a positive integer");
         let max_tokens = limit("max_completion_tokens")?.or(limit("max_tokens")?);
         let prompt = ["messages", "prompt", "input", "tools"];
-        let prompt_bytes = prompt.iter().filter_map(|name| members.get(name));
+        let prompt = prompt.iter().filter_map(|name| members.get(name));
+        let (mut prompt_bytes, mut images) = (0, 0);
+        for part in prompt.map(RawValue::get) {
+            let (here, bytes) = inline_images(part);
+            images += here;
+            prompt_bytes += part.len() as u64 - bytes;
+        }
         let size = RequestSize {
-            prompt_bytes: prompt_bytes.map(|value| value.get().len() as u64).sum(),
+            prompt_bytes,
+            images,
+            body_bytes: body.len() as u64,
             max_tokens,
             choices: u32::try_from(choices).unwrap_or(u32::MAX),
         };
         let wants_usage = options
             .and_then(|options| options.include_usage)
             .unwrap_or(false);
-        let salt = read::<String>(&members, "cache_salt", "a string")?;
+        let salt = read_member::<String>(&members, "cache_salt", "a string")?;
         Ok(Self {
             model,
             stream,
@@ -247,7 +256,11 @@ struct StreamOptions {
     include_usage: Option<bool>,
 }
 
-fn read<'m, T: Deserialize<'m>>(
+/// A member as `T`, unless it is absent or `null`.
+///
+/// # Errors
+/// When it is something else than `wanted`.
+pub(super) fn read_member<'m, T: Deserialize<'m>>(
     members: &'m Members<'_>,
     name: &'static str,
     wanted: &str,
@@ -365,6 +378,17 @@ mod tests {
         let mut ask = Ask::parse(body).unwrap();
         assert_eq!(ask.drop_ours().as_deref(), Some("s"));
         assert_eq!(&ask.members.to_bytes()[..], br#"{"model":"m","seed":1}"#);
+    }
+
+    #[test]
+    fn an_inline_image_is_no_text_but_takes_its_memory() {
+        let image = "A".repeat(100_000);
+        let body = format!(
+            r#"{{"model":"m","messages":[{{"role":"user","content":[{{"type":"image_url","image_url":{{"url":"data:image/png;base64,{image}"}}}}]}}]}}"#
+        );
+        let size = Ask::parse(body.as_bytes()).unwrap().size;
+        assert_eq!((size.images, size.body_bytes), (1, body.len() as u64));
+        assert!(size.prompt_bytes < 100, "{size:?}");
     }
 
     #[test]

@@ -10,6 +10,14 @@ use crate::config::{Config, KeyHash, TenantHeader};
 use actix_web::{HttpRequest, http::header};
 use kvwarden_policy::TenantId;
 
+/// Headers that name the tenant where they are believed: ours, llm-d's, and the one that the Gateway
+/// API's inference extension had before.
+const TENANT_HEADERS: [&str; 3] = [
+    "x-tenant-id",
+    "x-llm-d-inference-fairness-id",
+    "x-gateway-inference-fairness-id",
+];
+
 /// The tenant of requests that name none.
 pub const DEFAULT: &str = "default";
 
@@ -61,10 +69,13 @@ impl Identity {
                 ))
             };
         }
-        match request.headers().get("x-tenant-id") {
-            Some(value) => tenant_id(value.as_bytes()),
-            None => Ok(self.default.clone()),
-        }
+        named_tenant(request).unwrap_or_else(|| Ok(self.default.clone()))
+    }
+
+    /// Some key is known, so that who has none is a stranger.
+    #[must_use]
+    pub fn has_keys(&self) -> bool {
+        !(self.tenants.is_empty() && self.admins.is_empty())
     }
 
     /// Lets operators through to what tells about every tenant.
@@ -72,7 +83,7 @@ impl Identity {
     /// # Errors
     /// When keys are in use and the request carries no operator's.
     pub fn operator(&self, request: &HttpRequest) -> Result<(), Failure> {
-        if self.tenants.is_empty() && self.admins.is_empty() {
+        if !self.has_keys() {
             return Ok(());
         }
         match bearer(request).map(KeyHash::of) {
@@ -110,6 +121,22 @@ fn bearer(request: &HttpRequest) -> Option<&str> {
         .ok()?;
     let (scheme, key) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+}
+
+/// The tenant that the headers name. If they differ, one was set by somebody who should not have.
+fn named_tenant(request: &HttpRequest) -> Option<Result<TenantId, Failure>> {
+    let mut headers = TENANT_HEADERS.iter().flat_map(|name| {
+        let values = request.headers().get_all(*name);
+        values.map(|value| (*name, value.as_bytes()))
+    });
+    let (first, id) = headers.next()?;
+    Some(match headers.find(|(_, other)| *other != id) {
+        Some((second, _)) => {
+            let message = format!("`{first}` and `{second}` name different tenants; send one");
+            Err(BadRequest::new(message).param(second).into())
+        }
+        None => tenant_id(id),
+    })
 }
 
 fn tenant_id(value: &[u8]) -> Result<TenantId, Failure> {

@@ -13,6 +13,11 @@ use kvwarden_actors::{RateLimits, Refusal};
 use kvwarden_policy::bucket::Level;
 use serde_json::{Map, Value, json, value::RawValue};
 
+use super::reason::Reason;
+
+/// Longer than this no SDK sleeps: it would try again after a second or two of its own instead.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
 /// A request that can't be right whoever sends it whenever.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadRequest {
@@ -46,6 +51,11 @@ pub enum Failure {
     Bad(BadRequest),
     /// The body is larger than the limit.
     TooLarge {
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// The tenant's request bodies fill what it may hold of them.
+    BodiesFull {
         /// The limit in bytes.
         limit: usize,
     },
@@ -96,26 +106,24 @@ struct Form {
     kind: &'static str,
     /// OpenAI's `code`.
     code: &'static str,
-    /// The same, or finer, for metrics and `x-kvwarden-dropped-reason`.
-    reason: &'static str,
+    reason: Reason,
 }
 
-const fn form(status: StatusCode, kind: &'static str, code: &'static str) -> Form {
+const fn form(status: StatusCode, kind: &'static str, reason: Reason) -> Form {
     Form {
         status,
         kind,
-        code,
-        reason: code,
+        code: reason.as_str(),
+        reason,
     }
 }
 
 /// As OpenAI says it: clients compare this code, and the type tells which limit it was.
-const fn rate_limit(kind: &'static str, reason: &'static str) -> Form {
-    let code = "rate_limit_exceeded";
+const fn rate_limit(kind: &'static str, reason: Reason) -> Form {
     Form {
         status: StatusCode::TOO_MANY_REQUESTS,
         kind,
-        code,
+        code: "rate_limit_exceeded",
         reason,
     }
 }
@@ -127,20 +135,31 @@ const SERVER: &str = "server_error";
 impl Failure {
     fn form(&self) -> Form {
         match self {
-            Self::Bad(_) => form(StatusCode::BAD_REQUEST, INVALID, "invalid_request"),
-            Self::TooLarge { .. } => form(StatusCode::PAYLOAD_TOO_LARGE, INVALID, "body_too_large"),
-            Self::SlowBody => form(StatusCode::REQUEST_TIMEOUT, INVALID, "body_timeout"),
-            Self::NotJson => form(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, "not_json"),
+            Self::Bad(_) => form(StatusCode::BAD_REQUEST, INVALID, Reason::InvalidRequest),
+            Self::TooLarge { .. } => {
+                form(StatusCode::PAYLOAD_TOO_LARGE, INVALID, Reason::BodyTooLarge)
+            }
+            Self::BodiesFull { .. } => form(
+                StatusCode::TOO_MANY_REQUESTS,
+                LIMITED,
+                Reason::TenantBodiesFull,
+            ),
+            Self::SlowBody => form(StatusCode::REQUEST_TIMEOUT, INVALID, Reason::BodyTimeout),
+            Self::NotJson => form(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, Reason::NotJson),
             Self::Unauthorized(_) => form(
                 StatusCode::UNAUTHORIZED,
                 "authentication_error",
-                "invalid_api_key",
+                Reason::InvalidApiKey,
             ),
-            Self::Forbidden(_) => form(StatusCode::FORBIDDEN, "permission_error", "forbidden"),
-            Self::NoRoute { .. } => form(StatusCode::NOT_FOUND, INVALID, "unknown_route"),
-            Self::NodeFull => form(StatusCode::SERVICE_UNAVAILABLE, SERVER, "node_full"),
-            Self::Unreachable(_) => form(StatusCode::BAD_GATEWAY, SERVER, "engine_unreachable"),
-            Self::Engine { status, .. } => form(*status, SERVER, "engine_error"),
+            Self::Forbidden(_) => {
+                form(StatusCode::FORBIDDEN, "permission_error", Reason::Forbidden)
+            }
+            Self::NoRoute { .. } => form(StatusCode::NOT_FOUND, INVALID, Reason::UnknownRoute),
+            Self::NodeFull => form(StatusCode::SERVICE_UNAVAILABLE, SERVER, Reason::NodeFull),
+            Self::Unreachable(_) => {
+                form(StatusCode::BAD_GATEWAY, SERVER, Reason::EngineUnreachable)
+            }
+            Self::Engine { status, .. } => form(*status, SERVER, Reason::EngineError),
             Self::Refused(refusal) => refused(refusal),
         }
     }
@@ -151,10 +170,10 @@ impl Failure {
         self.form().status
     }
 
-    /// A short name, for metrics and the dropped-reason header.
+    /// Why, in one word, for metrics.
     #[must_use]
     pub fn reason(&self) -> &'static str {
-        self.form().reason
+        self.form().reason.as_str()
     }
 
     fn param(&self) -> Option<&str> {
@@ -180,10 +199,11 @@ impl Failure {
         if let Self::Refused(refusal) = self {
             limit_headers(&mut response, refusal);
         }
-        if status == StatusCode::SERVICE_UNAVAILABLE || status == StatusCode::TOO_MANY_REQUESTS {
-            response.insert_header(("x-kvwarden-dropped-reason", reason));
+        response.insert_header(("x-kvwarden-dropped-reason", reason.as_str()));
+        if let Some(name) = reason.llm_d() {
+            response.insert_header(("x-llm-d-request-dropped-reason", name));
         }
-        if matches!(self, Self::NodeFull) {
+        if matches!(self, Self::NodeFull | Self::BodiesFull { .. }) {
             retry_after(&mut response, Duration::from_secs(1));
         }
         if status == StatusCode::UNAUTHORIZED {
@@ -203,6 +223,10 @@ impl fmt::Display for Failure {
                 f,
                 "the request body is larger than {limit} bytes; the operator sets limits.max_body"
             ),
+            Self::BodiesFull { limit } => write!(
+                f,
+                "request bodies of this tenant already hold {limit} bytes; try again"
+            ),
             Self::SlowBody => f.write_str("the request body did not arrive in time"),
             Self::NotJson => f.write_str("send the body as JSON, with `content-type: application/json` and no content-encoding"),
             Self::Unauthorized(why) | Self::Forbidden(why) => f.write_str(why),
@@ -219,19 +243,21 @@ impl fmt::Display for Failure {
 }
 
 fn refused(refusal: &Refusal) -> Form {
-    let unavailable = |code| form(StatusCode::SERVICE_UNAVAILABLE, SERVER, code);
-    let limited = |code| form(StatusCode::TOO_MANY_REQUESTS, LIMITED, code);
+    let unavailable = |reason| form(StatusCode::SERVICE_UNAVAILABLE, SERVER, reason);
+    let limited = |reason| form(StatusCode::TOO_MANY_REQUESTS, LIMITED, reason);
     match refusal {
-        Refusal::UnknownModel(_) => form(StatusCode::NOT_FOUND, INVALID, "model_not_found"),
-        Refusal::RequestRate { .. } => rate_limit("requests", "requests_per_minute"),
-        Refusal::TokenRate { .. } => rate_limit("tokens", "tokens_per_minute"),
-        Refusal::LargerThanBudget { .. } => limited("larger_than_budget"),
-        Refusal::Concurrency { .. } => limited("max_concurrent_requests"),
-        Refusal::TenantQueueFull { .. } => limited("tenant_queue_full"),
-        Refusal::QueueFull { .. } => unavailable("queue_full"),
-        Refusal::QueueTimeout { .. } => unavailable("queue_timeout"),
-        Refusal::Broken { .. } => unavailable("engine_broken"),
-        Refusal::Draining => unavailable("shutting_down"),
+        Refusal::UnknownModel(_) => form(StatusCode::NOT_FOUND, INVALID, Reason::ModelNotFound),
+        Refusal::RequestRate { .. } => rate_limit("requests", Reason::RequestsPerMinute),
+        Refusal::TokenRate { .. } => rate_limit("tokens", Reason::TokensPerMinute),
+        Refusal::DailyTokens { .. } => rate_limit("tokens", Reason::TokensPerDay),
+        Refusal::LargerThanBudget { .. } => limited(Reason::LargerThanBudget),
+        Refusal::Concurrency { .. } => limited(Reason::MaxConcurrentRequests),
+        Refusal::TenantQueueFull { .. } => limited(Reason::TenantQueueFull),
+        Refusal::QueueFull { .. } => unavailable(Reason::QueueFull),
+        Refusal::QueueTimeout { .. } => unavailable(Reason::QueueTimeout),
+        Refusal::DeadlineOutOfReach | Refusal::DeadlinePassed => unavailable(Reason::Deadline),
+        Refusal::Broken { .. } => unavailable(Reason::EngineBroken),
+        Refusal::Draining => unavailable(Reason::ShuttingDown),
     }
 }
 
@@ -252,6 +278,14 @@ fn limit_headers(response: &mut HttpResponseBuilder, refusal: &Refusal) {
             level_headers(response, "tokens", limit);
             retry_after(response, *wait);
         }
+        Refusal::DailyTokens {
+            retry_after: wait, ..
+        } => {
+            retry_after(response, *wait);
+            if *wait > LONGEST_SLEEP {
+                response.insert_header(("x-should-retry", "false"));
+            }
+        }
         // Trying again can't help; OpenAI's SDKs would otherwise.
         Refusal::LargerThanBudget { .. }
         | Refusal::Broken {
@@ -264,6 +298,8 @@ fn limit_headers(response: &mut HttpResponseBuilder, refusal: &Refusal) {
         | Refusal::TenantQueueFull { .. }
         | Refusal::QueueFull { .. }
         | Refusal::QueueTimeout { .. }
+        | Refusal::DeadlineOutOfReach
+        | Refusal::DeadlinePassed
         | Refusal::Draining => {
             retry_after(response, Duration::from_secs(1));
         }
@@ -428,6 +464,45 @@ mod tests {
         );
         let raw = RawValue::from_string(r#""odd""#.to_owned()).unwrap();
         assert_eq!(event_failure(&raw).status(), StatusCode::BAD_GATEWAY);
+    }
+
+    #[test]
+    fn a_day_that_is_used_up_says_when_it_ends_and_not_to_try_before() {
+        let after = |seconds| {
+            let refusal = Refusal::DailyTokens {
+                wanted: 10,
+                limit: 100,
+                retry_after: Duration::from_secs(seconds),
+            };
+            Failure::from(refusal).response()
+        };
+        let header = |response: &HttpResponse, name| {
+            let value = response.headers().get(name)?;
+            Some(value.to_str().unwrap().to_owned())
+        };
+        let (long, short) = (after(7200), after(5));
+        assert_eq!(header(&long, "retry-after").as_deref(), Some("7200"));
+        assert_eq!(header(&long, "x-should-retry").as_deref(), Some("false"));
+        assert_eq!(header(&short, "x-should-retry"), None);
+        let reason = header(&long, "x-kvwarden-dropped-reason");
+        assert_eq!(reason.as_deref(), Some("tokens_per_day"));
+        assert_eq!(long.status(), StatusCode::TOO_MANY_REQUESTS);
+    }
+
+    #[test]
+    fn every_refusal_says_why_and_in_llm_ds_words_where_it_has_some() {
+        let late = Failure::from(Refusal::DeadlinePassed).response();
+        assert_eq!(late.status(), StatusCode::SERVICE_UNAVAILABLE);
+        let headers = late.headers();
+        assert_eq!(
+            headers.get("x-kvwarden-dropped-reason").unwrap(),
+            "deadline"
+        );
+        let llm_d = headers.get("x-llm-d-request-dropped-reason").unwrap();
+        assert_eq!(llm_d, "rejected-ttl-expired");
+        let unknown = Failure::Unauthorized("who?").response();
+        let reason = unknown.headers().get("x-kvwarden-dropped-reason").unwrap();
+        assert_eq!(reason, "invalid_api_key");
     }
 
     #[test]

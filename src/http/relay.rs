@@ -1,8 +1,8 @@
 //! An engine's stream on its way to the client, event by event, byte for byte.
 //!
-//! The relay holds the permit: end, error and hang-up all release it by dropping it. The first
-//! event is read before anything is promised to the client, since vLLM reports some refusals as
-//! the first event of a 200.
+//! The relay holds the permit: end, error and hang-up all release it by dropping it. It reads up to
+//! the first token before anything is promised to the client: an engine that goes away before can be
+//! replaced by another, and vLLM reports some refusals as the first event of a 200.
 
 use std::{collections::VecDeque, io, pin::Pin, time::Duration};
 
@@ -13,14 +13,18 @@ use kvwarden_policy::cost::Usage;
 use serde_json::json;
 
 use super::{
-    Place,
     assemble::Assembly,
+    attempt::Miss,
     envelope::Members,
+    pipe::{self, Inlet, Outlet},
     record::Record,
     refusal::{Failure, event_failure},
     sse::{self, Event, Splitter},
     upstream::Answer,
 };
+
+/// Why a stream broke off that nothing came through for too long.
+const IDLE: &str = "idle_timeout";
 
 /// A stream being passed on.
 pub struct Relay {
@@ -33,7 +37,6 @@ pub struct Relay {
     strips_usage: bool,
     idle: Duration,
     state: State,
-    _place: Place,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,17 +60,17 @@ pub struct Manner {
 }
 
 impl Relay {
-    /// Waits for the first event.
+    /// Waits for the first token, or for whatever else shows that the engine works on the answer.
+    /// Until then nothing is promised to the client, and another engine could still give it.
     ///
     /// # Errors
-    /// When the engine's first event is an error, or none comes.
+    /// When the engine's first word is an error, or it goes away before it says any.
     pub async fn open(
         answer: Answer,
         permit: Permit,
         record: Record,
-        place: Place,
         manner: Manner,
-    ) -> Result<Self, (Failure, Record)> {
+    ) -> Result<Self, Miss> {
         let mut relay = Self {
             body: answer.body,
             splitter: Splitter::default(),
@@ -78,34 +81,42 @@ impl Relay {
             strips_usage: manner.strips_usage,
             idle: manner.idle,
             state: State::Open,
-            _place: place,
         };
         loop {
-            match relay.pull().await {
-                Ok(Some(event)) => match sse::read(&event) {
-                    // A ping before the first token promises nothing.
-                    Event::Other => relay.ready.push_back(event),
-                    Event::Failed(error) => {
-                        relay.permit.engine_failed();
-                        return Err((event_failure(error), relay.record));
-                    }
-                    Event::Chunk(_) | Event::Done => {
-                        let event = relay.take(event);
-                        relay.ready.extend(event);
-                        return Ok(relay);
-                    }
-                },
-                Ok(None) => {
-                    relay.permit.engine_failed();
-                    let failure = Failure::Unreachable("the stream ended before it began".into());
-                    return Err((failure, relay.record));
+            let event = match relay.pull().await {
+                Ok(Some(event)) => event,
+                Ok(None) => return Err(relay.lost("the stream ended before its first token")),
+                Err(IDLE) => return Err(relay.failed(Failure::Unreachable(IDLE.to_owned()))),
+                Err(broken) => return Err(relay.lost(broken)),
+            };
+            let is_begun = match sse::read(&event) {
+                Event::Failed(error) => {
+                    let failure = event_failure(error);
+                    return Err(relay.failed(failure));
                 }
-                Err(broken) => {
-                    relay.permit.engine_failed();
-                    return Err((Failure::Unreachable(broken.to_owned()), relay.record));
+                Event::Chunk(chunk) if chunk.is_aborted => {
+                    return Err(relay.lost("the engine gave the request up"));
                 }
+                // A ping, or who speaks: neither is part of the answer.
+                Event::Other => false,
+                Event::Chunk(chunk) => !chunk.is_opening,
+                Event::Done => true,
+            };
+            let event = relay.take(event);
+            relay.ready.extend(event);
+            if is_begun {
+                return Ok(relay);
             }
         }
+    }
+
+    fn lost(self, why: &str) -> Miss {
+        Miss::lost(why, self.permit, self.record)
+    }
+
+    fn failed(mut self, failure: Failure) -> Miss {
+        self.permit.engine_failed();
+        Miss::Failed(failure, self.record)
     }
 
     /// The next event for the client. After an error there is one last event that tells so: a
@@ -133,13 +144,24 @@ impl Relay {
         }
     }
 
-    /// All events as a body.
-    pub fn into_stream(mut self) -> impl Stream<Item = io::Result<Bytes>> {
+    /// Passes all events on, as fast as the client takes them. The engine's place is given back
+    /// when the engine is done, however far the client is, or when the client lets an event wait
+    /// for longer than `patience`.
+    pub fn into_body(mut self, patience: Duration) -> Outlet {
         self.record.streaming();
-        futures_util::stream::unfold(self, |mut relay| async move {
-            let event = relay.next().await?;
-            Some((Ok(event), relay))
-        })
+        pipe::spawn(patience, |inlet| self.pass_on(inlet))
+    }
+
+    async fn pass_on(mut self, inlet: Inlet) {
+        while let Some(event) = self.next().await {
+            if inlet.put(event).await.is_err() {
+                self.record.stalled();
+                return inlet.end_with(last_words(
+                    "the client did not read the answer",
+                    "slow_reader",
+                ));
+            }
+        }
     }
 
     /// The answer as a client gets it that did not ask for a stream.
@@ -167,7 +189,7 @@ impl Relay {
                 return Ok(Some(event));
             }
             match tokio::time::timeout(self.idle, self.body.next()).await {
-                Err(_) => return Err("idle_timeout"),
+                Err(_) => return Err(IDLE),
                 Ok(None) => return Ok(None),
                 Ok(Some(Err(_))) => return Err("engine_error"),
                 Ok(Some(Ok(chunk))) => {
@@ -235,12 +257,19 @@ impl Relay {
         self.state = State::Ended { well: false };
         self.record.broken(reason);
         self.permit.engine_failed();
-        let error = json!({ "error": {
-            "message": "the model's engine stopped before the answer was complete",
-            "type": "server_error", "param": null, "code": reason,
-        }});
-        Bytes::from(format!("data: {error}\n\n"))
+        last_words(
+            "the model's engine stopped before the answer was complete",
+            reason,
+        )
     }
+}
+
+/// The error event that ends an answer which is not whole.
+fn last_words(message: &str, code: &str) -> Bytes {
+    let error = json!({ "error": {
+        "message": message, "type": "server_error", "param": null, "code": code,
+    }});
+    Bytes::from(format!("data: {error}\n\n"))
 }
 
 /// llama.cpp puts usage into the last chunk of text, asked or not.

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use bytes::{Bytes, BytesMut};
 use kvwarden_policy::cost::Usage;
 use memchr::memmem;
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 
 /// An event larger than this is no event; the longest real ones (logprobs) stay under 1 MiB.
@@ -77,6 +77,9 @@ pub enum Event<'a> {
 pub struct Chunk {
     /// It carries text, reasoning or a tool call, and is not just the role.
     pub has_token: bool,
+    /// It only says who speaks. All engines send that with the first token, and a stream that ends
+    /// there gave nothing.
+    pub is_opening: bool,
     /// The usage it carries.
     pub usage: Option<Usage>,
     /// It carries usage and nothing else.
@@ -104,6 +107,7 @@ pub fn read(event: &[u8]) -> Event<'_> {
     let usage = wire.usage.map(Usage::from);
     Event::Chunk(Chunk {
         has_token: wire.choices.iter().any(WireChoice::has_token),
+        is_opening: !wire.choices.is_empty() && wire.choices.iter().all(WireChoice::is_opening),
         is_usage_only: usage.is_some() && wire.choices.is_empty(),
         is_aborted: wire.choices.iter().any(WireChoice::is_aborted),
         usage,
@@ -131,6 +135,7 @@ struct WireChoice<'a> {
 
 #[derive(Deserialize)]
 struct WireDelta<'a> {
+    role: Option<IgnoredAny>,
     #[serde(borrow)]
     content: Option<Cow<'a, str>>,
     #[serde(borrow)]
@@ -144,6 +149,14 @@ struct WireDelta<'a> {
 impl WireChoice<'_> {
     fn is_aborted(&self) -> bool {
         self.finish_reason.as_deref() == Some("abort")
+    }
+
+    fn is_opening(&self) -> bool {
+        let has_role = self
+            .delta
+            .as_ref()
+            .is_some_and(|delta| delta.role.is_some());
+        has_role && self.finish_reason.is_none() && !self.has_token()
     }
 
     fn has_token(&self) -> bool {
@@ -230,7 +243,11 @@ mod tests {
         ] {
             let event = format!("data: {{\"choices\":[{{\"delta\":{delta}}}]}}\n\n");
             assert!(!chunk(&event).has_token, "{event}");
+            assert!(chunk(&event).is_opening, "{event}");
         }
+        let refusal = r#"data: {"choices":[{"delta":{"role":"assistant","refusal":"no"}}]}"#;
+        let unknown = r#"data: {"choices":[{"delta":{"refusal":"no"}}]}"#;
+        assert!(chunk(refusal).is_opening && !chunk(unknown).is_opening);
     }
 
     #[test]

@@ -23,6 +23,15 @@ const IDLE: Duration = Duration::from_secs(3);
 #[derive(Clone)]
 pub struct Engines(awc::Client);
 
+/// No answer came.
+#[derive(Debug)]
+pub struct Unanswered {
+    /// There was not even a connection.
+    pub is_unreachable: bool,
+    /// What went wrong, for the log.
+    pub why: String,
+}
+
 /// An engine's answer, its body still to come.
 pub struct Answer {
     /// Status.
@@ -79,14 +88,14 @@ impl Engines {
     /// Posts `body` and waits for the head of the answer.
     ///
     /// # Errors
-    /// What went wrong, for the log.
+    /// When none came.
     pub async fn post(
         &self,
         to: &Endpoint,
         path: &str,
         request_id: &str,
         body: Bytes,
-    ) -> Result<Answer, String> {
+    ) -> Result<Answer, Unanswered> {
         match self.try_post(to, path, request_id, body.clone()).await {
             // The engine closed a pooled connection as we picked it: nothing was answered, so
             // nothing is lost by asking once more.
@@ -95,7 +104,10 @@ impl Engines {
             ) => self.try_post(to, path, request_id, body).await,
             other => other,
         }
-        .map_err(|error| error.to_string())
+        .map_err(|error| Unanswered {
+            is_unreachable: matches!(error, SendRequestError::Connect(_)),
+            why: error.to_string(),
+        })
     }
 
     async fn try_post(

@@ -22,7 +22,23 @@ pub(super) fn routes(config: &mut web::ServiceConfig) {
         .route("/resume", web::post().to(resume))
         .route("/release_kv_cache_memory", web::post().to(release_kv))
         .route("/reset_prefix_cache", web::post().to(reset_prefix_cache))
-        .route("/collective_rpc", web::post().to(collective_rpc));
+        .route("/collective_rpc", web::post().to(collective_rpc))
+        .route("/openapi.json", web::get().to(openapi));
+}
+
+/// Of the description of the API what tells whether the engine can sleep.
+async fn openapi() -> HttpResponse {
+    const PATHS: [&str; 6] = [
+        "/sleep",
+        "/wake_up",
+        "/pause",
+        "/resume",
+        "/release_kv_cache_memory",
+        "/collective_rpc",
+    ];
+    let paths = PATHS.map(|path| (path.to_owned(), json!({ "post": {} })));
+    let paths: serde_json::Map<_, _> = paths.into_iter().collect();
+    HttpResponse::Ok().json(json!({ "paths": paths }))
 }
 
 /// Query parameters, read by hand because `tags` may come several times.
@@ -96,10 +112,12 @@ async fn resume(app: web::Data<App>) -> Result<HttpResponse, ApiError> {
     Ok(HttpResponse::Ok().json(json!({"status": "resumed"})))
 }
 
-async fn release_kv(app: web::Data<App>, query: Query) -> Result<HttpResponse, ApiError> {
-    let quiesce = Control::Quiesce(Quiet::ReleaseKv, mode(&query)?);
-    app.engine.control(quiesce).await?;
-    Ok(HttpResponse::Ok().finish())
+async fn release_kv(app: web::Data<App>) -> Result<HttpResponse, ApiError> {
+    match app.engine.control(Control::ReleaseKv).await? {
+        Answer::Done => Ok(HttpResponse::Ok().finish()),
+        // vLLM's, where an exception in its core becomes this.
+        Answer::Busy => Ok(HttpResponse::InternalServerError().finish()),
+    }
 }
 
 async fn reset_prefix_cache(app: web::Data<App>) -> Result<HttpResponse, ApiError> {

@@ -55,6 +55,8 @@ pub(super) struct Engine {
     board: Board,
     faults: Faults,
     submitted: u64,
+    /// Orders that get no answer, by a fault.
+    unanswered: Vec<oneshot::Sender<Answer>>,
     /// The request in the middle of which something fails.
     fatal: Option<(u64, Failure)>,
 }
@@ -72,6 +74,7 @@ impl Engine {
             board,
             faults,
             submitted: 0,
+            unanswered: Vec::new(),
             fatal: None,
         }
     }

@@ -36,6 +36,12 @@ pub struct Faults {
     /// Sleep without giving memory back.
     #[arg(long)]
     pub fault_sleep_frees_nothing: bool,
+    /// Wake with weights that are not the model's.
+    #[arg(long)]
+    pub fault_wake_garbles: bool,
+    /// Never answer when asked to wake.
+    #[arg(long)]
+    pub fault_wake_hangs: bool,
 }
 
 /// How an engine fails in the middle of a request.

@@ -63,6 +63,7 @@ pub(super) enum Control {
         kv: bool,
     },
     Resume,
+    ReleaseKv,
     ReloadWeights,
     ResetPrefixCache,
     /// End all requests; the process is about to exit.
@@ -74,7 +75,6 @@ pub(super) enum Control {
 pub(super) enum Quiet {
     Pause,
     Sleep(SleepLevel),
-    ReleaseKv,
 }
 
 /// What becomes of requests in flight then: vLLM's `mode`.
@@ -88,7 +88,7 @@ pub(super) enum InFlight {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     Done,
-    /// Cached prefixes were in use.
+    /// It can't be done now.
     Busy,
 }
 

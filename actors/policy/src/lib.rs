@@ -17,6 +17,7 @@
 //! | [`backoff`] | when a failed engine may try again, and when it must not |
 //! | [`failure`] | why an engine ended, from its exit status and last words |
 //! | [`steps`] | how long an engine step takes |
+//! | [`rng`] | nothing: random numbers for all that is made up |
 //! | [`batch`] | what a continuous-batching engine does in a step |
 
 pub mod backoff;
@@ -29,6 +30,7 @@ pub mod lifecycle;
 pub mod placement;
 pub mod quota;
 pub mod residency;
+pub mod rng;
 pub mod routing;
 pub mod scheduling;
 pub mod steps;

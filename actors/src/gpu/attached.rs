@@ -1,15 +1,15 @@
 //! A server that somebody else runs: nothing to start, only to see whether it answers.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use kvwarden_policy::failure::FailureClass;
-use tokio::sync::oneshot;
+use kvwarden_policy::{failure::FailureClass, lifecycle::Rungs};
 
 use super::{
     engine::{Attached, Endpoint, EngineKind},
     probe::Probe,
-    run::{End, Run},
+    run::{End, Orders, Run},
 };
+use crate::protocol::News;
 
 /// How often it is asked.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -17,31 +17,29 @@ const INTERVAL: Duration = Duration::from_secs(5);
 const MAX_MISSED: u32 = 3;
 
 /// Watches the server until it is given up or stops answering.
-pub(super) async fn watch(
-    run: &Run,
-    stopped: &mut oneshot::Receiver<()>,
-    attached: &Attached,
-) -> End {
+pub(super) async fn watch(run: &Run, orders: &mut Orders, attached: &Attached) -> End {
     let endpoint = Endpoint {
-        model: run.spawn.model.clone(),
+        model: run.spawn.engine.clone(),
         kind: EngineKind::Attach,
         generation: run.spawn.generation,
         base: attached.base.clone(),
         api_key: attached.api_key.clone(),
         served_name: attached.served_name.clone(),
+        rungs: Rungs::default(),
+        canary: None,
     };
     let probe = Probe::new(&endpoint);
     let (mut missed, mut is_ready) = (0, false);
     loop {
         let answers = tokio::select! {
             answers = probe.lists_models() => answers,
-            _ = &mut *stopped => return End::new(FailureClass::Stopped, "stopped"),
+            _ = orders.recv() => return End::new(FailureClass::Stopped, "stopped"),
         };
         match answers {
             Ok(()) if is_ready => missed = 0,
             Ok(()) => {
                 is_ready = true;
-                run.tell_ready(endpoint.clone());
+                run.tell(News::Ready(Arc::new(endpoint.clone())));
             }
             Err(reason) => {
                 missed += 1;
@@ -52,7 +50,7 @@ pub(super) async fn watch(
         }
         tokio::select! {
             () = tokio::time::sleep(INTERVAL) => {}
-            _ = &mut *stopped => return End::new(FailureClass::Stopped, "stopped"),
+            _ = orders.recv() => return End::new(FailureClass::Stopped, "stopped"),
         }
     }
 }

@@ -1,34 +1,42 @@
 //! The GPU set of this node: whose engine may start, and the engines that run.
 //!
-//! The actor itself only keeps the list. Each engine has one task ([`run`]) that owns its shim and
-//! reports by message. Starts that take memory go one at a time: an engine that sizes its KV cache
-//! while another one loads misjudges what is free (vLLM, and SGLang likewise).
+//! The actor itself only passes on: what models say of their engines to the planner ([`seats`]), and
+//! what that orders to the models. Each engine has one task ([`run`]) that owns its shim, does what
+//! its model says and reports by message.
 
 mod attached;
 pub mod cgroup;
 pub mod child;
+mod collector;
+mod control;
 pub mod engine;
-mod probe;
+pub mod probe;
 mod run;
+pub mod rungs;
+pub mod seats;
+mod shift;
 pub mod shim;
+pub mod snapshot;
 pub mod tree;
 pub mod vram;
 
-use std::{
-    collections::{HashMap, VecDeque},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use actix::{Actor, AsyncContext, Context, Handler, MessageResult, WeakAddr};
-use kvwarden_policy::{Generation, ModelId};
+use kvwarden_policy::{Generation, ModelId, residency};
 use serde::Serialize;
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 use crate::{
-    PULSE, Router, Vitals,
-    protocol::{Demand, EngineGone, Grant, Pulse, Snapshot, Spawn, StartOver, Stop},
+    PULSE, Router, Vitals, Witness,
+    protocol::{Demand, EngineGone, Enlist, Grant, Order, Pulse, Reclaim, Signal, Snapshot, Spawn},
 };
+
+pub use seats::Resident;
+use seats::Seats;
 
 /// What the GPU set is told at its birth.
 #[derive(Clone, Debug)]
@@ -39,8 +47,16 @@ pub struct Params {
     pub run_dir: PathBuf,
     /// Where engines' output goes.
     pub log_dir: PathBuf,
+    /// How much of each GPU's memory is for engines, or of the machine's where there is no GPU.
+    pub memory: Option<u64>,
+    /// When to swap.
+    pub residency: residency::Settings,
     /// How long engines outlive us if we die without stopping them.
     pub orphan_grace: Duration,
+    /// Bytes of disk for KV that stopped engines leave behind, all models together.
+    pub max_saved_kv: u64,
+    /// Who is told what the planner orders.
+    pub witness: Arc<dyn Witness>,
 }
 
 /// The GPU set.
@@ -48,15 +64,14 @@ pub struct Gpu {
     params: Params,
     router: Option<WeakAddr<Router>>,
     engines: HashMap<ModelId, Running>,
-    starting: Option<ModelId>,
-    waiting: VecDeque<ModelId>,
-    reading: vram::Reading,
+    seats: Seats,
+    reading: watch::Sender<vram::Reading>,
     vitals: Vitals,
 }
 
 struct Running {
     generation: Generation,
-    stop: Option<oneshot::Sender<()>>,
+    orders: mpsc::UnboundedSender<Order>,
 }
 
 /// The GPU set's observable state.
@@ -64,10 +79,10 @@ struct Running {
 pub struct GpuState {
     /// Models whose engine exists, in whatever state.
     pub engines: Vec<ModelId>,
-    /// The model whose engine is starting.
-    pub starting: Option<ModelId>,
-    /// Models that wait for their start.
-    pub waiting: Vec<ModelId>,
+    /// Every engine and its place in memory.
+    pub residents: Vec<Resident>,
+    /// Memory as the planner sees it.
+    pub memory: Vec<residency::Device>,
     /// What the driver says about the devices.
     pub devices: vram::Reading,
     /// How busy the actor is.
@@ -86,28 +101,33 @@ impl Gpu {
     #[must_use]
     pub fn new(params: Params) -> Self {
         Self {
+            engines: HashMap::new(),
+            seats: Seats::new(params.residency),
             params,
             router: None,
-            engines: HashMap::new(),
-            starting: None,
-            waiting: VecDeque::new(),
-            reading: vram::Reading::NotYet,
+            reading: watch::Sender::new(vram::Reading::NotYet),
             vitals: Vitals::default(),
         }
     }
 
-    fn grant_next(&mut self) {
-        if self.starting.is_none()
-            && let Some(model) = self.waiting.pop_front()
-        {
-            self.starting = Some(model.clone());
-            self.grant(model);
+    /// Asks the planner and passes on what it orders.
+    fn plan(&mut self) {
+        let Some(router) = self.router.as_ref().and_then(WeakAddr::upgrade) else {
+            return;
+        };
+        let orders = self.seats.decide();
+        for action in self.seats.plan().orders() {
+            self.params.witness.ordered(action);
         }
-    }
-
-    fn grant(&self, model: ModelId) {
-        if let Some(router) = self.router.as_ref().and_then(WeakAddr::upgrade) {
-            router.do_send(Grant { model });
+        for (engine, order, what) in orders {
+            match what {
+                seats::Order::Grant(devices) => router.do_send(Grant {
+                    engine,
+                    order,
+                    devices,
+                }),
+                seats::Order::Reclaim(to) => router.do_send(Reclaim { engine, order, to }),
+            }
         }
     }
 }
@@ -116,8 +136,14 @@ impl Actor for Gpu {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        ctx.run_interval(PULSE, |_, ctx| ctx.address().do_send(Pulse(Instant::now())));
-        vram::watch(ctx.address().downgrade().recipient());
+        ctx.run_interval(PULSE, |gpu, ctx| {
+            gpu.plan();
+            ctx.address().do_send(Pulse(Instant::now()));
+        });
+        vram::watch(
+            vram::Nvidia::default(),
+            ctx.address().downgrade().recipient(),
+        );
     }
 }
 
@@ -129,37 +155,23 @@ impl Handler<Meet> for Gpu {
     }
 }
 
-impl Handler<Demand> for Gpu {
+impl Handler<Enlist> for Gpu {
     type Result = ();
 
-    fn handle(
-        &mut self,
-        Demand {
-            model,
-            takes_memory,
-        }: Demand,
-        _: &mut Context<Self>,
-    ) {
+    fn handle(&mut self, Enlist { engine, needs }: Enlist, _: &mut Context<Self>) {
         self.vitals.handled();
-        if !takes_memory {
-            return self.grant(model);
-        }
-        if !self.waiting.contains(&model) {
-            self.waiting.push_back(model);
-        }
-        self.grant_next();
+        self.seats.enlist(engine, needs, Instant::now().into_std());
     }
 }
 
-impl Handler<StartOver> for Gpu {
+impl Handler<Demand> for Gpu {
     type Result = ();
 
-    fn handle(&mut self, StartOver { model }: StartOver, _: &mut Context<Self>) {
+    fn handle(&mut self, Demand { engine, claim }: Demand, _: &mut Context<Self>) {
         self.vitals.handled();
-        if self.starting.as_ref() == Some(&model) {
-            self.starting = None;
+        if self.seats.claim(&engine, claim, Instant::now().into_std()) {
+            self.plan();
         }
-        self.grant_next();
     }
 }
 
@@ -168,32 +180,33 @@ impl Handler<Spawn> for Gpu {
 
     fn handle(&mut self, spawn: Spawn, ctx: &mut Context<Self>) {
         self.vitals.handled();
-        let (stop, stopped) = oneshot::channel();
+        let (orders, received) = mpsc::unbounded_channel();
         let running = Running {
             generation: spawn.generation,
-            stop: Some(stop),
+            orders,
         };
-        self.engines.insert(spawn.model.clone(), running);
+        self.engines.insert(spawn.engine.clone(), running);
         let run = run::Run {
             params: self.params.clone(),
+            gpus: self.reading.borrow().names(&spawn.devices),
             spawn,
             gpu: ctx.address(),
+            readings: self.reading.subscribe(),
         };
-        actix::spawn(run.live(stopped));
+        actix::spawn(run.live(received));
     }
 }
 
-impl Handler<Stop> for Gpu {
+impl Handler<Signal> for Gpu {
     type Result = ();
 
-    fn handle(&mut self, Stop { model, generation }: Stop, _: &mut Context<Self>) {
+    fn handle(&mut self, signal: Signal, _: &mut Context<Self>) {
         self.vitals.handled();
-        if let Some(engine) = self.engines.get_mut(&model)
-            && engine.generation == generation
-            && let Some(stop) = engine.stop.take()
+        if let Some(engine) = self.engines.get(&signal.engine)
+            && engine.generation == signal.generation
         {
             // The task may have ended at this moment; then its last message is on the way.
-            let _ = stop.send(());
+            let _ = engine.orders.send(signal.what);
         }
     }
 }
@@ -201,14 +214,14 @@ impl Handler<Stop> for Gpu {
 impl Handler<EngineGone> for Gpu {
     type Result = ();
 
-    fn handle(&mut self, EngineGone { model, generation }: EngineGone, _: &mut Context<Self>) {
+    fn handle(&mut self, EngineGone { engine, generation }: EngineGone, _: &mut Context<Self>) {
         self.vitals.handled();
         if self
             .engines
-            .get(&model)
-            .is_some_and(|engine| engine.generation == generation)
+            .get(&engine)
+            .is_some_and(|running| running.generation == generation)
         {
-            self.engines.remove(&model);
+            self.engines.remove(&engine);
         }
     }
 }
@@ -218,7 +231,9 @@ impl Handler<vram::Reading> for Gpu {
 
     fn handle(&mut self, reading: vram::Reading, _: &mut Context<Self>) {
         self.vitals.handled();
-        self.reading = reading;
+        self.seats.see(&reading, self.params.memory);
+        self.reading.send_replace(reading);
+        self.plan();
     }
 }
 
@@ -230,15 +245,23 @@ impl Handler<Pulse> for Gpu {
     }
 }
 
+impl Handler<Snapshot<residency::Snapshot>> for Gpu {
+    type Result = MessageResult<Snapshot<residency::Snapshot>>;
+
+    fn handle(&mut self, _: Snapshot<residency::Snapshot>, _: &mut Context<Self>) -> Self::Result {
+        MessageResult(self.seats.snapshot())
+    }
+}
+
 impl Handler<Snapshot<GpuState>> for Gpu {
     type Result = MessageResult<Snapshot<GpuState>>;
 
     fn handle(&mut self, _: Snapshot<GpuState>, _: &mut Context<Self>) -> Self::Result {
         MessageResult(GpuState {
             engines: self.engines.keys().cloned().collect(),
-            starting: self.starting.clone(),
-            waiting: self.waiting.iter().cloned().collect(),
-            devices: self.reading.clone(),
+            residents: self.seats.residents(),
+            memory: self.seats.memory(),
+            devices: self.reading.borrow().clone(),
             vitals: self.vitals,
         })
     }

@@ -1,11 +1,13 @@
-//! Whether an engine works: it says so, and then it proves it with one token.
+//! Whether an engine works: it says so, and then it proves it with a few tokens.
 
 use std::time::Duration;
 
-use awc::{Client, ClientRequest};
 use serde_json::json;
 
-use super::engine::Endpoint;
+use super::{
+    control::{Control, ControlError},
+    engine::Endpoint,
+};
 
 /// How often an engine that loads is asked whether it is done.
 const POLL: Duration = Duration::from_millis(200);
@@ -13,50 +15,53 @@ const POLL: Duration = Duration::from_millis(200);
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long the first token may take; the first one compiles kernels.
 const FIRST_TOKEN: Duration = Duration::from_secs(120);
+/// Enough that weights which are not the model's own are unlikely to give the same.
+const TOKENS: u32 = 4;
 
 pub(super) struct Probe<'a> {
     endpoint: &'a Endpoint,
-    client: Client,
+    control: Control<'a>,
 }
+
+/// What an engine answered to a prompt that is always the same. None where it serves no
+/// completions (an embedding model) and thereby proved only that it answers.
+pub type Canary = Option<String>;
 
 impl<'a> Probe<'a> {
     pub(super) fn new(endpoint: &'a Endpoint) -> Self {
-        let client = Client::builder()
-            .timeout(ANSWER)
-            .disable_redirects()
-            .finish();
-        Self { endpoint, client }
+        let control = Control::new(endpoint);
+        Self { endpoint, control }
     }
 
     /// Comes back once `/health` says 200.
     pub(super) async fn until_healthy(&self) {
-        loop {
-            let answer = self.get("/health").send().await;
-            if answer.is_ok_and(|response| response.status().is_success()) {
-                return;
-            }
+        while self.control.get("/health", ANSWER).await.is_err() {
             tokio::time::sleep(POLL).await;
         }
     }
 
-    /// Asks for one token.
+    /// Asks for a few tokens.
     ///
     /// # Errors
-    /// What went wrong, in a sentence. An engine that serves no completions (an embedding model)
-    /// answers 4xx, which proves that it answers.
-    pub(super) async fn canary(&self) -> Result<(), String> {
-        let url = format!("{}/v1/completions", self.endpoint.base);
+    /// What went wrong, in a sentence.
+    pub(super) async fn canary(&self) -> Result<Canary, String> {
         let body = json!({
-            "model": self.endpoint.served_name, "prompt": "Hi", "max_tokens": 1, "temperature": 0,
+            "model": self.endpoint.served_name,
+            "prompt": "Hi", "max_tokens": TOKENS, "temperature": 0,
         });
-        let request = self.authorized(self.client.post(url)).timeout(FIRST_TOKEN);
-        match request.send_json(&body).await {
-            Ok(response) if response.status().is_server_error() => Err(format!(
-                "healthy, but its first token failed with {}",
-                response.status()
-            )),
-            Ok(_) => Ok(()),
-            Err(error) => Err(format!("healthy, but gave no first token: {error}")),
+        let answer = self
+            .control
+            .post("/v1/completions", &body, FIRST_TOKEN)
+            .await;
+        match answer {
+            Ok(answer) => Ok(answer["choices"][0]["text"].as_str().map(str::to_owned)),
+            Err(ControlError::Refused { status, .. }) if !status.is_server_error() => Ok(None),
+            Err(ControlError::Refused { status, .. }) => {
+                Err(format!("healthy, but its first token failed with {status}"))
+            }
+            Err(ControlError::Silent { reason, .. }) => {
+                Err(format!("healthy, but gave no first token: {reason}"))
+            }
         }
     }
 
@@ -65,22 +70,13 @@ impl<'a> Probe<'a> {
     /// # Errors
     /// What went wrong, in a sentence.
     pub(super) async fn lists_models(&self) -> Result<(), String> {
+        let answer = self.control.get("/v1/models", ANSWER).await;
         let base = &self.endpoint.base;
-        match self.get("/v1/models").send().await {
-            Ok(response) if response.status().is_success() => Ok(()),
-            Ok(response) => Err(format!("{base}/v1/models answered {}", response.status())),
-            Err(error) => Err(format!("{base} does not answer: {error}")),
-        }
-    }
-
-    fn get(&self, path: &str) -> ClientRequest {
-        self.authorized(self.client.get(format!("{}{path}", self.endpoint.base)))
-    }
-
-    fn authorized(&self, request: ClientRequest) -> ClientRequest {
-        match &self.endpoint.api_key {
-            Some(key) => request.bearer_auth(key),
-            None => request,
-        }
+        answer.map(drop).map_err(|error| match error {
+            ControlError::Refused { status, path, .. } => {
+                format!("{base}{path} answered {status}")
+            }
+            ControlError::Silent { reason, .. } => format!("{base} does not answer: {reason}"),
+        })
     }
 }

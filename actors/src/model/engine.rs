@@ -1,75 +1,138 @@
-//! The life of a model's engine: what happened to it, and what is done about that.
-
-use std::sync::Arc;
+//! The lives of a model's engines: what happened to them, and what is done about that.
 
 use actix::{AsyncContext, Context, Handler};
 use kvwarden_policy::{
-    Generation,
+    Generation, ModelId,
     failure::FailureClass,
-    lifecycle::{Effect, Event, State},
+    lifecycle::{Effect, Event, Rung, State},
 };
 use tokio::time::Instant;
 
-use super::Model;
+use super::{Model, audit::Audit, replica::Replica};
 use crate::{
     Refusal,
-    gpu::engine::Endpoint,
-    protocol::{Demand, EngineNews, Grant, News, Prepared, Spawn, StartOver, Stop},
+    gpu::seats::Needs,
+    protocol::{
+        EngineNews, Enlist, Grant, News, Operate, Order, Preparation, Prepared, Reclaim, Shift,
+        Signal, Spawn, Wish,
+    },
 };
 
 impl Model {
-    /// Tells the lifecycle what happened and does what it says.
-    pub(super) fn happen(&mut self, event: Event, ctx: &Context<Self>) {
-        let before = self.life.state();
-        let effect = self
-            .life
-            .on(event, Instant::now().into_std(), rand::random());
-        if before != self.life.state() {
-            tracing::info!(model = %self.params.id, "{}", self.life.state());
+    /// Tells an engine's lifecycle what happened and does what it says.
+    pub(super) fn happen(&mut self, at: usize, event: Event, ctx: &Context<Self>) {
+        let replica = &mut self.replicas[at];
+        let before = replica.life.state();
+        let now = Instant::now().into_std();
+        let effect = replica.life.on(event, now, rand::random());
+        let after = replica.life.state();
+        if before != after {
+            tracing::info!(engine = %replica.engine, "{after}");
+            self.params.witness.became(&replica.engine, after);
+            self.fit_queue();
         }
         match effect {
-            // Nobody sends yet what the last four follow.
-            Effect::None | Effect::Drain | Effect::Demote(_) | Effect::Wake(_) | Effect::Verify => {
+            Effect::None | Effect::Demand => {}
+            Effect::Spawn(generation) => self.spawn(at, generation, ctx),
+            Effect::Drain => self.drained(at, ctx),
+            Effect::Demote(to) => {
+                let from = before.rung().unwrap_or(Rung::Ready);
+                self.signal(at, Order::Shift(Shift::Demote { from, to }));
             }
-            Effect::Demand => self.demand(),
-            Effect::Spawn(generation) => self.spawn(generation, ctx),
-            Effect::Stop => {
-                self.endpoint = None;
-                self.gpu.do_send(Stop {
-                    model: self.params.id.clone(),
-                    generation: self.life.generation(),
-                });
-            }
+            Effect::Wake(from) => self.signal(at, Order::Shift(Shift::Wake { from })),
+            Effect::Verify => self.signal(at, Order::Shift(Shift::Verify)),
+            Effect::Stop => self.signal(at, Order::Stop),
             Effect::RefuseWaiting => self.refuse_waiting(),
         }
-    }
-
-    fn demand(&self) {
-        let takes_memory = self.spec.as_ref().is_some_and(|spec| spec.takes_memory());
-        if let Some(router) = self.router.upgrade() {
-            router.do_send(Demand {
-                model: self.params.id.clone(),
-                takes_memory,
-            });
+        if before != after {
+            self.demand(at);
         }
     }
 
-    fn spawn(&mut self, generation: Generation, ctx: &Context<Self>) {
-        let Some(spec) = self.spec.clone() else {
+    /// Every engine that is ready takes part in what the queue hands out.
+    fn fit_queue(&mut self) {
+        let serving = self.replicas.iter();
+        let serving = serving.filter(|replica| replica.life.state().admits());
+        self.queue
+            .serve_with(serving.count(), &self.params.scheduling);
+    }
+
+    fn spawn(&mut self, at: usize, generation: Generation, ctx: &Context<Self>) {
+        let replica = &mut self.replicas[at];
+        let Some(spec) = replica.spec.clone() else {
             return;
         };
-        self.record.spawned();
+        replica.record.spawned();
         self.gpu.do_send(Spawn {
-            model: self.params.id.clone(),
+            engine: replica.engine.clone(),
             generation,
             spec,
+            devices: replica.devices.clone(),
             news: ctx.address().downgrade().recipient(),
         });
     }
 
+    fn signal(&self, at: usize, what: Order) {
+        let replica = &self.replicas[at];
+        self.gpu.do_send(Signal {
+            engine: replica.engine.clone(),
+            generation: replica.generation(),
+            what,
+        });
+    }
+
+    /// A draining engine on which nothing runs is drained.
+    pub(super) fn drained(&mut self, at: usize, ctx: &Context<Self>) {
+        let replica = &self.replicas[at];
+        if matches!(replica.life.state(), State::Draining { .. }) && replica.occupancy.running == 0
+        {
+            self.happen(at, Event::Drained, ctx);
+        }
+    }
+
+    /// Somebody wants the model: its first engine that can be had shall serve. Further ones start
+    /// with the server, and again with an operator.
+    pub(super) fn want(&mut self, ctx: &Context<Self>) {
+        let is_served = self
+            .replicas
+            .iter()
+            .any(|replica| match replica.life.state() {
+                State::Ready
+                | State::Waiting { .. }
+                | State::Starting { .. }
+                | State::Waking { .. }
+                | State::Verifying { .. } => true,
+                State::Fetching
+                | State::Cold
+                | State::Draining { .. }
+                | State::Demoting { .. }
+                | State::Asleep { .. }
+                | State::Stopping
+                | State::Backoff { .. }
+                | State::Broken { .. } => false,
+            });
+        if is_served {
+            return;
+        }
+        let can_rise = |state: State| matches!(state, State::Cold | State::Asleep { .. });
+        let shallow = |at: &usize| self.replicas[*at].life.state().rung();
+        let first = (0..self.replicas.len())
+            .filter(|at| can_rise(self.replicas[*at].life.state()))
+            .min_by_key(shallow);
+        if let Some(at) = first {
+            self.happen(at, Event::Wanted, ctx);
+        }
+    }
+
+    /// No engine of the model can be brought to life.
+    pub(super) fn is_broken(&self) -> bool {
+        let mut states = self.replicas.iter().map(|replica| replica.life.state());
+        states.all(|state| matches!(state, State::Broken { .. }))
+    }
+
     pub(super) fn broken(&self) -> Refusal {
-        let class = match self.life.state() {
-            State::Broken { class } | State::Backoff { class, .. } => class,
+        let failed = |state| match state {
+            State::Broken { class } | State::Backoff { class, .. } => Some(class),
             State::Fetching
             | State::Cold
             | State::Waiting { .. }
@@ -80,49 +143,71 @@ impl Model {
             | State::Asleep { .. }
             | State::Waking { .. }
             | State::Verifying { .. }
-            | State::Stopping => FailureClass::Stopped,
+            | State::Stopping => None,
         };
         let now = Instant::now().into_std();
-        let retry_after = self
-            .life
-            .retry_at()
-            .map(|at| at.saturating_duration_since(now));
-        Refusal::Broken { class, retry_after }
-    }
-
-    fn ended(&mut self, class: FailureClass, reason: String, log_tail: Vec<String>) {
-        self.endpoint = None;
-        self.record.gone();
-        if !matches!(self.life.state(), State::Stopping) {
-            tracing::warn!(model = %self.params.id, ?class, reason, "engine ended");
-            self.record.failed(reason, log_tail);
+        let lives = || self.replicas.iter().map(|replica| &replica.life);
+        let class = lives().find_map(|life| failed(life.state()));
+        let retry_at = lives().filter_map(|life| life.retry_at()).min();
+        Refusal::Broken {
+            class: class.unwrap_or(FailureClass::Stopped),
+            retry_after: retry_at.map(|at| at.saturating_duration_since(now)),
         }
     }
 
-    fn ready(&mut self, endpoint: Arc<Endpoint>) {
-        self.record.started();
-        self.endpoint = Some(endpoint);
+    pub(super) fn replica(&self, engine: &ModelId) -> Option<usize> {
+        self.replicas
+            .iter()
+            .position(|replica| replica.engine == *engine)
+    }
+
+    fn ended(&mut self, at: usize, class: FailureClass, reason: String, log_tail: Vec<String>) {
+        let replica = &mut self.replicas[at];
+        replica.endpoint = None;
+        replica.audit = None;
+        replica.waiting = None;
+        replica.record.gone();
+        if replica.life.state() != State::Stopping {
+            tracing::warn!(engine = %replica.engine, ?class, reason, "engine ended");
+            replica.record.failed(reason, log_tail);
+        }
+    }
+
+    /// What an engine could not do. It is stopped, and started when it is wanted.
+    fn disappointed(&mut self, at: usize, event: Event, reason: String, ctx: &Context<Self>) {
+        let replica = &mut self.replicas[at];
+        tracing::warn!(engine = %replica.engine, reason, "{}", replica.life.state());
+        replica.record.note = Some(reason);
+        self.happen(at, event, ctx);
     }
 }
 
 impl Handler<Prepared> for Model {
     type Result = ();
 
-    fn handle(&mut self, prepared: Prepared, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Prepared { replica: at, how }: Prepared, ctx: &mut Context<Self>) {
         self.vitals.handled();
-        match prepared {
-            Prepared::Step(step) => self.record.note = Some(step),
-            Prepared::Failed(reason) => {
-                self.record.note = Some(reason);
-                self.happen(Event::FetchFailed(FailureClass::NotInstalled), ctx);
+        let replica = &mut self.replicas[at];
+        match how {
+            Preparation::Step(step) => replica.record.note = Some(step),
+            Preparation::Failed(reason) => {
+                replica.record.note = Some(reason);
+                self.happen(at, Event::FetchFailed(FailureClass::NotInstalled), ctx);
             }
-            Prepared::Done(spec) => {
-                self.record.note = None;
-                self.spec = Some(spec);
-                self.happen(Event::Fetched, ctx);
-                let is_wanted = self.params.autostart || self.queue.total().waiting > 0;
-                if is_wanted && self.drain.is_none() {
-                    self.happen(Event::Wanted, ctx);
+            Preparation::Done(spec) => {
+                replica.record.note = None;
+                let needs = Needs {
+                    idle_ttl: self.params.idle_ttl,
+                    costs: self.params.costs.get(at).copied().flatten(),
+                    ..Needs::of(&spec)
+                };
+                replica.spec = Some(spec);
+                let engine = replica.engine.clone();
+                self.gpu.do_send(Enlist { engine, needs });
+                self.happen(at, Event::Pin(self.params.is_pinned), ctx);
+                self.happen(at, Event::Fetched, ctx);
+                if self.params.autostart && self.drain.is_none() {
+                    self.happen(at, Event::Wanted, ctx);
                 }
             }
         }
@@ -132,13 +217,60 @@ impl Handler<Prepared> for Model {
 impl Handler<Grant> for Model {
     type Result = ();
 
-    fn handle(&mut self, Grant { model }: Grant, ctx: &mut Context<Self>) {
+    fn handle(&mut self, grant: Grant, ctx: &mut Context<Self>) {
         self.vitals.handled();
-        if !matches!(self.life.state(), State::Waiting { .. }) {
-            // It changed its mind while it waited for the place.
-            return self.gpu.do_send(StartOver { model });
+        if let Some(at) = self.replica(&grant.engine) {
+            let replica = &mut self.replicas[at];
+            replica.order = grant.order;
+            replica.devices = grant.devices;
+            self.happen(at, Event::Granted, ctx);
+            self.demand(at);
         }
-        self.happen(Event::Granted, ctx);
+    }
+}
+
+impl Handler<Reclaim> for Model {
+    type Result = ();
+
+    fn handle(&mut self, Reclaim { engine, order, to }: Reclaim, ctx: &mut Context<Self>) {
+        self.vitals.handled();
+        if let Some(at) = self.replica(&engine) {
+            let is_at_rest = |replica: &Replica| replica.life.state().rung().is_some();
+            let rested = is_at_rest(&self.replicas[at]);
+            self.replicas[at].order = order;
+            self.happen(at, Event::Reclaim { to }, ctx);
+            if rested && !is_at_rest(&self.replicas[at]) {
+                self.replicas[at].record.reclaimed += 1;
+            }
+            self.demand(at);
+        }
+    }
+}
+
+impl Handler<Operate> for Model {
+    type Result = ();
+
+    fn handle(&mut self, Operate { wish, .. }: Operate, ctx: &mut Context<Self>) {
+        self.vitals.handled();
+        let now = Instant::now();
+        if let Wish::Pin(is_pinned) = wish {
+            // For engines that are still being fetched.
+            self.params.is_pinned = is_pinned;
+        }
+        for at in 0..self.replicas.len() {
+            let event = match wish {
+                Wish::Load => Event::Wanted,
+                Wish::Sleep(to) => Event::Sleep { to },
+                Wish::Pin(is_pinned) => Event::Pin(is_pinned),
+            };
+            let replica = &mut self.replicas[at];
+            match wish {
+                Wish::Load => replica.asked_since = Some(now),
+                Wish::Sleep(_) => replica.asked_since = None,
+                Wish::Pin(_) => {}
+            }
+            self.happen(at, event, ctx);
+        }
     }
 }
 
@@ -147,28 +279,56 @@ impl Handler<EngineNews> for Model {
 
     fn handle(&mut self, news: EngineNews, ctx: &mut Context<Self>) {
         self.vitals.handled();
-        if news.generation != self.life.generation() {
-            self.record.stale += 1;
+        let Some(at) = self.replica(&news.engine) else {
+            return;
+        };
+        let replica = &mut self.replicas[at];
+        if news.generation != replica.generation() {
+            replica.record.stale += 1;
             return;
         }
         match news.what {
             News::Progressed { phase, pid } => {
-                self.record.progressed(pid);
-                self.happen(Event::Progressed(phase), ctx);
+                replica.record.progressed(pid);
+                self.happen(at, Event::Progressed(phase), ctx);
             }
+            News::Restored(kept) => replica.record.restored = kept,
+            News::Saved(kept) => replica.record.saved = kept,
             News::Ready(endpoint) => {
-                self.ready(endpoint);
-                self.happen(Event::Verified, ctx);
-                self.dispatch(ctx);
+                replica.record.started();
+                replica.life.supports(endpoint.rungs);
+                let audit = Audit::of(endpoint.clone(), ctx.address().downgrade());
+                replica.audit = Some(audit);
+                replica.endpoint = Some(endpoint);
+                self.served(at, ctx);
+            }
+            News::Demoted => self.happen(at, Event::Demoted, ctx),
+            News::Woken => self.happen(at, Event::Woken, ctx),
+            News::Verified => self.served(at, ctx),
+            News::DemoteFailed { reason } => {
+                self.disappointed(at, Event::DemoteFailed, reason, ctx);
+            }
+            News::WakeFailed { reason } => self.disappointed(at, Event::WakeFailed, reason, ctx),
+            News::VerifyFailed { reason } => {
+                self.disappointed(at, Event::VerifyFailed, reason, ctx);
             }
             News::Exited {
                 class,
                 reason,
                 log_tail,
             } => {
-                self.ended(class, reason, log_tail);
-                self.happen(Event::Exited(class), ctx);
+                self.ended(at, class, reason, log_tail);
+                self.happen(at, Event::Exited(class), ctx);
             }
         }
+    }
+}
+
+impl Model {
+    /// An engine has proved that it serves.
+    fn served(&mut self, at: usize, ctx: &Context<Self>) {
+        self.replicas[at].asked_since = None;
+        self.happen(at, Event::Verified, ctx);
+        self.dispatch(ctx);
     }
 }

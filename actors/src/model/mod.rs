@@ -1,39 +1,49 @@
-//! One model: who waits for it, who runs on it, and the life of its engine.
+//! One model: who waits for it, who runs on it, and the lives of its engines.
 //!
-//! It never spawns anything. Which request goes next is decided by `policy::scheduling`, what to do
-//! about the engine by `policy::lifecycle`; the actor only carries messages between the two:
-//! `queue` for who waits and runs, `engine` for the engine's life.
+//! It never spawns anything. Which request goes next is decided by `policy::scheduling`, to which
+//! engine by `policy::routing`, what to do about an engine by `policy::lifecycle`; the actor only
+//! carries messages between them: `queue` for who waits and runs, `engine` for the engines' lives,
+//! `claim` for what the planner is told.
 
+mod audit;
+mod claim;
 mod engine;
 mod queue;
+mod replica;
 mod state;
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, atomic::AtomicU64},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, MessageResult, WeakAddr};
 use kvwarden_policy::{
     ModelId,
     cost::PromptEstimator,
-    lifecycle::{Event, Lifecycle},
+    lifecycle::Event,
+    residency::{Costs, Rate},
     scheduling::{Key, Scheduler, Settings},
 };
 use tokio::time::Instant;
 
 use crate::{
-    Gpu, Refusal, Router, TICK, Ticket, Vitals,
-    gpu::engine::{Endpoint, EngineKind, EngineSpec},
+    Gpu, Refusal, Router, TICK, Ticket, Vitals, Witness,
+    gpu::engine::EngineKind,
     protocol::{Drain, Pulse, Snapshot},
 };
 
-pub use state::{ModelState, Record};
+use queue::Running;
+pub use replica::Occupancy;
+use replica::Replica;
+pub use state::{EngineState, ModelState, Record};
 
 /// How long nothing is sent to an engine that did not answer. News of its end is on the way, and
 /// what waits should meet its successor instead of the same closed port.
 const UNREACHABLE_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a request takes, until some have ended.
+const ASSUMED_SERVICE: Duration = Duration::from_secs(5);
+/// The same after an engine broke off an answer before it began. Most likely it is dying, and its
+/// connections close a moment before we hear of its end; if it is not, hardly anything is lost.
+const LOST_PAUSE: Duration = Duration::from_millis(200);
 
 /// What a model is told at its birth.
 #[derive(Clone, Debug)]
@@ -42,14 +52,24 @@ pub struct Params {
     pub id: ModelId,
     /// Every name that routes to it, the canonical one first.
     pub names: Vec<String>,
-    /// Which engine serves it.
-    pub engine: EngineKind,
+    /// Its engines: what each is called, and of which kind it is.
+    pub engines: Vec<(ModelId, EngineKind)>,
     /// Who goes next, and how much may wait.
     pub scheduling: Settings,
     /// How long a request may wait.
     pub queue_timeout: Duration,
     /// Start at once instead of at the first request.
     pub autostart: bool,
+    /// Never reclaimed.
+    pub is_pinned: bool,
+    /// It is stopped when nobody has wanted it for this long.
+    pub idle_ttl: Option<Duration>,
+    /// How often it was asked for before this process began.
+    pub rate: Rate,
+    /// What its engines' comings and goings were measured to cost before.
+    pub costs: Vec<Option<Costs>>,
+    /// Who is told what becomes of its engines.
+    pub witness: Arc<dyn Witness>,
 }
 
 /// One model.
@@ -57,42 +77,41 @@ pub struct Model {
     params: Params,
     router: WeakAddr<Router>,
     gpu: Addr<Gpu>,
-    spec: Option<Arc<EngineSpec>>,
-    life: Lifecycle,
-    endpoint: Option<Arc<Endpoint>>,
+    replicas: Vec<Replica>,
     queue: Scheduler<Ticket>,
-    running: HashMap<Key, Arc<AtomicU64>>,
+    running: HashMap<Key, Running>,
     estimator: PromptEstimator,
+    rate: Rate,
+    busy_at: Instant,
+    service_time: Duration,
     drain: Option<Instant>,
-    paused_until: Option<Instant>,
-    record: Record,
     vitals: Vitals,
 }
 
 // === impl Model ===
 
 impl Model {
-    /// A model whose engine and weights are being prepared.
+    /// A model whose engines and weights are being prepared.
     #[must_use]
     pub fn new(params: Params, router: WeakAddr<Router>, gpu: Addr<Gpu>) -> Self {
+        let replica = |(engine, kind): &(ModelId, EngineKind)| Replica::new(engine.clone(), *kind);
         Self {
             queue: Scheduler::new(&params.scheduling),
             running: HashMap::new(),
+            replicas: params.engines.iter().map(replica).collect(),
+            rate: params.rate.clone(),
             params,
             router,
             gpu,
-            spec: None,
-            life: Lifecycle::new(),
-            endpoint: None,
             estimator: PromptEstimator::default(),
+            busy_at: Instant::now(),
+            service_time: ASSUMED_SERVICE,
             drain: None,
-            paused_until: None,
-            record: Record::default(),
             vitals: Vitals::default(),
         }
     }
 
-    /// Work left, or the time for it: may the engine go?
+    /// Work left, or the time for it: may the engines go?
     fn is_drained(&self, now: Instant) -> bool {
         let counts = self.queue.total();
         let is_idle = counts.waiting == 0 && counts.running == 0;
@@ -105,15 +124,42 @@ impl Model {
         self.clean_queue(now);
         self.true_up(now.into_std());
         self.dispatch(ctx);
-        if self.life.retry_at().is_some_and(|at| now.into_std() >= at) {
-            self.happen(Event::RetryDue, ctx);
+        if self.queue.total().waiting > 0 && self.drain.is_none() {
+            self.want(ctx);
+        }
+        for at in 0..self.replicas.len() {
+            self.tick_engine(at, now, ctx);
         }
         if self.is_drained(now) {
             for ticket in self.queue.remove_if(|_| true, now.into_std()) {
                 ticket.refuse(Refusal::Draining);
             }
-            self.happen(Event::Unwanted, ctx);
+            for at in 0..self.replicas.len() {
+                self.happen(at, Event::Unwanted, ctx);
+            }
         }
+    }
+
+    fn tick_engine(&mut self, at: usize, now: Instant, ctx: &Context<Self>) {
+        let replica = &self.replicas[at];
+        if replica
+            .life
+            .retry_at()
+            .is_some_and(|due| now.into_std() >= due)
+        {
+            self.happen(at, Event::RetryDue, ctx);
+        }
+        if self.replicas[at].asked_since.is_some() {
+            self.happen(at, Event::Wanted, ctx);
+        }
+        self.demand(at);
+    }
+
+    /// The engine that is closest to serving.
+    fn lead(&self) -> &Replica {
+        let rank = |replica: &&Replica| (replica.endpoint.is_none(), replica.life.state().rung());
+        let lead = self.replicas.iter().min_by_key(rank);
+        lead.unwrap_or(&self.replicas[0])
     }
 }
 
@@ -150,21 +196,26 @@ impl Handler<Snapshot<ModelState>> for Model {
     type Result = MessageResult<Snapshot<ModelState>>;
 
     fn handle(&mut self, _: Snapshot<ModelState>, _: &mut Context<Self>) -> Self::Result {
+        let lead = self.lead().state();
+        let engines = self.replicas.iter().map(Replica::state).collect();
         MessageResult(ModelState {
             id: self.params.id.clone(),
             names: self.params.names.clone(),
-            engine: self.params.engine,
-            state: self.life.state(),
-            generation: self.life.generation(),
+            engine: lead.kind,
+            state: lead.state,
+            generation: lead.generation,
             autostart: self.params.autostart,
-            url: self.endpoint.as_ref().map(|endpoint| endpoint.base.clone()),
-            pid: self.record.pid(),
+            url: lead.url,
+            pid: lead.pid,
+            record: lead.record,
+            engines,
             waiting: self.queue.total().waiting,
             running: self.queue.total().running,
             max_running: self.params.scheduling.max_in_flight,
+            engine_waiting: lead.waiting,
             scheduling: self.queue.snapshot(),
             oldest_wait: self.queue.oldest_wait(Instant::now().into_std()),
-            record: self.record.clone(),
+            rate: self.rate.clone(),
             vitals: self.vitals,
         })
     }

@@ -7,60 +7,117 @@ use std::sync::{
 
 use actix::{AsyncContext, Context, Handler};
 use kvwarden_policy::{
-    lifecycle::{Event, State},
-    scheduling::{Arrival, Bound, Full, Outcome},
+    routing::{self, Load},
+    scheduling::{Arrival, Bound, Dispatch, Full, Key, Outcome},
 };
 use tokio::time::Instant;
 
-use super::{Model, UNREACHABLE_PAUSE};
+use super::{LOST_PAUSE, Model, UNREACHABLE_PAUSE};
 use crate::{
     Refusal, Ticket,
-    protocol::{Enqueue, FirstToken, SlotFreed},
+    protocol::{EngineWaiting, Enqueue, FirstToken, SlotFreed},
     ticket::Turn,
 };
 
+/// A request that runs.
+pub(super) struct Running {
+    /// On which engine.
+    replica: usize,
+    /// Tokens of its prompt, until its first token comes.
+    unacked: u64,
+    streamed: Arc<AtomicU64>,
+    since: Instant,
+}
+
 impl Model {
-    /// Hands free places to whoever is next.
+    /// Hands free places to whoever is next, each on the engine that suits it.
     pub(super) fn dispatch(&mut self, ctx: &Context<Self>) {
-        let Some(endpoint) = self.endpoint.clone() else {
+        let now = Instant::now();
+        loop {
+            let loads = self.loads(now);
+            if loads.is_empty() {
+                return;
+            }
+            let Some(next) = self.queue.next(now.into_std()) else {
+                return;
+            };
+            let patience = self.params.scheduling.fair.capacity.step_tokens;
+            match routing::choose(&loads, next.item.terms.prefix, patience) {
+                Some(at) if !next.item.is_abandoned() => self.send(next, at, now, ctx),
+                Some(_) | None => {
+                    let outcome = Outcome::FailedBeforeFirstToken;
+                    self.queue.finish(next.key, &outcome, now.into_std());
+                }
+            }
+        }
+    }
+
+    fn loads(&self, now: Instant) -> Vec<Load> {
+        let room = self.params.scheduling.fair.capacity.engine_sequences();
+        let replicas = self.replicas.iter().enumerate();
+        replicas
+            .filter(|(_, replica)| replica.open(now).is_some())
+            .map(|(at, replica)| replica.load(at, room))
+            .collect()
+    }
+
+    fn send(&mut self, next: Dispatch<Ticket>, at: usize, now: Instant, ctx: &Context<Self>) {
+        let prompt_tokens = self.estimator.tokens(&next.item.size);
+        let replica = &mut self.replicas[at];
+        let Some(endpoint) = replica.endpoint.clone() else {
             return;
         };
-        if self
-            .paused_until
-            .is_some_and(|until| Instant::now() < until)
-        {
-            return;
+        replica.record.dispatched += 1;
+        replica.occupancy.running += 1;
+        replica.occupancy.unacked += prompt_tokens;
+        let streamed = Arc::<AtomicU64>::default();
+        let running = Running {
+            replica: at,
+            unacked: prompt_tokens,
+            streamed: streamed.clone(),
+            since: now,
+        };
+        self.running.insert(next.key, running);
+        let turn = Turn {
+            key: next.key,
+            waited: next.waited,
+            tag: next.tag,
+            streamed,
+        };
+        next.item.admit(endpoint, &ctx.address(), turn);
+    }
+
+    /// A request's first token came: the engine has computed its prompt.
+    fn acknowledge(&mut self, key: Key) {
+        if let Some(running) = self.running.get_mut(&key) {
+            let acked = std::mem::take(&mut running.unacked);
+            self.replicas[running.replica].occupancy.unacked -= acked;
         }
-        let now = Instant::now().into_std();
-        while let Some(next) = self.queue.next(now) {
-            if next.item.is_abandoned() {
-                self.queue
-                    .finish(next.key, &Outcome::FailedBeforeFirstToken, now);
-                continue;
-            }
-            self.record.dispatched += 1;
-            let streamed = Arc::<AtomicU64>::default();
-            self.running.insert(next.key, streamed.clone());
-            let turn = Turn {
-                key: next.key,
-                waited: next.waited,
-                tag: next.tag,
-                streamed,
-            };
-            next.item.admit(endpoint.clone(), &ctx.address(), turn);
-        }
+    }
+
+    /// A request left its engine.
+    fn leave(&mut self, key: Key) -> Option<usize> {
+        self.acknowledge(key);
+        let running = self.running.remove(&key)?;
+        self.replicas[running.replica].occupancy.running -= 1;
+        self.served_for(running.since.elapsed());
+        Some(running.replica)
     }
 
     /// Charges what was streamed since the last look.
     pub(super) fn true_up(&mut self, now: std::time::Instant) {
-        for (key, streamed) in &self.running {
-            self.queue
-                .streamed(*key, streamed.load(Ordering::Relaxed), now);
+        for (key, running) in &self.running {
+            let streamed = running.streamed.load(Ordering::Relaxed);
+            self.queue.streamed(*key, streamed, now);
         }
         self.queue.tick(now);
     }
 
+    /// Refuses what waits, unless another engine of the model may serve it yet.
     pub(super) fn refuse_waiting(&mut self) {
+        if !self.is_broken() {
+            return;
+        }
         let why = self.broken();
         for ticket in self.queue.remove_if(|_| true, Instant::now().into_std()) {
             ticket.refuse(why.clone());
@@ -85,6 +142,28 @@ impl Model {
             expires: expires.into_std(),
             is_retry: false,
         }
+    }
+
+    /// Lets a request wait, unless there is no place for it or nothing to wait for.
+    fn enter(&mut self, mut ticket: Ticket, arrival: Arrival, now: Instant, ctx: &Context<Self>) {
+        if self.drain.is_some() {
+            return ticket.refuse(Refusal::Draining);
+        }
+        if self.is_broken() {
+            return ticket.refuse(self.broken());
+        }
+        // However often it is tried, it has one deadline.
+        let expires = *ticket.expires.get_or_insert(arrival.expires);
+        let arrival = Arrival { expires, ..arrival };
+        match self.queue.push(&arrival, ticket, now.into_std()) {
+            Ok(pushed) => pushed
+                .displaced
+                .into_iter()
+                .for_each(|out| self.refuse_full(out, None)),
+            Err(Full { item, bound }) => return self.refuse_full(item, Some(bound)),
+        }
+        self.want(ctx);
+        self.dispatch(ctx);
     }
 
     /// A tenant that fills the queue hears so; others hear that the node is busy.
@@ -122,23 +201,10 @@ impl Handler<Enqueue> for Model {
 
     fn handle(&mut self, Enqueue(ticket): Enqueue, ctx: &mut Context<Self>) {
         self.vitals.handled();
-        if self.drain.is_some() {
-            return ticket.refuse(Refusal::Draining);
-        }
-        if let State::Broken { .. } = self.life.state() {
-            return ticket.refuse(self.broken());
-        }
+        self.wanted_now();
         let now = Instant::now();
         let arrival = self.arrival(&ticket, now);
-        match self.queue.push(&arrival, ticket, now.into_std()) {
-            Ok(pushed) => pushed
-                .displaced
-                .into_iter()
-                .for_each(|out| self.refuse_full(out, None)),
-            Err(Full { item, bound }) => return self.refuse_full(item, Some(bound)),
-        }
-        self.happen(Event::Wanted, ctx);
-        self.dispatch(ctx);
+        self.enter(ticket, arrival, now, ctx);
     }
 }
 
@@ -147,8 +213,34 @@ impl Handler<FirstToken> for Model {
 
     fn handle(&mut self, FirstToken(key): FirstToken, ctx: &mut Context<Self>) {
         self.vitals.handled();
+        self.acknowledge(key);
         self.queue.first_token(key, Instant::now().into_std());
         self.dispatch(ctx);
+    }
+}
+
+impl Handler<EngineWaiting> for Model {
+    type Result = ();
+
+    fn handle(&mut self, news: EngineWaiting, _: &mut Context<Self>) {
+        self.vitals.handled();
+        let Some(at) = self.replica(&news.engine) else {
+            return;
+        };
+        let replica = &mut self.replicas[at];
+        if news.generation != replica.generation() {
+            replica.record.stale += 1;
+            return;
+        }
+        replica.waiting = news.waiting;
+        // The fullest counts: that others' queues are empty does not help who waits in this one.
+        let fullest = self
+            .replicas
+            .iter()
+            .filter_map(|replica| replica.waiting)
+            .max();
+        self.queue
+            .engine_waiting(fullest, Instant::now().into_std());
     }
 }
 
@@ -157,14 +249,33 @@ impl Handler<SlotFreed> for Model {
 
     fn handle(&mut self, freed: SlotFreed, ctx: &mut Context<Self>) {
         self.vitals.handled();
-        self.running.remove(&freed.key);
-        if freed.is_unreachable {
-            self.paused_until = Some(Instant::now() + UNREACHABLE_PAUSE);
+        let replica = self.leave(freed.key);
+        let now = Instant::now();
+        let pause = if freed.is_unreachable {
+            Some(UNREACHABLE_PAUSE)
+        } else {
+            freed.retry.as_ref().map(|_| LOST_PAUSE)
+        };
+        if let (Some(at), Some(pause)) = (replica, pause) {
+            let replica = &mut self.replicas[at];
+            replica.paused_until = replica.paused_until.max(Some(now + pause));
         }
-        self.queue
-            .finish(freed.key, &freed.outcome, Instant::now().into_std());
+        self.queue.finish(freed.key, &freed.outcome, now.into_std());
         if let Outcome::Completed(usage) = freed.outcome {
             self.estimator.learn(&freed.size, usage.prompt_tokens);
+        }
+        if let Some(at) = replica {
+            self.drained(at, ctx);
+        }
+        if let Some(ticket) = freed.retry {
+            if let Some(at) = replica {
+                self.replicas[at].record.retried += 1;
+            }
+            let arrival = Arrival {
+                is_retry: true,
+                ..self.arrival(&ticket, now)
+            };
+            self.enter(ticket, arrival, now, ctx);
         }
         self.dispatch(ctx);
     }

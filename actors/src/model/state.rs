@@ -2,11 +2,20 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use kvwarden_policy::{Generation, ModelId, lifecycle::State, scheduling};
+use kvwarden_policy::{
+    DeviceId, Generation, ModelId,
+    lifecycle::{Rungs, State},
+    residency::Rate,
+    scheduling,
+};
 use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
-use crate::{Vitals, gpu::engine::EngineKind};
+use super::Occupancy;
+use crate::{
+    Vitals,
+    gpu::{engine::EngineKind, snapshot::Kept},
+};
 
 /// More starts than this between two looks at a model is a crash loop, not news.
 const MAX_RECENT_STARTS: usize = 16;
@@ -18,10 +27,16 @@ pub struct Record {
     pub starts: u64,
     /// Engine ends that nobody asked for.
     pub failures: u64,
+    /// Times the planner took its memory, in whole or in part.
+    pub reclaimed: u64,
+    /// It failed, and no start has succeeded since.
+    pub is_failing: bool,
     /// Messages about an engine that was no longer the current one.
     pub stale: u64,
     /// Requests handed to the engine.
     pub dispatched: u64,
+    /// Requests put back to the head because their engine went away before the first token.
+    pub retried: u64,
     /// How long the latest successful starts took, oldest first, in seconds where it is printed.
     #[serde(serialize_with = "all_seconds")]
     pub recent_starts: VecDeque<Duration>,
@@ -29,6 +44,10 @@ pub struct Record {
     pub note: Option<String>,
     /// Last words of the engine that failed last.
     pub log_tail: Vec<String>,
+    /// KV that the newest engine began with.
+    pub restored: Kept,
+    /// KV that the engine which was stopped last left behind.
+    pub saved: Kept,
     #[serde(skip)]
     pid: Option<i32>,
     #[serde(skip)]
@@ -60,6 +79,7 @@ impl Record {
         }
         self.recent_starts.extend(took);
         self.starts += 1;
+        self.is_failing = false;
         self.note = None;
     }
 
@@ -71,12 +91,43 @@ impl Record {
     /// It ended although nobody asked for it.
     pub(super) fn failed(&mut self, reason: String, log_tail: Vec<String>) {
         self.failures += 1;
+        self.is_failing = true;
         self.note = Some(reason);
         self.log_tail = log_tail;
     }
 }
 
-/// A model's observable state.
+/// One engine's observable state.
+#[derive(Clone, Debug, Serialize)]
+pub struct EngineState {
+    /// Its name: the model's, or `model#2` for a second one.
+    pub engine: ModelId,
+    /// Which kind it is.
+    pub kind: EngineKind,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub state: State,
+    /// Its newest start.
+    pub generation: Generation,
+    /// Where it listens.
+    pub url: Option<String>,
+    /// Its process.
+    pub pid: Option<i32>,
+    /// Where it runs, or ran last.
+    pub devices: Vec<DeviceId>,
+    /// What runs on it.
+    pub occupancy: Occupancy,
+    /// Requests that wait inside it, while it says so.
+    pub waiting: Option<u64>,
+    /// How deep it can sleep.
+    pub rungs: Rungs,
+    /// Where it broke its promise.
+    pub barred: Rungs,
+    /// What happened so far.
+    pub record: Record,
+}
+
+/// A model's observable state. What is said of one engine is of the one closest to serving.
 #[derive(Clone, Debug, Serialize)]
 pub struct ModelState {
     /// Canonical name.
@@ -102,6 +153,8 @@ pub struct ModelState {
     pub running: usize,
     /// How many may run.
     pub max_running: usize,
+    /// Requests that wait inside the engine, while it says so.
+    pub engine_waiting: Option<u64>,
     /// Who waits and runs, and how full the engine is.
     pub scheduling: scheduling::Snapshot,
     /// Wait of the request that waits longest, in seconds where it is printed.
@@ -109,6 +162,10 @@ pub struct ModelState {
     pub oldest_wait: Option<Duration>,
     /// What happened so far.
     pub record: Record,
+    /// All its engines.
+    pub engines: Vec<EngineState>,
+    /// Its last requests.
+    pub rate: Rate,
     /// How busy the actor is.
     pub vitals: Vitals,
 }

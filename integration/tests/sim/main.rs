@@ -1,10 +1,15 @@
 //! The whole surface against the simulated engine: fast, and the same on every machine.
 
 mod answers;
+mod caps;
+mod fairness;
 mod hang_ups;
 mod life;
 mod limits;
 mod operators;
+mod readers;
+mod residency;
+mod retries;
 mod routes;
 mod streams;
 

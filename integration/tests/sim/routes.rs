@@ -3,7 +3,7 @@
 use kvwarden_integration::{Exchange, Server, Stub};
 
 /// What vLLM 0.32 and SGLang 0.5 offer to whoever reaches their port.
-const CONTROL: [&str; 36] = [
+const CONTROL: [&str; 41] = [
     "/sleep",
     "/wake_up",
     "/is_sleeping",
@@ -33,6 +33,11 @@ const CONTROL: [&str; 36] = [
     "/flush_cache",
     "/release_memory_occupation",
     "/resume_memory_occupation",
+    "/release_kv_cache_memory",
+    "/slots/0",
+    "/slots/0?action=save",
+    "/openapi.json",
+    "/kvwarden-sim/memory",
     "/abort_request",
     "/configure_logging",
     "/generate",
@@ -93,7 +98,9 @@ fn control_routes_are_404_in_every_disguise_and_reach_no_engine() {
     let heard = stub.requests();
     let others: Vec<_> = heard
         .iter()
+        // What kvwarden asks of its own accord.
         .filter(|r| !r.starts_with("GET /base/v1/models "))
+        .filter(|r| !r.starts_with("GET /base/metrics "))
         .collect();
     assert!(others.is_empty(), "the engine heard {others:?}");
 }

@@ -8,10 +8,10 @@ use tokio::{
 };
 
 use super::{
+    SplitMix,
     client::{Target, Tenant, Trace},
     plan::{Load, Shot},
     prompt::Prompts,
-    rng::SplitMix,
     sample::Outcome,
 };
 

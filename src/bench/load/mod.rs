@@ -18,20 +18,22 @@ mod client;
 mod closed;
 mod lag;
 mod plan;
+mod probe;
 mod prompt;
-mod rng;
 mod run;
 mod sample;
 #[cfg(test)]
 mod tests;
+
+pub use kvwarden_policy::rng::SplitMix;
 
 pub use self::{
     client::{Dialect, Target, Tenant, Trace},
     closed::{Pace, closed_loop},
     lag::{Lag, LagMeter},
     plan::{Lengths, Load, MAX_REQUESTS, PlanError, Shot, plan},
+    probe::probe,
     prompt::Prompts,
-    rng::SplitMix,
     run::{Limits, Live, Run, RunError, run},
     sample::{Outcome, Sample},
 };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::rng::SplitMix;
+use super::SplitMix;
 
 /// Requests of one tenant in one run. An hour of 100 requests/s; beyond it a run is a mistake.
 pub const MAX_REQUESTS: usize = 360_000;
@@ -108,6 +108,15 @@ impl Lengths {
                 max: scale(max),
             },
         }
+    }
+
+    /// The same with no draw below `least`.
+    #[must_use]
+    pub fn at_least(&self, least: u32) -> Self {
+        let mut raised = *self;
+        let (Self::Uniform { min, max } | Self::LogNormal { min, max, .. }) = &mut raised;
+        (*min, *max) = ((*min).max(least), (*max).max(least));
+        raised
     }
 
     /// The mean of many draws.

@@ -4,7 +4,7 @@
 //! tokens the server counts for two probes of known length gives the ratio and the constant (BOS,
 //! template), and later prompts are made by them.
 
-use super::rng::SplitMix;
+use super::SplitMix;
 
 /// Short and common: a token each, with the space before, for BPE vocabularies of English and for the
 /// simulated engine.

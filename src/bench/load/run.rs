@@ -11,12 +11,13 @@ use tokio::{
     time::{Instant, sleep_until, timeout_at},
 };
 
+use kvwarden_policy::rng::SplitMix;
+
 use super::{
     client::{Target, Tenant, Trace},
     lag::{Lag, LagMeter},
     plan::{Load, Shot},
     prompt::Prompts,
-    rng::SplitMix,
     sample::{Outcome, Sample},
 };
 

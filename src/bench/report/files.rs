@@ -10,7 +10,8 @@ use std::{
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
-use super::{Machine, Report, picture};
+use super::{Machine, Report};
+use crate::plot;
 
 /// Writes everything into `dir`, which is made; returns the paths.
 ///
@@ -23,8 +24,8 @@ pub fn write_all(report: &Report, dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let requests = dir.join("requests.jsonl");
     write_requests(report, &requests)?;
     let [svg, png] = ["fairness.svg", "fairness.png"].map(|name| dir.join(name));
-    fs::write(&svg, picture::svg(report)?)?;
-    fs::write(&png, picture::png(report)?)?;
+    fs::write(&svg, plot::svg(report)?)?;
+    fs::write(&png, plot::png(report)?)?;
     Ok(vec![summary, requests, svg, png])
 }
 
@@ -34,8 +35,8 @@ fn write_requests(report: &Report, path: &Path) -> anyhow::Result<()> {
     for arm in &report.arms {
         for (round, samples) in arm.runs.iter().enumerate() {
             for sample in samples {
-                let tenant = report.workload.loads.get(sample.tenant);
-                let tenant = tenant.map_or("", |(_, load)| load.tenant.as_str());
+                let party = report.workload.parties.get(sample.tenant);
+                let tenant = party.map_or("", |party| party.load.tenant.as_str());
                 let mut row = json!({ "arm": arm.arm.name(), "round": round + 1 });
                 if let Some(label) = report.label {
                     row["label"] = label.into();

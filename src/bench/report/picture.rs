@@ -1,75 +1,31 @@
 //! The picture: how quiet times to first token are distributed in each arm, and what each arm pays
-//! for that in throughput. One drawing, as SVG and as PNG, with a font of our own, so that it looks
-//! the same on a machine without any.
+//! for that in throughput.
 
-use std::sync::Once;
-
-use anyhow::anyhow;
-use plotters::{
-    coord::Shift,
-    prelude::*,
-    style::{FontStyle, register_font},
-};
+use plotters::{coord::Shift, prelude::*};
 
 use super::{ArmReport, Report};
-use crate::bench::arm::Arm;
+use crate::{
+    bench::arm::Arm,
+    plot::{Drawn, FONT, Picture, SIZE, decades, short},
+};
 
-const SIZE: (u32, u32) = (1280, 560);
-const FONT: &str = "sans-serif";
 /// Shown for a quiet p99 beyond any chart: an arm in which the quiet tenant starves.
 const MOST_RATIO: f64 = 1e4;
 
-type Drawn<DB> = Result<(), DrawingAreaErrorKind<<DB as DrawingBackend>::ErrorType>>;
-
-pub(super) fn svg(report: &Report) -> anyhow::Result<String> {
-    let mut text = String::new();
-    {
-        let root = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
-        draw(&root, report).map_err(|error| anyhow!("cannot draw: {error}"))?;
+impl Picture for Report {
+    fn draw<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>) -> Drawn<DB> {
+        root.fill(&WHITE)?;
+        let label = self
+            .label
+            .map_or(String::new(), |label| format!("{label}: "));
+        let title = format!("{label}{}, flood {:.1}x capacity", self.engine, self.flood);
+        let style = (FONT, 20).into_font().color(&BLACK);
+        let area = root.titled(&title, style)?;
+        let (left, right) = area.split_horizontally(SIZE.0 * 11 / 20);
+        draw_ecdf(&left, self)?;
+        draw_frontier(&right, self)?;
+        root.present()
     }
-    Ok(text)
-}
-
-pub(super) fn png(report: &Report) -> anyhow::Result<Vec<u8>> {
-    let mut pixels = vec![0; SIZE.0 as usize * SIZE.1 as usize * 3];
-    {
-        let root = BitMapBackend::with_buffer(&mut pixels, SIZE).into_drawing_area();
-        draw(&root, report).map_err(|error| anyhow!("cannot draw: {error}"))?;
-    }
-    let mut file = Vec::new();
-    let mut encoder = png::Encoder::new(&mut file, SIZE.0, SIZE.1);
-    encoder.set_color(png::ColorType::Rgb);
-    let mut writer = encoder.write_header()?;
-    writer.write_image_data(&pixels)?;
-    writer.finish()?;
-    Ok(file)
-}
-
-/// Fonts are registered once for the process.
-fn load_font() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        // Without it the text is missing, which the picture's own test would show.
-        let _ = register_font(FONT, FontStyle::Normal, epaint_default_fonts::HACK_REGULAR);
-    });
-}
-
-fn draw<DB: DrawingBackend>(root: &DrawingArea<DB, Shift>, report: &Report) -> Drawn<DB> {
-    load_font();
-    root.fill(&WHITE)?;
-    let label = report
-        .label
-        .map_or(String::new(), |label| format!("{label}: "));
-    let title = format!(
-        "{label}{}, flood {:.1}x capacity",
-        report.engine, report.flood
-    );
-    let style = (FONT, 20).into_font().color(&BLACK);
-    let area = root.titled(&title, style)?;
-    let (left, right) = area.split_horizontally(SIZE.0 * 11 / 20);
-    draw_ecdf(&left, report)?;
-    draw_frontier(&right, report)?;
-    root.present()
 }
 
 /// Colours that the colour-blind tell apart (Okabe and Ito).
@@ -86,7 +42,7 @@ fn colour(arm: Arm) -> RGBColor {
 
 fn draw_ecdf<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, report: &Report) -> Drawn<DB> {
     let all = report.arms.iter().flat_map(|arm| &arm.quiet_ttfts);
-    let (low, high) = range(all.map(|seen| seen.ms));
+    let (low, high) = decades(all.map(|seen| seen.ms));
     let mut chart = ChartBuilder::on(area)
         .margin(12)
         .caption("quiet tenant: time to first token", (FONT, 15))
@@ -115,20 +71,6 @@ fn draw_ecdf<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, report: &Report)
         .border_style(BLACK.mix(0.3))
         .label_font((FONT, 13))
         .draw()
-}
-
-/// The decades that hold these values, for a logarithmic axis: its labels are powers of ten. An axis
-/// without end would be drawn without end, so nothing gives a range too.
-fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
-    let finite = values.filter(|value| value.is_finite() && *value > 0.0);
-    let (low, high) = finite.fold((f64::INFINITY, 0.0_f64), |(low, high), value| {
-        (value.min(low), value.max(high))
-    });
-    if !low.is_finite() {
-        return (1.0, 1000.0);
-    }
-    let low = 10_f64.powf(low.log10().floor());
-    (low, 10_f64.powf(high.log10().ceil()).max(low * 10.0))
 }
 
 /// The empirical distribution as a staircase. Requests that were still waiting are left out above,
@@ -191,25 +133,4 @@ fn point(arm: &ArmReport) -> Option<(Arm, (f64, f64), String)> {
     };
     let text = format!("{} {sign}{ratio:.1} @{kept:.0}%", arm.arm.name());
     Some((arm.arm, (kept, ratio.min(MOST_RATIO)), text))
-}
-
-fn short(value: f64) -> String {
-    match value {
-        value if value >= 10_000.0 => format!("{:.0}k", value / 1e3),
-        value if value >= 10.0 => format!("{value:.0}"),
-        value => format!("{value:.1}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn axis_of_nothing_has_an_end() {
-        assert_eq!(range([].into_iter()), (1.0, 1000.0));
-        assert_eq!(range([f64::INFINITY, 0.0].into_iter()), (1.0, 1000.0));
-        assert_eq!(range([20.0, 300.0].into_iter()), (10.0, 1000.0));
-        assert_eq!(range([10.0].into_iter()), (10.0, 100.0));
-    }
 }

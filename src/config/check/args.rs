@@ -50,6 +50,8 @@ const VLLM: &[(&str, Owner)] = &[
     ("-tp", Key("tensor_parallel_size")),
     ("--gpu-memory-utilization", Key("gpu_memory_utilization")),
     ("--kv-cache-memory-bytes", Key("kv_cache")),
+    ("--kv-offloading-size", Key("kv_cpu")),
+    ("--enable-sleep-mode", Key("sleep")),
     ("--max-num-batched-tokens", Key("step_tokens")),
     ("--long-prefill-token-threshold", Key("step_tokens")),
     ("--scheduling-policy", ORDER),
@@ -73,6 +75,16 @@ const SGLANG: &[(&str, Owner)] = &[
     ("--tp-size", Key("tensor_parallel_size")),
     ("--tp", Key("tensor_parallel_size")),
     ("--mem-fraction-static", Key("gpu_memory_utilization")),
+    ("--enable-hierarchical-cache", Key("kv_cpu")),
+    ("--hicache-size", Key("kv_cpu")),
+    ("--hicache-storage-backend", Key("kv_ssd")),
+    ("--enable-memory-saver", Key("sleep")),
+    ("--enable-weights-cpu-backup", Key("sleep")),
+    ("--schedule-policy", ORDER),
+    ("--enable-priority-scheduling", ORDER),
+    ("--schedule-low-priority-values-first", ORDER),
+    ("--disable-priority-preemption", ORDER),
+    ("--default-priority-value", ORDER),
 ];
 const LLAMACPP: &[(&str, Owner)] = &[
     ("--model", MODEL),
@@ -93,6 +105,9 @@ const LLAMACPP: &[(&str, Owner)] = &[
     ("--threads", Key("threads")),
     ("-t", Key("threads")),
     ("--threads-batch", Key("threads")),
+    ("--cache-ram", Key("kv_cpu")),
+    ("-cram", Key("kv_cpu")),
+    ("--slot-save-path", Key("kv_ssd")),
 ];
 const SIM: &[(&str, Owner)] = &[
     ("--preset", Key("preset")),

@@ -85,6 +85,36 @@ const RULES: &[Rule] = &[
         why: "only vLLM takes it; llama.cpp's follows from `max_model_len` and `max_concurrent`",
     },
     Rule {
+        key: "kv_cpu",
+        given: |model| model.kv_cpu.is_some(),
+        fits: &[Vllm, Sglang, Llamacpp],
+        why: "on a CPU the KV cache is in host memory already",
+    },
+    Rule {
+        key: "kv_ssd",
+        given: |model| model.kv_ssd.is_some(),
+        fits: &[Vllm, Sglang, Llamacpp],
+        why: "this engine can't keep KV on disk",
+    },
+    Rule {
+        key: "sleep",
+        given: |model| model.sleep.as_ref().is_some_and(|rungs| !rungs.is_empty()),
+        fits: &[Vllm, Sglang, Sim],
+        why: "this engine gives memory back only when it stops",
+    },
+    Rule {
+        key: "memory",
+        given: |model| model.memory.is_some(),
+        fits: STARTED,
+        why: "kvwarden does not start this server",
+    },
+    Rule {
+        key: "gpus",
+        given: |model| !model.gpus.is_empty(),
+        fits: &[Vllm, Sglang, Llamacpp],
+        why: "it runs on no GPU",
+    },
+    Rule {
         key: "executable",
         given: |model| model.executable.is_some(),
         fits: WEIGHTS,

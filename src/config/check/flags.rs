@@ -1,7 +1,11 @@
 //! What the engine of a model is told.
 
 use kvwarden_actors::gpu::engine::EngineFlags;
-use kvwarden_policy::{scheduling::Capacity, steps};
+use kvwarden_policy::{
+    lifecycle::{Rung, Rungs},
+    scheduling::Capacity,
+    steps,
+};
 
 use super::{positive, source::PRESETS};
 use crate::config::{
@@ -16,6 +20,7 @@ pub(super) fn flags(
     model: &Model,
     engine: Engine,
     defaults: &EngineDefaults,
+    has_several_models: bool,
     report: &mut Report,
 ) -> EngineFlags {
     let present = [
@@ -61,8 +66,36 @@ pub(super) fn flags(
         gpu_memory_utilization: model.gpu_memory_utilization,
         threads: model.threads,
         kv_cache_bytes: model.kv_cache.map(|size| size.0),
+        kv_cpu_bytes: model.kv_cpu.map(|size| size.0).filter(|bytes| *bytes > 0),
+        kv_ssd_bytes: kv_ssd(path, model, engine, report),
+        rungs: rungs(model, engine, has_several_models),
         extra_args: [&defaults.extra_args[..], &model.extra_args[..]].concat(),
         env,
+    }
+}
+
+/// Enough for some long conversations on a small model; the node's own limit is `max_saved_kv`.
+const SAVED_SLOTS: u64 = 512 << 20;
+
+fn kv_ssd(path: &KeyPath, model: &Model, engine: Engine, report: &mut Report) -> Option<u64> {
+    let through_memory = matches!(engine, Engine::Vllm | Engine::Sglang);
+    let given = model.kv_ssd.map(|size| size.0);
+    if through_memory && given.is_some_and(|bytes| bytes > 0) && model.kv_cpu.is_none() {
+        let help = r#"add `kv_cpu`, such as "8GiB": blocks go to disk by way of host memory"#;
+        let key = path.key("kv_ssd");
+        report.problem(&key, "`kv_ssd` needs `kv_cpu`", help.to_owned());
+    }
+    let default = (engine == Engine::Llamacpp).then_some(SAVED_SLOTS);
+    given.or(default).filter(|bytes| *bytes > 0)
+}
+
+/// L1 is for who asks for it: it takes as much host memory as the model has weights.
+fn rungs(model: &Model, engine: Engine, has_several_models: bool) -> Rungs {
+    let sleeps = matches!(engine, Engine::Vllm | Engine::Sglang | Engine::Sim);
+    match &model.sleep {
+        Some(allowed) => allowed.iter().copied().map(Rung::from).collect(),
+        None if sleeps && has_several_models => Rungs::default().with(Rung::Parked).with(Rung::L2),
+        None => Rungs::default(),
     }
 }
 

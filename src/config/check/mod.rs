@@ -7,7 +7,9 @@ mod access;
 mod args;
 mod fits;
 mod flags;
+mod memory;
 mod models;
+mod replicas;
 mod source;
 mod tenants;
 
@@ -18,7 +20,7 @@ use std::{
 };
 
 use super::{
-    Config, Environment, Limits,
+    Config, Environment, EventsConfig, Limits,
     file::{self, File},
     path::KeyPath,
     report::Report,
@@ -34,12 +36,17 @@ pub(crate) const DEFAULT_LISTEN: &str = "127.0.0.1:8000";
 /// Longest model name; hub ids stay below 100.
 pub(crate) const LONGEST_MODEL_NAME: usize = 128;
 
+/// As long as the largest models take to load, or swapping would be all that is done.
+const DEFAULT_MAX_WAIT: Duration = Duration::from_secs(120);
+
 /// What the checks may look at besides the file.
 pub(crate) struct Context<'a> {
     /// The directory that paths in the file start from.
     pub(crate) base: &'a Path,
     /// Environment variables.
     pub(crate) env: &'a Environment,
+    /// Whether there is anybody to make room for.
+    pub(crate) has_several_models: bool,
 }
 
 /// Resolves a file. The result means nothing when `report` has problems afterwards.
@@ -48,14 +55,21 @@ pub(crate) fn check(file: &File, context: &Context<'_>, report: &mut Report) -> 
     let tenant_defaults = tenants::defaults(&file.tenant_defaults, report);
     let tenants = tenants::tenants(file, &tenant_defaults, report);
     let auth = access::auth(file, listen, &tenants, report);
+    let mut models = models::models(file, context, report);
+    replicas::join(file, &mut models, report);
+    let gpu_memory = memory::gpu_memory(file, &models, report);
+    let max_wait = file.gpu.max_wait.map_or(DEFAULT_MAX_WAIT, |text| text.0);
     let under_base = |dir: &std::path::PathBuf| context.base.join(dir);
     Config {
         listen,
         auth,
         limits: limits(&file.limits, report),
-        models: models::models(file, context, report),
+        models,
+        gpu_memory,
+        max_wait,
         tenants,
         tenant_defaults,
+        events: events(&file.log, context, report),
         log_level: log_level(file, report),
         data_dir: file.data_dir.as_ref().map(under_base),
         state_dir: file.state_dir.as_ref().map(under_base),
@@ -93,9 +107,29 @@ fn log_level(file: &File, report: &mut Report) -> String {
     filter
 }
 
+/// Two lines about every model have to fit in either file, or it says nothing.
+fn events(log: &file::Log, context: &Context<'_>, report: &mut Report) -> Option<EventsConfig> {
+    const SMALLEST: u64 = 1 << 20;
+    let max_size = log.max_size.map_or(256 << 20, |text| text.0);
+    if max_size < SMALLEST {
+        let key = KeyPath::of("log").key("max_size");
+        report.problem(&key, "it has to be at least 1MiB", None);
+    }
+    let path = context.base.join(log.events.as_ref()?);
+    Some(EventsConfig { path, max_size })
+}
+
 fn limits(limits: &file::Limits, report: &mut Report) -> Limits {
     let key = |key: &str| KeyPath::of("limits").key(key);
-    let max_body = limits.max_body.map_or(32 << 20, |SizeText(bytes)| bytes);
+    let size = |value: Option<SizeText>, default: usize| {
+        value.map_or(default, |SizeText(bytes)| {
+            usize::try_from(bytes).unwrap_or(usize::MAX)
+        })
+    };
+    let max_body = size(limits.max_body, 32 << 20);
+    // Whatever one body may be, one has to fit.
+    let per_tenant = size(limits.max_bodies_per_tenant, (256 << 20).max(max_body));
+    let max_bodies = size(limits.max_bodies, (2 << 30).max(per_tenant));
     let mut duration = |name: &str, value: Option<DurationText>, default: u64| {
         let value = value.map_or(Duration::from_secs(default), |DurationText(value)| value);
         positive(&key(name), !value.is_zero(), report);
@@ -105,17 +139,30 @@ fn limits(limits: &file::Limits, report: &mut Report) -> Limits {
         body_timeout: duration("body_timeout", limits.body_timeout, 30),
         queue_timeout: duration("queue_timeout", limits.queue_timeout, 300),
         stream_idle_timeout: duration("stream_idle_timeout", limits.stream_idle_timeout, 120),
+        client_stall_timeout: duration("client_stall_timeout", limits.client_stall_timeout, 30),
         // Zero is a choice here: cut at once.
         drain_timeout: limits
             .drain_timeout
             .map_or(Duration::from_secs(30), |text| text.0),
         max_in_flight: limits.max_in_flight.unwrap_or(16_384),
-        max_body: usize::try_from(max_body).unwrap_or(usize::MAX),
+        max_body,
+        max_bodies,
+        max_bodies_per_tenant: per_tenant,
         // And here: only tenants of the file.
         max_unnamed_tenants: limits.max_unnamed_tenants.unwrap_or(1024),
+        max_saved_kv: limits.max_saved_kv.map_or(16 << 30, |text| text.0),
     };
     positive(&key("max_in_flight"), limits.max_in_flight > 0, report);
     positive(&key("max_body"), limits.max_body > 0, report);
+    for (name, limit) in [
+        ("max_bodies", limits.max_bodies),
+        ("max_bodies_per_tenant", limits.max_bodies_per_tenant),
+    ] {
+        if limit < limits.max_body {
+            let help = "a body of limits.max_body would never fit".to_owned();
+            report.problem(&key(name), "is less than limits.max_body", help);
+        }
+    }
     limits
 }
 

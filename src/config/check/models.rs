@@ -11,6 +11,7 @@ use super::{
     fits::check_fits,
     flags::{at_least_one, flags},
     is_name,
+    memory::residency,
     source::{executable, source},
 };
 use crate::config::{
@@ -89,7 +90,7 @@ fn check_names<'f>(
 ) {
     let id = path.key("id");
     let is_broken = report.is_broken(&id) || report.is_broken(&path.key("model_id"));
-    if model.id.is_none() && !is_broken {
+    if model.id.is_none() && model.replica_of.is_none() && !is_broken {
         let help = r#"add `id = "NAME"`, the name clients ask for"#.to_owned();
         report.problem(&id, "the model has no `id`", help);
     }
@@ -166,12 +167,20 @@ fn resolve(
         .collect();
     ModelConfig {
         id: ModelId::from(model.id.as_deref().unwrap_or_default()),
+        engine_name: ModelId::from(model.id.as_deref().unwrap_or_default()),
         aliases,
         engine: kind(engine),
         environment: environment(engine).filter(|_| executable.is_none()),
         executable,
         source,
-        flags: flags(path, model, engine, defaults, report),
+        flags: flags(
+            path,
+            model,
+            engine,
+            defaults,
+            context.has_several_models,
+            report,
+        ),
         start_timeout: start_timeout
             .or(defaults.start_timeout.map(|text| text.0))
             .unwrap_or(default_start_timeout(engine)),
@@ -188,6 +197,7 @@ fn resolve(
             report,
         ),
         autostart: model.autostart.unwrap_or(true),
+        residency: residency(path, model, report),
     }
 }
 

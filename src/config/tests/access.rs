@@ -143,7 +143,9 @@ fn limits_of_zero_are_refused_once_where_they_stand() {
     for key in [
         "rate_limit_rpm",
         "tokens_per_minute",
+        "tokens_per_day",
         "max_concurrent_requests",
+        "max_queued_requests",
     ] {
         let (told, _) = told(&format!(
             "[tenant_defaults]\n{key} = 0\n[tenants.a]\n{MODEL}"

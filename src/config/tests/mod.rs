@@ -4,6 +4,8 @@ mod access;
 mod engines;
 mod example_files;
 mod flags;
+mod groups;
+mod memory;
 mod models;
 mod python_yaml;
 mod reading;

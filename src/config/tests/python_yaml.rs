@@ -100,10 +100,32 @@ fn every_key_without_effect_is_told() {
         "10 metrics_port: `metrics_port` has no effect",
         "15 tenant_defaults.max_gpu_memory_gb: `max_gpu_memory_gb` has no effect",
         "17 tenant_defaults.scheduling: `scheduling` has no effect",
-        "18 cache: `cache` has no effect",
+        "20 cache.tiers[0]: the tier `gpu` has no effect",
+        "20 cache.tiers[0].latency_ms: `latency_ms` has no effect",
+        "21 cache.eviction_frequency_weight: `eviction_frequency_weight` has no effect",
+        "22 cache.eviction_recency_weight: `eviction_recency_weight` has no effect",
+        "23 cache.block_size_tokens: `block_size_tokens` has no effect",
         "32 models[0].port: `port` has no effect",
     ];
     assert_eq!(warned(ALL_KEYS), expected);
+}
+
+#[test]
+fn tiers_below_the_gpu_are_divided_among_models_that_can_use_them() {
+    let text = "
+host: 127.0.0.1
+models: [{model_id: a}, {model_id: b, engine: sglang}]
+cache:
+  tiers: [{name: cpu, capacity_gb: 8}, {name: ssd, capacity_gb: 100}]
+";
+    let loaded = try_yaml(text).unwrap();
+    let tiers = loaded.config.models.iter().map(|model| {
+        let flags = &model.flags;
+        (flags.kv_cpu_bytes, flags.kv_ssd_bytes)
+    });
+    let part = (Some(4 << 30), Some(50 << 30));
+    assert_eq!(tiers.collect::<Vec<_>>(), [part, part]);
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
 }
 
 #[test]

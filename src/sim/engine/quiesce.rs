@@ -24,7 +24,12 @@ impl Engine {
                 self.close(quiet)
             }
             Control::Quiesce(quiet, InFlight::Keep) => self.close(quiet),
+            Control::Wake { .. } if self.faults.fault_wake_hangs => {
+                self.unanswered.push(reply);
+                return;
+            }
             Control::Wake { weights, kv } => self.wake(weights, kv),
+            Control::ReleaseKv => self.release_kv(),
             Control::Resume => self.reopen(),
             Control::ReloadWeights => self.reload_weights(),
             Control::ResetPrefixCache => match self.batch.reset_prefix_cache() {
@@ -68,16 +73,25 @@ impl Engine {
                 stats.memory.sleep(level);
                 self.batch.drop_kv();
             }
-            Quiet::ReleaseKv => {
-                stats.memory.kv_resident = false;
-                self.batch.drop_kv();
-            }
         }
+        Answer::Done
+    }
+
+    /// As vLLM, which wants to be paused for it and to have all its memory.
+    fn release_kv(&mut self) -> Answer {
+        let mut stats = self.board.lock();
+        let is_paused = matches!(self.gate, Gate::Closed) && self.batch.is_idle();
+        if !is_paused || !stats.memory.is_complete() {
+            return Answer::Busy;
+        }
+        stats.memory.kv_resident = false;
+        self.batch.drop_kv();
         Answer::Done
     }
 
     fn wake(&mut self, weights: bool, kv: bool) -> Answer {
         let mut stats = self.board.lock();
+        stats.memory.weights_lost |= self.faults.fault_wake_garbles;
         if weights {
             stats.memory.weights = Weights::Resident;
         }

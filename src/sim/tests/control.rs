@@ -122,7 +122,10 @@ async fn modes_decide_what_becomes_of_running_requests() {
 async fn a_parked_engine_keeps_its_weights() {
     let engine = Engine::start(&TINY).await;
     let (weights, kv) = bytes(&engine).await;
-    post(&engine, "/release_kv_cache_memory?mode=wait").await;
+    let (status, _) = engine.post("/release_kv_cache_memory", &Value::Null).await;
+    assert_eq!(status, 500, "it has to be paused first");
+    post(&engine, "/pause?mode=wait").await;
+    post(&engine, "/release_kv_cache_memory").await;
     assert_eq!(bytes(&engine).await, (weights, 0));
     post(&engine, "/resume").await;
     assert!(is_sleeping(&engine).await, "resuming is not waking");

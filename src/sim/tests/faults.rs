@@ -96,6 +96,20 @@ async fn sleep_may_free_nothing() {
 }
 
 #[actix_web::test]
+async fn wake_may_bring_back_other_weights() {
+    let engine = Engine::start(&with(&["--fault-wake-garbles"])).await;
+    let text = async || {
+        let answer = engine.chat(&chat("hello", 4)).await;
+        answer["choices"][0]["message"]["content"].clone()
+    };
+    assert_ne!(text().await, "!!!!");
+    for path in ["/sleep", "/wake_up"] {
+        assert_eq!(engine.post(path, &Value::Null).await.0, 200);
+    }
+    assert_eq!(text().await, "!!!!");
+}
+
+#[actix_web::test]
 async fn a_taken_port_and_senseless_limits_end_the_start() {
     let first = Engine::start(&SLOW).await;
     let mut second = Engine::spawn_on(first.port, &SLOW, None);

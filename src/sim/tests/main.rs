@@ -9,3 +9,5 @@ mod control;
 mod faults;
 #[cfg(test)]
 mod harness;
+#[cfg(test)]
+mod rungs;

@@ -53,6 +53,12 @@ impl Rungs {
         asleep(rung).is_none_or(|index| self.0[index])
     }
 
+    /// Whether an engine of it can only serve and stop.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
     /// With this one.
     #[must_use]
     pub fn with(mut self, rung: Rung) -> Self {

@@ -187,11 +187,9 @@ struct World {
 impl World {
     /// The shell reports only what can be: the end of an engine that lives, and that nobody runs.
     fn can_be(&self, event: Event) -> bool {
-        match event {
-            Event::Exited(_) => self.engine.is_some(),
-            Event::Drained => self.running == 0,
-            _ => true,
-        }
+        let is_end = matches!(event, Event::Exited(_));
+        let is_drained = event == Event::Drained;
+        (!is_end || self.engine.is_some()) && (!is_drained || self.running == 0)
     }
 
     fn check(&mut self, life: &mut Lifecycle, event: Event) -> Result<(), TestCaseError> {
@@ -257,10 +255,11 @@ proptest! {
             if world.can_be(event) {
                 world.check(&mut life, event)?;
             }
-            match life.state() {
-                State::Ready => world.running += arriving,
-                _ => world.running = world.running.saturating_sub(arriving),
-            }
+            world.running = if life.state().admits() {
+                world.running + arriving
+            } else {
+                world.running.saturating_sub(arriving)
+            };
         }
     }
 }

@@ -79,12 +79,12 @@ impl Ledger {
             .map_or(0, |bytes| *bytes)
     }
 
-    /// Takes in what the driver says: bytes in use by anybody, and those by processes that are not
-    /// ours. None where there is no driver, or it does not answer.
-    pub fn measure(&mut self, device: &DeviceId, used: Option<u64>, foreign: u64) {
+    /// Takes in what the driver says: bytes in use by anybody (none where it does not answer), and
+    /// those that are not ours (none while that can't be told).
+    pub fn measure(&mut self, device: &DeviceId, used: Option<u64>, foreign: Option<u64>) {
         if let Some(account) = self.accounts.get_mut(device) {
             account.measured = used;
-            account.foreign = foreign;
+            account.foreign = foreign.unwrap_or(account.foreign);
         }
     }
 

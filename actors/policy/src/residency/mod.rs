@@ -16,12 +16,16 @@ mod cost;
 mod ledger;
 mod planner;
 mod rate;
+pub mod sim;
 pub mod value;
 pub mod victims;
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     DeviceId, ModelId,
@@ -165,7 +169,7 @@ pub enum Why {
 }
 
 /// What a model waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Until {
     /// Devices that it needs are changing.
@@ -174,6 +178,16 @@ pub enum Until {
     Worth,
     /// There is no room even without everything that may go.
     Room,
+}
+
+// === impl Plan ===
+
+impl Plan {
+    /// Of its actions, those that an engine has to do something about.
+    pub fn orders(&self) -> impl Iterator<Item = &Action> {
+        let is_order = |action: &&Action| !matches!(action, Action::Wait { .. });
+        self.actions.iter().filter(is_order)
+    }
 }
 
 // === impl Settings ===
@@ -192,5 +206,6 @@ impl Default for Settings {
 /// What to do, given what there is.
 #[must_use]
 pub fn plan(snapshot: &Snapshot) -> Plan {
-    planner::Planner::new(snapshot).plan()
+    let worth = |model: &Model, to| value::value(model, to, &snapshot.settings);
+    planner::Planner::new(snapshot, &worth).plan()
 }

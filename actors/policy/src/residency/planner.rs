@@ -2,13 +2,17 @@
 
 use super::{
     Action, Model, Plan, Snapshot, Until, Why,
-    value::{count, promotion, urgency, value},
+    value::{count, promotion, urgency},
     victims::{Candidate, Choice, Victims, cheapest},
 };
 use crate::{lifecycle::Rung, placement};
 
+/// What a model is worth at least at a rung, in seconds.
+pub(super) type Worth<'a> = &'a dyn Fn(&Model, Rung) -> f64;
+
 pub(super) struct Planner<'a> {
     snapshot: &'a Snapshot,
+    worth: Worth<'a>,
     taken: Vec<u64>,
     /// Devices that change, or will by what was planned already.
     is_blocked: Vec<bool>,
@@ -26,10 +30,11 @@ struct Place<'a> {
 // === impl Planner ===
 
 impl<'a> Planner<'a> {
-    pub(super) fn new(snapshot: &'a Snapshot) -> Self {
+    pub(super) fn new(snapshot: &'a Snapshot, worth: Worth<'a>) -> Self {
         let devices = &snapshot.devices;
         Self {
             snapshot,
+            worth,
             taken: devices.iter().map(|device| device.taken).collect(),
             is_blocked: devices.iter().map(|device| device.is_changing).collect(),
             actions: Vec::new(),
@@ -192,7 +197,7 @@ impl<'a> Planner<'a> {
         let choice = |to| Choice {
             to,
             frees: model.bytes[model.rung].saturating_sub(model.bytes[to]),
-            value: value(model, to, &self.snapshot.settings),
+            value: (self.worth)(model, to),
         };
         deeper.map(choice).collect()
     }

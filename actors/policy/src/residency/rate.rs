@@ -4,9 +4,8 @@ use std::{collections::VecDeque, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-/// How many requests count. Few follow drift, many resist noise; four do both well enough that
-/// neither two nor sixteen do better.
-const COUNTED: usize = 4;
+/// How many requests count.
+const COUNTED: usize = 8;
 
 /// The last requests of a model. Kept while it is out of memory, and across restarts: moments count
 /// from the Unix epoch.
@@ -30,14 +29,18 @@ impl Rate {
         self.last.back().copied()
     }
 
-    /// Requests per second: those counted over the time since the first of them, so that silence
-    /// lowers it. A second at least, or a first request would be a flood.
+    /// Requests per second: the mean of k over the time since the k-th last request, for k from 1.
+    /// The last few show that somebody has just come back, the others how it is in the long run, and
+    /// silence lowers all of them. With the fourth last alone, which is the simpler rule, five of 48
+    /// simulated cells stall over 5 % longer than under LRU (seeds 1 to 3), with this two. A second at
+    /// least, or a first request would be a flood.
     #[must_use]
     pub fn per_second(&self, now: Duration) -> f64 {
-        let Some(first) = self.last.front() else {
-            return 0.0;
-        };
-        let count = u32::try_from(self.last.len()).unwrap_or(u32::MAX);
-        f64::from(count) / now.saturating_sub(*first).as_secs_f64().max(1.0)
+        let since = |at: &Duration| now.saturating_sub(*at).as_secs_f64().max(1.0);
+        let newest_first = self.last.iter().rev();
+        let (count, sum) = newest_first.fold((0.0, 0.0), |(count, sum), at| {
+            (count + 1.0, sum + (count + 1.0) / since(at))
+        });
+        if count > 0.0 { sum / count } else { 0.0 }
     }
 }

@@ -1,11 +1,13 @@
 //! Who is in the house: what waits, what runs, and what may still come in.
 //!
-//! When the house is full, a tenant with a shorter line takes the place of the newest request in the
-//! longest line ("longest queue drop" of stochastic fairness queueing, McKenney 1990). So a flood,
-//! or a thousand made-up tenants, fills its own place and never that of a tenant below it.
+//! When the house is full, a group with a shorter line takes the place of the newest request in the
+//! longest line ("longest queue drop" of stochastic fairness queueing, McKenney 1990), and within a
+//! group a tenant does. Groups are what is entitled: a flood fills its own place and never that of
+//! one below it, and a thousand made-up tenants, one group, have one line among them.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -14,6 +16,9 @@ use super::{
     types::{Arrival, Bound, Bounds, Counts, Key},
 };
 use crate::TenantId;
+
+/// Requests of one group whose wait counts when a model's place is decided on.
+const RENTED: usize = 8;
 
 #[derive(Debug)]
 enum Stage<T> {
@@ -36,9 +41,19 @@ struct Request<T> {
 #[derive(Debug)]
 struct Tenant {
     id: TenantId,
+    /// Whom it shares its entitlement with, and how much that is.
+    group: Arc<str>,
+    weight: u32,
     counts: Counts,
     /// In the order they came; a retried one is first.
     waiting: BTreeSet<(i64, Key)>,
+}
+
+/// The tenants of a group that are here.
+#[derive(Debug, Default)]
+struct Crowd {
+    counts: Counts,
+    by_fill: BTreeSet<(u64, u32)>,
 }
 
 /// A request left the line.
@@ -56,7 +71,8 @@ pub(super) struct Line<T> {
     tenants: Vec<Tenant>,
     vacant: Vec<u32>,
     by_id: HashMap<TenantId, u32>,
-    by_fill: BTreeSet<(u64, u32)>,
+    groups: HashMap<Arc<str>, Crowd>,
+    by_fill: BTreeSet<(u64, Arc<str>)>,
     total: Counts,
     tails: i64,
     heads: i64,
@@ -74,6 +90,7 @@ impl<T> Line<T> {
             tenants: Vec::new(),
             vacant: Vec::new(),
             by_id: HashMap::new(),
+            groups: HashMap::new(),
             by_fill: BTreeSet::new(),
             total: Counts::default(),
             tails: 0,
@@ -82,7 +99,11 @@ impl<T> Line<T> {
     }
 
     /// Whether there is room, and which requests must leave for it first, newest first.
+    /// A retried request keeps the place it was given: there are no more of those than ran.
     pub(super) fn room(&self, arrival: &Arrival) -> Result<Vec<Key>, Bound> {
+        if arrival.is_retry {
+            return Ok(Vec::new());
+        }
         let ours = self.counts(&arrival.tenant);
         let after = Counts {
             waiting: ours.waiting + 1,
@@ -108,27 +129,38 @@ impl<T> Line<T> {
         } else {
             Bound::Bytes
         };
-        self.displace(self.fill(&after), lacks_bytes).ok_or(bound)
+        self.displace(arrival, &after, lacks_bytes).ok_or(bound)
     }
 
-    /// The newest requests of the fullest tenant that free one place and so many bytes. `None` when
-    /// nobody is fuller than `fill`, so that no two tenants displace each other in turn.
-    fn displace(&self, fill: u64, bytes: u64) -> Option<Vec<Key>> {
-        let (fullest, victim) = self.by_fill.last()?;
-        let victim = &self.tenants[*victim as usize];
-        if *fullest <= fill || victim.counts.bytes < bytes {
-            return None;
-        }
+    /// The newest requests that free one place and so many bytes: of the fullest group if that is
+    /// fuller than the arrival's own, else of tenants of its own that are fuller than it. `None` if
+    /// these have too few, so that no two displace each other in turn.
+    fn displace(&self, arrival: &Arrival, after: &Counts, bytes: u64) -> Option<Vec<Key>> {
+        let own = self.groups.get(&arrival.group.name);
+        let mut own_after = own.map_or_else(Counts::default, |crowd| crowd.counts);
+        own_after.waiting += 1;
+        own_after.bytes = own_after.bytes.saturating_add(arrival.bytes);
+        let (fullest, name) = self.by_fill.last()?;
+        let is_other = *name != arrival.group.name && *fullest > self.fill(&own_after);
+        let (crowd, spared) = if is_other {
+            (self.groups.get(name)?, 0)
+        } else {
+            (own?, self.fill(after))
+        };
+        let victims = crowd.by_fill.iter().rev();
+        let victims = victims.take_while(|(fill, _)| *fill > spared);
+        let newest =
+            victims.flat_map(|(_, tenant)| self.tenants[*tenant as usize].waiting.iter().rev());
         let mut freed = 0;
         let mut displaced = Vec::new();
-        for (_, key) in victim.waiting.iter().rev() {
+        for (_, key) in newest {
             displaced.push(*key);
             freed += self.requests.get(*key).map_or(0, |request| request.bytes);
             if freed >= bytes {
-                break;
+                return Some(displaced);
             }
         }
-        Some(displaced)
+        None
     }
 
     /// Lets a request wait for which there is room. Returns its name and its place: lower came
@@ -141,7 +173,7 @@ impl<T> Line<T> {
             self.tails += 1;
             self.tails
         };
-        let tenant = self.seat(&arrival.tenant);
+        let tenant = self.seat(arrival);
         let key = self.requests.insert(Request {
             tenant,
             bytes: arrival.bytes,
@@ -221,6 +253,26 @@ impl<T> Line<T> {
         Some(now.saturating_duration_since(*since))
     }
 
+    pub(super) fn rent(&self, now: Instant) -> f64 {
+        let waited = |key: &Key| match &self.requests.get(*key)?.stage {
+            Stage::Waiting { since, .. } => Some(now.saturating_duration_since(*since)),
+            Stage::Running => None,
+        };
+        let mut groups: BTreeMap<&str, (Duration, usize, u32)> = BTreeMap::new();
+        for tenant in &self.tenants {
+            let (rent, count, weight) = groups.entry(&tenant.group).or_default();
+            *weight = tenant.weight;
+            for (_, key) in tenant.waiting.iter().take(RENTED - (*count).min(RENTED)) {
+                *rent += waited(key).unwrap_or_default();
+                *count += 1;
+            }
+        }
+        let rents = groups.values();
+        rents
+            .map(|(rent, _, weight)| rent.as_secs_f64() * f64::from(*weight))
+            .sum()
+    }
+
     pub(super) fn total(&self) -> Counts {
         self.total
     }
@@ -278,24 +330,38 @@ impl<T> Line<T> {
     }
 
     fn recount(&mut self, tenant: u32, change: impl Fn(&mut Counts)) {
-        let before = self.fill(&self.tenants[tenant as usize].counts);
-        change(&mut self.tenants[tenant as usize].counts);
+        let (before, was) = self.fills(tenant);
         change(&mut self.total);
-        let after = self.fill(&self.tenants[tenant as usize].counts);
-        if before != after {
-            self.by_fill.remove(&(before, tenant));
+        change(&mut self.tenants[tenant as usize].counts);
+        let group = self.tenants[tenant as usize].group.clone();
+        change(&mut self.groups.entry(group.clone()).or_default().counts);
+        let (after, is) = self.fills(tenant);
+        if let Some(crowd) = self.groups.get_mut(&group) {
+            refile(&mut crowd.by_fill, before, after, tenant);
+            if crowd.counts == Counts::default() {
+                self.groups.remove(&group);
+            }
         }
-        if after > 0 {
-            self.by_fill.insert((after, tenant));
-        }
+        refile(&mut self.by_fill, was, is, group);
     }
 
-    fn seat(&mut self, id: &TenantId) -> u32 {
+    /// How full the house is of a tenant, and of its group.
+    fn fills(&self, tenant: u32) -> (u64, u64) {
+        let tenant = &self.tenants[tenant as usize];
+        let crowd = self.groups.get(&tenant.group);
+        let group = crowd.map_or(0, |crowd| self.fill(&crowd.counts));
+        (self.fill(&tenant.counts), group)
+    }
+
+    fn seat(&mut self, arrival: &Arrival) -> u32 {
+        let id = &arrival.tenant;
         if let Some(at) = self.by_id.get(id) {
             return *at;
         }
         let tenant = Tenant {
             id: id.clone(),
+            group: arrival.group.name.clone(),
+            weight: arrival.group.weight.max(1),
             counts: Counts::default(),
             waiting: BTreeSet::new(),
         };
@@ -316,5 +382,15 @@ impl<T> Line<T> {
             self.by_id.remove(&tenant.id);
             self.vacant.push(at);
         }
+    }
+}
+
+/// Whoever fills nothing is in no list.
+fn refile<T: Ord + Clone>(list: &mut BTreeSet<(u64, T)>, before: u64, after: u64, who: T) {
+    if before != after {
+        list.remove(&(before, who.clone()));
+    }
+    if after > 0 {
+        list.insert((after, who));
     }
 }

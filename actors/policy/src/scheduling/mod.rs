@@ -75,7 +75,8 @@ impl<T> Scheduler<T> {
     /// # Errors
     /// Gives the item back when there is no place for it.
     pub fn push(&mut self, arrival: &Arrival, item: T, now: Instant) -> Result<Pushed<T>, Full<T>> {
-        if self.comes_too_late(arrival, now) {
+        // One that is tried again goes to the head, which no forecast knows of.
+        if !arrival.is_retry && self.comes_too_late(arrival, now) {
             let bound = Bound::Expiry;
             return Err(Full { item, bound });
         }
@@ -173,9 +174,9 @@ impl<T> Scheduler<T> {
         }
     }
 
-    /// The engine says that so many requests wait inside it. Optional: without it, or when it stops,
-    /// nothing changes.
-    pub fn engine_waiting(&mut self, waiting: u64, now: Instant) {
+    /// The engine says that so many requests wait inside it; `None` when it stopped saying. Optional:
+    /// without it nothing changes.
+    pub fn engine_waiting(&mut self, waiting: Option<u64>, now: Instant) {
         if let Order::Fair(core) = &mut self.order {
             core.engine_waiting(waiting, now);
         }
@@ -208,6 +209,14 @@ impl<T> Scheduler<T> {
     #[must_use]
     pub fn oldest_wait(&self, now: Instant) -> Option<Duration> {
         self.line.oldest_wait(now)
+    }
+
+    /// Seconds that requests have waited, each times the weight of its group. Of each group a few
+    /// count: who fills the queue, or makes up tenants, does not outbid the others by that.
+    /// O(tenants).
+    #[must_use]
+    pub fn rent(&self, now: Instant) -> f64 {
+        self.line.rent(now)
     }
 
     /// Everything worth showing.

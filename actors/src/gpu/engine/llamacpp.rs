@@ -11,6 +11,7 @@ pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
     let context = flags
         .max_model_len
         .map(|len| u64::from(len) * flags.capacity.engine_sequences());
+    let slots = flags.kv_ssd_bytes.map(|_| launch.kv_dir.display());
     Args::default()
         .pair("--model", &launch.model)
         .pair("--alias", &launch.served_name)
@@ -24,6 +25,8 @@ pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
         .maybe("--ctx-size", context)
         .maybe("--threads", flags.threads)
         .maybe("--threads-batch", flags.threads)
+        .maybe("--cache-ram", flags.kv_cpu_bytes.map(|bytes| bytes >> 20))
+        .maybe("--slot-save-path", slots)
         .0
 }
 

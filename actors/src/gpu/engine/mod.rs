@@ -4,6 +4,7 @@
 //! [`Launch::command`] turns that into argv and environment: a pure function, so that every
 //! engine's flags are tested without starting one.
 
+mod footprint;
 mod llamacpp;
 mod sglang;
 mod sim;
@@ -11,8 +12,12 @@ mod vllm;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use kvwarden_policy::{Generation, ModelId, scheduling::Capacity};
+use kvwarden_policy::{Generation, ModelId, lifecycle::Rungs, scheduling::Capacity};
 use serde::{Deserialize, Serialize};
+
+use super::probe::Canary;
+pub use footprint::Footprint;
+pub use sglang::SGLANG_CPU_KV_TOKENS;
 
 /// An inference engine kvwarden knows how to talk to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -81,17 +86,6 @@ pub enum EngineSpec {
     Attached(Attached),
 }
 
-impl EngineSpec {
-    /// Starting it changes how much memory is free.
-    #[must_use]
-    pub fn takes_memory(&self) -> bool {
-        match self {
-            Self::Child(launch) => launch.kind != EngineKind::Sim,
-            Self::Attached(_) => false,
-        }
-    }
-}
-
 /// A server that somebody else runs.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Attached {
@@ -118,6 +112,8 @@ pub struct Launch {
     pub kind: EngineKind,
     /// The executable: the model's own, or the one of the engine's private environment.
     pub program: PathBuf,
+    /// What the executable is a version of, so that nothing one build wrote is read by another.
+    pub build: String,
     /// Arguments that come before all others (a launcher script).
     pub prefix: Vec<String>,
     /// What the engine loads: a path, a hub id, or a preset of the simulated engine.
@@ -126,6 +122,12 @@ pub struct Launch {
     pub served_name: String,
     /// What the configuration says about this model's engine.
     pub flags: EngineFlags,
+    /// What it will take of each device, where that can be told.
+    pub footprint: Option<Footprint>,
+    /// GPUs it may use, by index or UUID. Empty: all.
+    pub gpus: Vec<String>,
+    /// Where it keeps KV on disk: a directory of this model's own.
+    pub kv_dir: PathBuf,
     /// How long a start may take.
     pub start_timeout: Duration,
     /// How long the engine gets between SIGTERM and SIGKILL.
@@ -151,10 +153,24 @@ pub struct EngineFlags {
     pub threads: Option<u32>,
     /// Bytes set aside for the KV cache.
     pub kv_cache_bytes: Option<u64>,
+    /// Bytes of host memory for KV that leaves the device.
+    pub kv_cpu_bytes: Option<u64>,
+    /// Bytes of disk for KV that leaves memory.
+    pub kv_ssd_bytes: Option<u64>,
+    /// How deep the engine may be put to sleep instead of being stopped.
+    pub rungs: Rungs,
     /// Appended as they are.
     pub extra_args: Vec<String>,
     /// Added to the engine's environment.
     pub env: BTreeMap<String, String>,
+}
+
+impl EngineFlags {
+    /// It may be put to sleep at all.
+    #[must_use]
+    pub fn may_sleep(&self) -> bool {
+        self.rungs != Rungs::default()
+    }
 }
 
 /// A process to start.
@@ -175,9 +191,20 @@ pub struct Start<'a> {
     pub port: u16,
     /// The key the engine asks of its callers.
     pub key: &'a str,
+    /// The GPUs it shall use, as CUDA names them. Empty: all that it finds.
+    pub gpus: &'a [String],
 }
 
 impl Launch {
+    /// It computes on GPUs. llama.cpp's wheel has no GPU in it.
+    #[must_use]
+    pub fn uses_gpu(&self) -> bool {
+        match self.kind {
+            EngineKind::Vllm | EngineKind::Sglang => !self.flags.cpu,
+            EngineKind::LlamaCpp | EngineKind::Sim | EngineKind::Attach => false,
+        }
+    }
+
     /// The process that serves this model. `inherited` is our own environment, of which the engine
     /// gets what [`is_inherited`] lets through.
     #[must_use]
@@ -197,6 +224,11 @@ impl Launch {
             .filter(|(name, _)| is_inherited(name))
             .collect();
         whole.extend(env);
+        if self.uses_gpu() && !start.gpus.is_empty() {
+            // In the driver's order; CUDA's own puts the fastest first.
+            whole.insert("CUDA_DEVICE_ORDER".to_owned(), "PCI_BUS_ID".to_owned());
+            whole.insert("CUDA_VISIBLE_DEVICES".to_owned(), start.gpus.join(","));
+        }
         whole.extend(self.flags.env.clone());
         let args = self.prefix.iter().cloned().chain(args);
         Command {
@@ -244,6 +276,10 @@ pub struct Endpoint {
     pub api_key: Option<String>,
     /// The name it knows the model by.
     pub served_name: String,
+    /// How deep it can sleep.
+    pub rungs: Rungs,
+    /// What it answered when it was new.
+    pub canary: Canary,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -272,6 +308,10 @@ impl Args {
 
     fn pair(self, flag: &str, value: impl ToString) -> Self {
         self.word(flag).word(value)
+    }
+
+    fn flag_if(self, flag: &str, is_wanted: bool) -> Self {
+        if is_wanted { self.word(flag) } else { self }
     }
 
     fn maybe(self, flag: &str, value: Option<impl ToString>) -> Self {

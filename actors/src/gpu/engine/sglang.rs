@@ -3,6 +3,8 @@
 
 use std::{collections::BTreeMap, path::Path};
 
+use kvwarden_policy::lifecycle::Rung;
+
 use super::{Args, Launch, Start};
 
 pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
@@ -30,18 +32,34 @@ pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
             .pair("--attention-backend", "torch_native")
             .pair("--sampling-backend", "pytorch")
             .word("--disable-overlap-schedule")
-            .pair("--max-total-tokens", CPU_KV_TOKENS)
+            .pair("--max-total-tokens", SGLANG_CPU_KV_TOKENS)
             .0;
     }
     let parallel = Some(flags.tensor_parallel).filter(|n| *n > 1);
-    args.maybe("--tp-size", parallel)
+    let args = args
+        .maybe("--tp-size", parallel)
         .maybe("--mem-fraction-static", flags.gpu_memory_utilization)
+        .flag_if("--enable-memory-saver", flags.may_sleep())
+        .flag_if(
+            "--enable-weights-cpu-backup",
+            flags.rungs.contains(Rung::L1),
+        );
+    let Some(host) = flags.kv_cpu_bytes else {
+        return args.0;
+    };
+    // It counts in whole decimal gigabytes.
+    args.word("--enable-hierarchical-cache")
+        .pair("--hicache-size", host.div_ceil(1_000_000_000))
+        .maybe(
+            "--hicache-storage-backend",
+            flags.kv_ssd_bytes.map(|_| "file"),
+        )
         .0
 }
 
 /// Without a GPU SGLang sizes its KV cache from all of the machine's memory; this many tokens are
 /// 0.7 GiB for a 135M model.
-const CPU_KV_TOKENS: u32 = 32_768;
+pub const SGLANG_CPU_KV_TOKENS: u32 = 32_768;
 
 pub(super) fn env(launch: &Launch, start: Start<'_>) -> BTreeMap<String, String> {
     let mut env = BTreeMap::from([("KVWARDEN_ENGINE_KEY".to_owned(), start.key.to_owned())]);
@@ -50,6 +68,13 @@ pub(super) fn env(launch: &Launch, start: Start<'_>) -> BTreeMap<String, String>
     }
     if launch.flags.cpu {
         env.insert("SGLANG_USE_CPU_ENGINE".to_owned(), "1".to_owned());
+    }
+    if let Some(bytes) = launch.flags.kv_ssd_bytes {
+        // It keeps to the limit by itself.
+        let dir = launch.kv_dir.display().to_string();
+        env.insert("SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR".to_owned(), dir);
+        let size = bytes.to_string();
+        env.insert("SGLANG_HICACHE_FILE_BACKEND_MAX_SIZE".to_owned(), size);
     }
     env
 }

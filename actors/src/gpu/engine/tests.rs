@@ -1,19 +1,29 @@
+use kvwarden_policy::lifecycle::Rung;
+
 use super::*;
 
 fn launch(kind: EngineKind, flags: EngineFlags) -> Launch {
     Launch {
         kind,
         program: PathBuf::from("/env/bin/engine"),
+        build: "1".to_owned(),
         prefix: Vec::new(),
         model: "/models/m".to_owned(),
         served_name: "m".to_owned(),
         flags,
+        footprint: None,
+        gpus: Vec::new(),
+        kv_dir: PathBuf::from("/state/kv/m"),
         start_timeout: Duration::from_secs(1),
         stop_grace: Duration::from_secs(1),
     }
 }
 
 fn started(launch: &Launch) -> Command {
+    started_on(launch, &[])
+}
+
+fn started_on(launch: &Launch, gpus: &[String]) -> Command {
     let ours = [
         ("PATH", "/bin"),
         ("AWS_SECRET_ACCESS_KEY", "leak"),
@@ -24,6 +34,7 @@ fn started(launch: &Launch) -> Command {
         Start {
             port: 4000,
             key: "secret",
+            gpus,
         },
         ours,
     )
@@ -39,6 +50,9 @@ fn flags() -> EngineFlags {
         gpu_memory_utilization: None,
         threads: None,
         kv_cache_bytes: None,
+        kv_cpu_bytes: None,
+        kv_ssd_bytes: None,
+        rungs: Rungs::default(),
         extra_args: Vec::new(),
         env: BTreeMap::new(),
     }
@@ -73,6 +87,18 @@ fn engines_see_no_foreign_secret_but_find_their_gpu() {
     let command = started(&launch(EngineKind::Vllm, flags()));
     assert!(!command.env.contains_key("AWS_SECRET_ACCESS_KEY"));
     assert_eq!(command.env["CUDA_VISIBLE_DEVICES"], "1");
+}
+
+#[test]
+fn engine_sees_the_gpus_it_was_given_and_no_other() {
+    let visible = |kind, cpu| {
+        let launch = launch(kind, EngineFlags { cpu, ..flags() });
+        let command = started_on(&launch, &["0".to_owned(), "2".to_owned()]);
+        command.env["CUDA_VISIBLE_DEVICES"].clone()
+    };
+    assert_eq!(visible(EngineKind::Vllm, false), "0,2");
+    assert_eq!(visible(EngineKind::Sglang, false), "0,2");
+    assert_eq!(visible(EngineKind::Vllm, true), "1");
 }
 
 #[test]
@@ -151,4 +177,88 @@ fn extra_arguments_and_environment_have_the_last_word() {
         Some("--enable-lora")
     );
     assert_eq!(command.env["VLLM_NO_USAGE_STATS"], "0");
+}
+
+fn kv_below() -> EngineFlags {
+    EngineFlags {
+        kv_cpu_bytes: Some(4 << 30),
+        kv_ssd_bytes: Some(20 << 30),
+        ..flags()
+    }
+}
+
+#[test]
+fn vllm_sends_kv_through_host_memory_to_files() {
+    let command = started(&launch(EngineKind::Vllm, kv_below()));
+    let at = command
+        .args
+        .iter()
+        .position(|arg| arg == "--kv-transfer-config");
+    let config: serde_json::Value = serde_json::from_str(&command.args[at.unwrap() + 1]).unwrap();
+    let tiers = &config["kv_connector_extra_config"];
+    assert_eq!(tiers["cpu_bytes_to_use"], 4_u64 << 30);
+    assert_eq!(tiers["secondary_tiers"][0]["root_dir"], "/state/kv/m");
+}
+
+#[test]
+fn sglang_keeps_its_files_within_the_limit_by_itself() {
+    let command = started(&launch(EngineKind::Sglang, kv_below()));
+    let line = command.args.join(" ");
+    assert!(
+        line.ends_with(
+            "--enable-hierarchical-cache --hicache-size 5 --hicache-storage-backend file"
+        ),
+        "{line}"
+    );
+    let limit = &command.env["SGLANG_HICACHE_FILE_BACKEND_MAX_SIZE"];
+    assert_eq!(limit, &(20_u64 << 30).to_string());
+}
+
+#[test]
+fn llamacpp_saves_slots_where_there_is_a_budget_for_them() {
+    let line = started(&launch(EngineKind::LlamaCpp, kv_below()))
+        .args
+        .join(" ");
+    assert!(
+        line.ends_with("--cache-ram 4096 --slot-save-path /state/kv/m"),
+        "{line}"
+    );
+}
+
+#[test]
+fn sleep_is_prepared_only_where_it_is_allowed_and_frees_something() {
+    let prepared = |kind, cpu, rungs: &[Rung]| {
+        let rungs = rungs.iter().copied().collect();
+        let command = started(&launch(
+            kind,
+            EngineFlags {
+                cpu,
+                rungs,
+                ..flags()
+            },
+        ));
+        let dev_mode = command.env.contains_key("VLLM_SERVER_DEV_MODE");
+        (command.args.join(" "), dev_mode)
+    };
+    let (line, dev_mode) = prepared(EngineKind::Vllm, false, &[Rung::L2]);
+    assert!(line.contains("--enable-sleep-mode") && dev_mode, "{line}");
+    for (cpu, rungs) in [(true, &[Rung::L2][..]), (false, &[])] {
+        let (line, dev_mode) = prepared(EngineKind::Vllm, cpu, rungs);
+        assert!(!line.contains("sleep") && !dev_mode, "{line}");
+    }
+    let (line, _) = prepared(EngineKind::Sglang, false, &[Rung::Parked]);
+    assert!(line.ends_with("--enable-memory-saver"), "{line}");
+    let (line, _) = prepared(EngineKind::Sglang, false, &[Rung::Parked, Rung::L1]);
+    assert!(line.ends_with("--enable-weights-cpu-backup"), "{line}");
+    let (line, _) = prepared(EngineKind::Sglang, true, &[Rung::Parked, Rung::L1]);
+    assert!(!line.contains("memory-saver"), "{line}");
+}
+
+#[test]
+fn sglang_keeps_our_order_and_throws_nothing_out_for_it() {
+    let line = started(&launch(EngineKind::Sglang, flags())).args.join(" ");
+    let order = "--enable-priority-scheduling --schedule-low-priority-values-first \
+                 --disable-priority-preemption";
+    assert!(line.contains(order), "{line}");
+    assert!(EngineKind::Sglang.orders_by_priority());
 }

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, path::Path};
 
+use serde_json::{Value, json};
+
 use super::{Args, Launch, Start};
 
 pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
@@ -23,7 +25,24 @@ pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
     args.maybe("--tensor-parallel-size", parallel)
         .maybe("--gpu-memory-utilization", flags.gpu_memory_utilization)
         .maybe("--kv-cache-memory-bytes", flags.kv_cache_bytes)
+        .flag_if("--enable-sleep-mode", flags.may_sleep())
+        .maybe("--kv-transfer-config", kv_tiers(launch))
         .0
+}
+
+/// KV that leaves the device goes to host memory, and from there to files if it may. What
+/// `--kv-offloading-size` stands for, which can't name a second tier.
+fn kv_tiers(launch: &Launch) -> Option<Value> {
+    let mut tiers = json!({ "cpu_bytes_to_use": launch.flags.kv_cpu_bytes? });
+    if launch.flags.kv_ssd_bytes.is_some() {
+        tiers["spec_name"] = "TieringOffloadingSpec".into();
+        tiers["secondary_tiers"] = json!([{ "type": "fs", "root_dir": launch.kv_dir }]);
+    }
+    Some(json!({
+        "kv_connector": "OffloadingConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": tiers,
+    }))
 }
 
 /// What vLLM and the simulated engine, which speaks like it, are both told after what they load.
@@ -51,6 +70,10 @@ pub(super) fn env(launch: &Launch, start: Start<'_>) -> BTreeMap<String, String>
     ]);
     if Path::new(&launch.model).is_absolute() {
         env.insert("HF_HUB_OFFLINE", "1".to_owned());
+    }
+    // Sleeping is asked for at endpoints that vLLM has in this mode only.
+    if !launch.flags.cpu && launch.flags.may_sleep() {
+        env.insert("VLLM_SERVER_DEV_MODE", "1".to_owned());
     }
     if launch.flags.cpu {
         let gib = launch

@@ -157,8 +157,7 @@ mod tests {
                 name: "H100".to_owned(),
                 total: 80 * GIB,
                 used,
-                utilization: None,
-                temperature: None,
+                ..DeviceReading::default()
             }],
         }
     }

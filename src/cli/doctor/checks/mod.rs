@@ -164,7 +164,7 @@ fn installing(layout: &Layout, missing: &Needs) -> [Check; 3] {
 
 fn gpus(needs: &Needs, engines: &[machine::EngineTree]) -> [Check; 2] {
     let reading = vram::read();
-    let processes = vram::processes();
+    let processes = reading.processes();
     let names = machine::names(processes.iter().map(|process| process.pid));
     [
         gpu::driver(&reading, machine::nvidia_devices(), needs),

@@ -201,7 +201,7 @@ impl FairCore {
         }
     }
 
-    pub(super) fn engine_waiting(&mut self, waiting: u64, now: Instant) {
+    pub(super) fn engine_waiting(&mut self, waiting: Option<u64>, now: Instant) {
         self.window.engine_waiting(waiting, now);
     }
 

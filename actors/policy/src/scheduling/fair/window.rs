@@ -182,8 +182,8 @@ impl Window {
     }
 
     /// The slow audit: a queue inside the engine that stays means the window is too large.
-    pub(super) fn engine_waiting(&mut self, waiting: u64, now: Instant) {
-        if waiting <= TOLERATED_WAITING {
+    pub(super) fn engine_waiting(&mut self, waiting: Option<u64>, now: Instant) {
+        if waiting.is_none_or(|waiting| waiting <= TOLERATED_WAITING) {
             self.engine_waits_since = None;
             return;
         }

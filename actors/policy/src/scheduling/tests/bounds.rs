@@ -61,6 +61,51 @@ fn a_thousand_made_up_tenants_cannot_shut_out_one_with_a_shorter_line() {
 }
 
 #[test]
+fn made_up_tenants_have_one_line_among_them() {
+    let now = epoch();
+    let bounds = Bounds {
+        requests: 2000,
+        ..ROOMY
+    };
+    let mut scheduler = scheduler(bounds, Discipline::Fair);
+    for item in 0..2000 {
+        let made_up = arrival("_other", &item.to_string(), 1, now);
+        scheduler.push(&made_up, item, now).unwrap();
+    }
+    // Up to half of the house, whoever is in it: no line of a made-up tenant is ever longer.
+    for _ in 0..1000 {
+        let pushed = scheduler.push(&arrival("quiet", "quiet", 1, now), 9999, now);
+        assert_eq!(pushed.unwrap().displaced.len(), 1);
+    }
+    let full = scheduler.push(&arrival("quiet", "quiet", 1, now), 9999, now);
+    assert_eq!(full.unwrap_err().bound, Bound::Requests);
+    // Made-up tenants among themselves are equals, and one that comes anew displaces none of them.
+    let full = scheduler.push(&arrival("_other", "new", 1, now), 9999, now);
+    assert_eq!(full.unwrap_err().bound, Bound::Requests);
+}
+
+#[test]
+fn retried_request_keeps_its_place_though_the_house_is_full() {
+    let now = epoch();
+    let bounds = Bounds {
+        requests: 1,
+        ..ROOMY
+    };
+    let mut scheduler = scheduler(bounds, Discipline::Fair);
+    scheduler.push(&arrival("", "a", 1, now), 1, now).unwrap();
+    let lost = scheduler.next(now).unwrap();
+    scheduler.push(&arrival("", "b", 1, now), 2, now).unwrap();
+    scheduler.finish(lost.key, &Outcome::FailedBeforeFirstToken, now);
+    let again = Arrival {
+        is_retry: true,
+        ..arrival("", "a", 1, now)
+    };
+    let pushed = scheduler.push(&again, lost.item, now).unwrap();
+    assert!(pushed.displaced.is_empty());
+    assert_eq!(scheduler.total().waiting, 2);
+}
+
+#[test]
 fn large_requests_leave_until_a_small_one_fits() {
     let now = epoch();
     let bounds = Bounds {

@@ -1,6 +1,7 @@
 //! Properties, a comparison with VTC as published, and simulated traffic in virtual time.
 
 mod bounds;
+mod charging;
 mod engines;
 mod forecast;
 mod mutants;
@@ -8,6 +9,7 @@ mod properties;
 mod service;
 mod sim;
 mod vtc;
+mod window;
 
 use std::time::{Duration, Instant};
 

@@ -53,12 +53,14 @@ impl Vtc {
         counter.queue.push((prompt, id));
     }
 
-    fn next(&mut self) -> Option<usize> {
+    /// The paper leaves ties open: `ours` is as good as any if its tenant is one of the least.
+    fn next(&mut self, ours: Option<usize>) -> Option<usize> {
         if self.running as u64 >= SLOTS {
             return None;
         }
         let waiting = self.counters.iter_mut().filter(|one| !one.queue.is_empty());
-        let counter = waiting.min_by_key(|one| one.value())?;
+        let is_ours = |one: &Counter| one.queue.first().map(|(_, id)| *id) == ours;
+        let counter = waiting.min_by_key(|one| (one.value(), !is_ours(one)))?;
         let (prompt, id) = counter.queue.remove(0);
         counter.paid += i128::from(prompt) * 1_000_000;
         if counter.queue.is_empty() {
@@ -135,8 +137,9 @@ proptest! {
                 Op::Generate(..) | Op::End(_) => {}
             }
             loop {
-                let (ours, theirs) = (scheduler.next(now), vtc.next());
-                prop_assert_eq!(ours.as_ref().map(|next| next.item), theirs);
+                let ours = scheduler.next(now);
+                let item = ours.as_ref().map(|next| next.item);
+                prop_assert_eq!(item, vtc.next(item));
                 let Some(ours) = ours else { break };
                 let (tenant, prompt) = facts[ours.item];
                 running.push((ours.key, tenant, prompt, 0));

@@ -1,0 +1,5 @@
+//! Exactness, bounds, and the comparison with other rules in virtual time.
+
+mod exact;
+mod goals;
+mod plans;

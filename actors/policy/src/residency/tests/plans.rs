@@ -1,0 +1,340 @@
+//! What a plan never does, and what it does in the cases that matter.
+
+use std::{collections::HashSet, time::Duration};
+
+use proptest::prelude::*;
+
+use crate::{
+    DeviceId,
+    lifecycle::{Rung, Rungs},
+    placement::{NeverFits, never_fits},
+    residency::{
+        Action, ByRung, Cost, Device, Ledger, Limits, Model, Settings, Snapshot, Until, Why, plan,
+    },
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn device(index: usize, taken: u64) -> Device {
+    Device {
+        id: format!("gpu-{index}").into(),
+        capacity: 80,
+        taken,
+        is_changing: false,
+        is_quarantined: false,
+    }
+}
+
+/// Cold and not wanted; 10 s to load.
+fn model(name: &str, gib: u64) -> Model {
+    Model {
+        id: name.into(),
+        rung: Rung::Cold,
+        is_changing: false,
+        is_wanted: false,
+        devices: Vec::new(),
+        width: 1,
+        allowed: Vec::new(),
+        bytes: ByRung::from_fn(|rung| match rung {
+            Rung::Ready => gib,
+            Rung::Parked => gib / 2,
+            Rung::L1 | Rung::L2 => 1,
+            Rung::Cold => 0,
+        }),
+        rungs: Rungs::default(),
+        costs: ByRung::from_fn(|rung| Cost {
+            demote: Duration::ZERO,
+            promote: SECOND * [0, 1, 3, 5, 10][rung as usize],
+        }),
+        drain: SECOND,
+        in_flight: 0,
+        queued: 0,
+        rent: 0.0,
+        oldest_wait: Duration::ZERO,
+        rate: 0.0,
+        is_pinned: false,
+        idle_for: Duration::ZERO,
+        idle_ttl: None,
+    }
+}
+
+fn ready(name: &str, gib: u64, on: &[usize]) -> Model {
+    Model {
+        rung: Rung::Ready,
+        devices: on
+            .iter()
+            .map(|index| format!("gpu-{index}").into())
+            .collect(),
+        width: on.len(),
+        rate: 0.1,
+        ..model(name, gib)
+    }
+}
+
+fn wanted(name: &str, gib: u64) -> Model {
+    Model {
+        is_wanted: true,
+        queued: 1,
+        rate: 0.1,
+        ..model(name, gib)
+    }
+}
+
+/// Devices are as full as these models make them.
+fn snapshot(devices: usize, models: Vec<Model>) -> Snapshot {
+    let taken = |index: usize| {
+        let id: DeviceId = format!("gpu-{index}").into();
+        let here = models.iter().filter(|model| model.devices.contains(&id));
+        here.map(|model| model.bytes[model.rung]).sum()
+    };
+    Snapshot {
+        settings: Settings::default(),
+        devices: (0..devices)
+            .map(|index| device(index, taken(index)))
+            .collect(),
+        models,
+    }
+}
+
+fn starts(snapshot: &Snapshot) -> Vec<(String, Vec<String>)> {
+    let start = |action| match action {
+        Action::Start { model, devices } => Some((
+            model.to_string(),
+            devices.iter().map(ToString::to_string).collect(),
+        )),
+        Action::Demote { .. } | Action::Wait { .. } => None,
+    };
+    plan(snapshot)
+        .actions
+        .into_iter()
+        .filter_map(start)
+        .collect()
+}
+
+fn only(snapshot: &Snapshot) -> Action {
+    let mut actions = plan(snapshot).actions;
+    assert_eq!(actions.len(), 1, "{actions:?}");
+    actions.remove(0)
+}
+
+#[test]
+fn a_model_starts_where_the_least_room_is_left_over() {
+    let snapshot = snapshot(2, vec![ready("a", 30, &[1]), wanted("b", 40)]);
+    assert_eq!(
+        starts(&snapshot),
+        [("b".to_owned(), vec!["gpu-1".to_owned()])]
+    );
+}
+
+#[test]
+fn a_tensor_parallel_model_takes_several_devices_at_once() {
+    let mut large = wanted("large", 70);
+    large.width = 2;
+    let snapshot = snapshot(3, vec![ready("a", 30, &[1]), large]);
+    let devices = vec!["gpu-0".to_owned(), "gpu-2".to_owned()];
+    assert_eq!(starts(&snapshot), [("large".to_owned(), devices)]);
+}
+
+#[test]
+fn a_victim_goes_no_deeper_than_it_has_to() {
+    let mut victim = ready("a", 60, &[0]);
+    victim.rungs = [Rung::Parked, Rung::L1].into_iter().collect();
+    for (gib, depth) in [(40, Rung::Parked), (70, Rung::L1), (80, Rung::Cold)] {
+        let snapshot = snapshot(1, vec![victim.clone(), wanted("b", gib)]);
+        let demoted = Action::Demote {
+            model: "a".into(),
+            to: depth,
+            why: Why::Outweighed("b".into()),
+        };
+        assert_eq!(only(&snapshot), demoted);
+    }
+}
+
+#[test]
+fn a_busy_victim_is_let_be_until_the_wait_is_too_long() {
+    let mut busy = ready("a", 60, &[0]);
+    (busy.in_flight, busy.rate) = (8, 2.0);
+    let mut waits = wanted("b", 60);
+    waits.rent = 20.0;
+    let wait = Action::Wait {
+        model: "b".into(),
+        until: Until::Worth,
+    };
+    assert_eq!(only(&snapshot(1, vec![busy.clone(), waits.clone()])), wait);
+    waits.oldest_wait = Settings::default().max_wait;
+    let barrier = Action::Demote {
+        model: "a".into(),
+        to: Rung::Cold,
+        why: Why::Overdue("b".into()),
+    };
+    assert_eq!(only(&snapshot(1, vec![busy, waits])), barrier);
+}
+
+#[test]
+fn a_pinned_model_stays_whoever_waits() {
+    let mut pinned = ready("a", 60, &[0]);
+    pinned.is_pinned = true;
+    let mut waits = wanted("b", 60);
+    waits.oldest_wait = SECOND * 10_000;
+    let wait = Action::Wait {
+        model: "b".into(),
+        until: Until::Room,
+    };
+    assert_eq!(only(&snapshot(1, vec![pinned, waits])), wait);
+}
+
+#[test]
+fn a_sleeper_that_cannot_wake_where_it_is_moves() {
+    let mut pinned = ready("a", 60, &[0]);
+    pinned.is_pinned = true;
+    let mut sleeper = ready("b", 60, &[0]);
+    (sleeper.rung, sleeper.is_wanted, sleeper.queued) = (Rung::L1, true, 1);
+    let stuck = Action::Demote {
+        model: "b".into(),
+        to: Rung::Cold,
+        why: Why::Stuck,
+    };
+    assert_eq!(only(&snapshot(2, vec![pinned, sleeper])), stuck);
+}
+
+#[test]
+fn who_is_overdue_keeps_devices_from_being_taken_while_one_of_them_changes() {
+    let mut large = wanted("large", 70);
+    (large.width, large.oldest_wait) = (2, SECOND * 1000);
+    let mut changing = snapshot(2, vec![large, wanted("small", 10)]);
+    changing.devices[0].is_changing = true;
+    assert_eq!(starts(&changing), []);
+    changing.devices[0].is_changing = false;
+    assert_eq!(starts(&changing).len(), 1);
+}
+
+#[test]
+fn nothing_starts_on_a_device_whose_memory_did_not_come_back() {
+    let mut snapshot = snapshot(1, vec![wanted("a", 10)]);
+    snapshot.devices[0].is_quarantined = true;
+    assert_eq!(starts(&snapshot), []);
+}
+
+#[test]
+fn a_model_that_nobody_wanted_for_long_is_stopped() {
+    let mut idle = ready("a", 60, &[0]);
+    (idle.idle_ttl, idle.idle_for) = (Some(SECOND * 60), SECOND * 60);
+    let stopped = Action::Demote {
+        model: "a".into(),
+        to: Rung::Cold,
+        why: Why::Idle,
+    };
+    assert_eq!(only(&snapshot(1, vec![idle])), stopped);
+}
+
+#[test]
+fn what_can_never_fit_is_told() {
+    let devices = snapshot(2, Vec::new()).devices;
+    assert_eq!(never_fits(&model("a", 80), &devices), None);
+    let too_large = NeverFits::Bytes {
+        wanted: 81,
+        have: 80,
+    };
+    assert_eq!(never_fits(&model("a", 81), &devices), Some(too_large));
+    let mut wide = model("a", 1);
+    wide.width = 4;
+    let too_wide = NeverFits::Devices { wanted: 4, have: 2 };
+    assert_eq!(never_fits(&wide, &devices), Some(too_wide));
+}
+
+#[test]
+fn the_larger_of_what_is_charged_and_what_is_measured_counts() {
+    let (gpu, a): (DeviceId, _) = ("gpu".into(), "a".into());
+    let limits = Limits {
+        total: 80,
+        reserved: 8,
+    };
+    let mut ledger = Ledger::new([(gpu.clone(), limits)]);
+    ledger.charge(&a, std::slice::from_ref(&gpu), 30);
+    assert_eq!(ledger.taken(&gpu), 30);
+    ledger.measure(&gpu, Some(35), Some(2));
+    assert_eq!(ledger.taken(&gpu), 35);
+    ledger.measure(&gpu, None, Some(10));
+    assert_eq!((ledger.taken(&gpu), ledger.charged(&a, &gpu)), (40, 30));
+    ledger.release(&a);
+    assert_eq!(ledger.taken(&gpu), 10);
+    assert_eq!(ledger.devices(|_| false)[0].capacity, 72);
+}
+
+/// Up to four devices and a dozen models in any state.
+fn any_snapshot() -> impl Strategy<Value = Snapshot> {
+    let one = (
+        (1..70_u64, 1..3_usize, 0..4_usize, 0..5_usize),
+        (any::<bool>(), any::<bool>(), any::<bool>()),
+        (0..4_usize, 0..5_usize, 0.0..2.0_f64, 0..300_u64),
+    );
+    (1..5_usize, prop::collection::vec(one, 0..12)).prop_map(|(devices, models)| {
+        let mut made = Vec::new();
+        for (index, (place, is, load)) in models.into_iter().enumerate() {
+            let (gib, width, at, rung) = place;
+            let (is_changing, is_wanted, is_pinned) = is;
+            let (in_flight, queued, rate, waits) = load;
+            let rung = Rung::ALL[rung];
+            let on: Vec<usize> = (0..width.min(devices))
+                .map(|next| (at + next) % devices)
+                .collect();
+            let name = format!("m{index}");
+            let mut model = if rung == Rung::Cold {
+                model(&name, gib)
+            } else {
+                ready(&name, gib, &on)
+            };
+            model.rungs = Rung::ALL.into_iter().collect();
+            (model.rung, model.width, model.rate) = (rung, on.len(), rate);
+            (model.is_pinned, model.is_changing) = (is_pinned, is_changing && rung != Rung::Cold);
+            model.in_flight = if rung == Rung::Ready { in_flight } else { 0 };
+            (model.queued, model.is_wanted) = (queued, is_wanted && rung != Rung::Ready);
+            model.oldest_wait = SECOND * u32::try_from(waits).unwrap();
+            made.push(model);
+        }
+        let mut snapshot = snapshot(devices, made);
+        for device in &mut snapshot.devices {
+            let mut models = snapshot.models.iter();
+            device.is_changing =
+                models.any(|one| one.is_changing && one.devices.contains(&device.id));
+        }
+        snapshot
+    })
+}
+
+proptest! {
+    #[test]
+    fn plans_keep_to_what_is_there(snapshot in any_snapshot()) {
+        let mut touched: HashSet<DeviceId> = HashSet::new();
+        let find = |id: &crate::ModelId| snapshot.models.iter().find(|model| model.id == *id).unwrap();
+        let device = |id: &DeviceId| snapshot.devices.iter().find(|device| device.id == *id).unwrap();
+        for action in plan(&snapshot).actions {
+            match action {
+                Action::Start { model, devices } => {
+                    let model = find(&model);
+                    prop_assert!(model.is_wanted && !model.is_changing);
+                    prop_assert_eq!(devices.len(), model.width);
+                    for id in devices {
+                        let device = device(&id);
+                        prop_assert!(!device.is_changing && !device.is_quarantined);
+                        let more = model.bytes[Rung::Ready] - model.bytes[model.rung];
+                        prop_assert!(device.taken + more <= device.capacity, "over the budget");
+                        prop_assert!(touched.insert(id), "two transitions of one device");
+                    }
+                }
+                Action::Demote { model, to, .. } => {
+                    let model = find(&model);
+                    prop_assert!(to > model.rung && model.rungs.contains(to));
+                    prop_assert!(!model.is_pinned || model.is_wanted, "a pinned victim");
+                    prop_assert!(!model.is_changing);
+                    for id in &model.devices {
+                        prop_assert!(!device(id).is_changing);
+                    }
+                    touched.extend(model.devices.iter().cloned());
+                }
+                Action::Wait { model, .. } => prop_assert!(find(&model).is_wanted),
+            }
+        }
+        prop_assert_eq!(plan(&snapshot), plan(&snapshot));
+    }
+}

@@ -1,0 +1,495 @@
+//! Who has which memory: what the planner is shown, and what became of what it ordered.
+//!
+//! The planner keeps nothing ([`residency`]); this is its memory. No actor, no clock: the Gpu actor
+//! feeds it [`Claim`]s and readings and sends the [`Order`]s that come out.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use kvwarden_policy::{
+    DeviceId, ModelId,
+    lifecycle::{Rung, State},
+    residency::{self, Action, ByRung, Costs, Ledger, Limits, Plan, Until, value},
+};
+use serde::Serialize;
+
+use super::{
+    engine::{EngineSpec, Footprint},
+    vram::{DeviceReading, Reading},
+};
+use crate::protocol::Claim;
+
+/// What an engine keeps of a GPU while it sleeps, until that is measured.
+const RESIDUE: u64 = 1_400 << 20;
+
+/// What stands for the machine's memory, for engines that run on CPUs.
+pub const HOST: &str = "host";
+
+/// What to tell a model about one of its engines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Start or wake here.
+    Grant(Vec<DeviceId>),
+    /// Drain and go down this deep.
+    Reclaim(Rung),
+}
+
+/// An engine as the planner sees it, for people.
+#[derive(Clone, Debug, Serialize)]
+pub struct Resident {
+    /// Which engine: its model's name, or `model#2` for a second one.
+    pub engine: ModelId,
+    /// Where it rests, or comes from while it changes.
+    pub rung: Rung,
+    /// Where it is.
+    pub devices: Vec<DeviceId>,
+    /// Bytes it is charged for on each of its devices.
+    pub bytes: u64,
+    /// Requests per second, from the last few.
+    pub rate: f64,
+    /// Seconds of waiting that it spares by being where it is: the lowest goes first.
+    pub value: f64,
+    /// It stays where it is, whatever it is worth.
+    pub is_pinned: bool,
+    /// What leaving and coming back costs, by rung.
+    pub costs: Costs,
+    /// What it waits for, if it waits for a place.
+    pub until: Option<Until>,
+}
+
+/// What an engine takes of which devices.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Needs {
+    /// Bytes on each of them.
+    pub footprint: Footprint,
+    /// It starts and stops without touching any memory of ours.
+    pub is_elsewhere: bool,
+    /// It runs on the host's processors.
+    pub is_on_host: bool,
+    /// GPUs it may use, by index or UUID. Empty: all.
+    pub gpus: Vec<String>,
+    /// Over how many of them it is spread.
+    pub width: usize,
+    /// It is stopped when nobody has wanted it for this long.
+    pub idle_ttl: Option<Duration>,
+    /// What leaving and coming back cost, if it was measured before.
+    pub costs: Option<Costs>,
+}
+
+/// Seats of all engines, and the devices they share.
+#[derive(Debug, Default)]
+pub(super) struct Seats {
+    settings: residency::Settings,
+    ledger: Ledger,
+    devices: BTreeMap<DeviceId, Size>,
+    seats: BTreeMap<ModelId, Seat>,
+    orders: u64,
+    plan: Plan,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Size {
+    /// The driver's index.
+    index: Option<u32>,
+    /// Bytes for engines.
+    total: u64,
+}
+
+#[derive(Debug)]
+struct Seat {
+    needs: Needs,
+    claim: Claim,
+    /// Since when its claim says the same state.
+    since: Instant,
+    /// Where it rested last.
+    rung: Rung,
+    /// When it began to rise.
+    rising: Option<(Rung, Instant)>,
+    devices: Vec<DeviceId>,
+    costs: Costs,
+    /// The newest order to it.
+    order: u64,
+}
+
+// === impl Seats ===
+
+impl Seats {
+    /// Nobody, and no device yet.
+    pub(super) fn new(settings: residency::Settings) -> Self {
+        Self {
+            settings,
+            ..Self::default()
+        }
+    }
+
+    /// Takes in what the driver says. `memory` is how much of each GPU is for engines, or of the
+    /// machine where there is no GPU.
+    pub(super) fn see(&mut self, reading: &Reading, memory: Option<u64>) {
+        let limit = memory.unwrap_or(u64::MAX);
+        match reading {
+            Reading::NotYet => {}
+            Reading::NoGpu { .. } => self.furnish([(HOST.into(), Size::of_host(limit))]),
+            Reading::Lost { .. } => self.doubt(&[]),
+            Reading::Devices { devices } => {
+                let gpus = devices.iter().map(|gpu| {
+                    let size = Size {
+                        index: Some(gpu.index),
+                        total: gpu.total.min(limit),
+                    };
+                    (gpu.uuid.as_str().into(), size)
+                });
+                self.furnish(gpus.chain([(HOST.into(), Size::of_host(u64::MAX))]));
+                self.doubt(devices);
+                for gpu in devices {
+                    self.measure(gpu);
+                }
+            }
+        }
+    }
+
+    /// Devices are known from the first reading on.
+    fn furnish(&mut self, devices: impl IntoIterator<Item = (DeviceId, Size)>) {
+        if !self.devices.is_empty() {
+            return;
+        }
+        self.devices = devices.into_iter().collect();
+        let limits = self.devices.iter().map(|(id, size)| {
+            let limits = Limits {
+                total: size.total,
+                reserved: 0,
+            };
+            (id.clone(), limits)
+        });
+        self.ledger = Ledger::new(limits);
+    }
+
+    /// Nothing starts on a GPU that does not answer.
+    fn doubt(&mut self, answering: &[DeviceReading]) {
+        for id in self.devices.keys().filter(|id| id.as_str() != HOST) {
+            let answers = answering.iter().any(|gpu| gpu.uuid == id.as_str());
+            self.ledger.quarantine(id, !answers);
+        }
+    }
+
+    /// While nothing changes on it, what is in use beyond what we charge is somebody else's, or was
+    /// not given back; either way it is not there to give. Pids would tell which, but those of a
+    /// container mean nothing to the driver.
+    fn measure(&mut self, gpu: &DeviceReading) {
+        let id = DeviceId::from(gpu.uuid.as_str());
+        let mut here = self
+            .seats
+            .iter()
+            .filter(|(_, seat)| seat.devices.contains(&id));
+        let foreign = if here.clone().any(|(_, seat)| seat.is_changing()) {
+            None
+        } else {
+            let charged = here
+                .by_ref()
+                .map(|(engine, _)| self.ledger.charged(engine, &id));
+            Some(gpu.used.saturating_sub(charged.sum()))
+        };
+        self.ledger.measure(&id, Some(gpu.used), foreign);
+    }
+
+    /// An engine that may want memory.
+    pub(super) fn enlist(&mut self, engine: ModelId, needs: Needs, now: Instant) {
+        let prior = || Costs::prior(needs.footprint.weights);
+        let costs = needs.costs.unwrap_or_else(prior);
+        let seat = Seat {
+            needs,
+            claim: Claim::default(),
+            since: now,
+            rung: Rung::Cold,
+            rising: None,
+            devices: Vec::new(),
+            costs,
+            order: 0,
+        };
+        self.seats.insert(engine, seat);
+    }
+
+    /// Takes in where an engine stands. Whether that may change the plan.
+    pub(super) fn claim(&mut self, engine: &ModelId, claim: Claim, now: Instant) -> bool {
+        let Some(seat) = self.seats.get_mut(engine) else {
+            return false;
+        };
+        let is_news = seat.claim.state != claim.state || seat.claim.order != claim.order;
+        if seat.claim.state != claim.state {
+            seat.learn(claim.state, now);
+            seat.since = now;
+        }
+        seat.claim = claim;
+        if seat.is_at_rest()
+            && let Some(rung) = seat.claim.state.rung()
+        {
+            seat.rung = rung;
+            let bytes = seat.bytes(&self.devices)[rung];
+            if rung == Rung::Cold {
+                seat.devices.clear();
+            }
+            self.ledger.charge(engine, &seat.devices, bytes);
+        }
+        is_news
+    }
+
+    /// What is to be done now. The orders count as given.
+    pub(super) fn decide(&mut self) -> Vec<(ModelId, u64, Order)> {
+        let mut orders: Vec<(ModelId, Order)> = self.modest();
+        let snapshot = self.snapshot();
+        self.plan = residency::plan(&snapshot);
+        for action in self.plan.actions.clone() {
+            match action {
+                Action::Start { model, devices } => orders.push((model, Order::Grant(devices))),
+                Action::Demote { model, to, why } => {
+                    tracing::info!(engine = %model, %to, ?why, "makes room");
+                    orders.push((model, Order::Reclaim(to)));
+                }
+                Action::Wait { .. } => {}
+            }
+        }
+        orders
+            .into_iter()
+            .map(|(engine, order)| {
+                let number = self.ordered(&engine, &order);
+                (engine, number, order)
+            })
+            .collect()
+    }
+
+    /// Engines that take no memory of ours (somebody else's) never wait.
+    fn modest(&self) -> Vec<(ModelId, Order)> {
+        let waits = |seat: &Seat| {
+            seat.is_at_rest()
+                && seat.needs.is_elsewhere
+                && matches!(seat.claim.state, State::Waiting { .. })
+        };
+        let modest = self.seats.iter().filter(|(_, seat)| waits(seat));
+        modest
+            .map(|(engine, _)| (engine.clone(), Order::Grant(Vec::new())))
+            .collect()
+    }
+
+    fn ordered(&mut self, engine: &ModelId, order: &Order) -> u64 {
+        self.orders += 1;
+        if let Some(seat) = self.seats.get_mut(engine) {
+            seat.order = self.orders;
+            if let Order::Grant(devices) = order {
+                seat.devices.clone_from(devices);
+                let bytes = seat.bytes(&self.devices)[Rung::Ready];
+                self.ledger.charge(engine, devices, bytes);
+            }
+        }
+        self.orders
+    }
+
+    /// What the planner is shown.
+    pub(super) fn snapshot(&self) -> residency::Snapshot {
+        let busy: Vec<&DeviceId> = self
+            .seats
+            .values()
+            .filter(|seat| seat.is_changing())
+            .flat_map(|seat| &seat.devices)
+            .collect();
+        residency::Snapshot {
+            settings: self.settings,
+            devices: self.ledger.devices(|id| busy.contains(&id)),
+            models: self
+                .seats
+                .iter()
+                .filter(|(_, seat)| !seat.needs.is_elsewhere)
+                .map(|(engine, seat)| seat.as_model(engine, &self.devices))
+                .collect(),
+        }
+    }
+
+    /// What was decided last.
+    pub(super) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Every engine, for people.
+    pub(super) fn residents(&self) -> Vec<Resident> {
+        let until = |engine: &ModelId| {
+            self.plan.actions.iter().find_map(|action| match action {
+                Action::Wait { model, until } if model == engine => Some(*until),
+                Action::Wait { .. } | Action::Start { .. } | Action::Demote { .. } => None,
+            })
+        };
+        let resident = |(engine, seat): (&ModelId, &Seat)| {
+            let model = seat.as_model(engine, &self.devices);
+            let bytes = seat.devices.first();
+            Resident {
+                engine: engine.clone(),
+                rung: seat.rung,
+                devices: seat.devices.clone(),
+                bytes: bytes.map_or(0, |device| self.ledger.charged(engine, device)),
+                rate: model.rate,
+                value: value::value(&model, Rung::Cold, &self.settings),
+                is_pinned: model.is_pinned,
+                costs: seat.costs,
+                until: until(engine).filter(|_| model.is_wanted),
+            }
+        };
+        self.seats.iter().map(resident).collect()
+    }
+
+    /// The devices as the planner sees them.
+    pub(super) fn memory(&self) -> Vec<residency::Device> {
+        self.ledger.devices(|id| {
+            let here = self.seats.values().filter(|seat| seat.is_changing());
+            here.flat_map(|seat| &seat.devices).any(|at| at == id)
+        })
+    }
+}
+
+// === impl Needs ===
+
+impl Needs {
+    /// What a model wants, before anything is measured.
+    #[must_use]
+    pub fn of(spec: &EngineSpec) -> Self {
+        let nothing = Self {
+            footprint: Footprint::default(),
+            is_elsewhere: true,
+            is_on_host: true,
+            gpus: Vec::new(),
+            width: 1,
+            idle_ttl: None,
+            costs: None,
+        };
+        match spec {
+            EngineSpec::Attached(_) => nothing,
+            EngineSpec::Child(launch) => Self {
+                footprint: launch.footprint.unwrap_or_default(),
+                is_elsewhere: false,
+                is_on_host: !launch.uses_gpu(),
+                gpus: launch.gpus.clone(),
+                width: launch.flags.tensor_parallel as usize,
+                ..nothing
+            },
+        }
+    }
+
+    /// Bytes that a demotion gives back at least, on the smallest device there is.
+    pub(super) fn freed(&self, from: Rung, to: Rung) -> u64 {
+        let bytes = self.bytes(self.footprint.weights.saturating_add(self.footprint.kv));
+        bytes[from].saturating_sub(bytes[to])
+    }
+
+    /// Bytes on a device of that size, by rung. What a sleeping engine keeps (its CUDA context,
+    /// graphs and allocator) is measured at 1.3 GiB for 14B on vLLM.
+    fn bytes(&self, size: u64) -> ByRung<u64> {
+        let whole = self.footprint.on(size);
+        let residue = if self.is_on_host {
+            0
+        } else {
+            RESIDUE.min(whole)
+        };
+        ByRung::from_fn(|rung| match rung {
+            Rung::Ready => whole,
+            Rung::Parked => self.footprint.weights.saturating_add(residue).min(whole),
+            Rung::L1 | Rung::L2 => residue,
+            Rung::Cold => 0,
+        })
+    }
+
+    fn allowed(&self, devices: &BTreeMap<DeviceId, Size>) -> Vec<DeviceId> {
+        let is_named = |id: &DeviceId, size: &Size| {
+            let index = size.index.map(|index| index.to_string());
+            let names = [Some(id.as_str()), index.as_deref()];
+            self.gpus.is_empty() || self.gpus.iter().any(|gpu| names.contains(&Some(gpu)))
+        };
+        let is_host = |id: &DeviceId| id.as_str() == HOST;
+        let has_gpus = devices.keys().any(|id| !is_host(id));
+        let may = |(id, size): &(&DeviceId, &Size)| {
+            if self.is_on_host || !has_gpus {
+                is_host(id)
+            } else {
+                !is_host(id) && is_named(id, size)
+            }
+        };
+        let allowed = devices.iter().filter(may);
+        allowed.map(|(id, _)| id.clone()).collect()
+    }
+}
+
+// === impl Size ===
+
+impl Size {
+    fn of_host(total: u64) -> Self {
+        Self { index: None, total }
+    }
+}
+
+// === impl Seat ===
+
+impl Seat {
+    /// It follows no order and is on no way.
+    fn is_at_rest(&self) -> bool {
+        self.claim.order >= self.order && self.claim.state.rung().is_some()
+    }
+
+    fn is_changing(&self) -> bool {
+        !self.is_at_rest()
+    }
+
+    /// Bytes on each device, by rung: the larger where devices differ in size.
+    fn bytes(&self, devices: &BTreeMap<DeviceId, Size>) -> ByRung<u64> {
+        let ids = match self.devices.as_slice() {
+            [] => self.needs.allowed(devices),
+            here => here.to_vec(),
+        };
+        let sizes = ids.iter().filter_map(|id| devices.get(id));
+        let largest = sizes.map(|size| size.total).max();
+        self.needs.bytes(largest.unwrap_or(0))
+    }
+
+    /// How long a way took is known when it ends.
+    fn learn(&mut self, next: State, now: Instant) {
+        let took = now.saturating_duration_since(self.since);
+        match (self.claim.state, next) {
+            (State::Waiting { from }, State::Starting { .. } | State::Waking { .. }) => {
+                self.rising = Some((from, now));
+            }
+            (State::Demoting { to }, State::Asleep { .. }) => self.costs.learn_demote(to, took),
+            (State::Stopping, State::Cold) => self.costs.learn_demote(Rung::Cold, took),
+            (_, State::Ready) => {
+                if let Some((from, begun)) = self.rising.take() {
+                    let took = now.saturating_duration_since(begun);
+                    self.costs.learn_promote(from, took);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn as_model(&self, engine: &ModelId, devices: &BTreeMap<DeviceId, Size>) -> residency::Model {
+        let claim = &self.claim;
+        residency::Model {
+            id: engine.clone(),
+            rung: self.rung,
+            is_changing: self.is_changing(),
+            is_wanted: matches!(claim.state, State::Waiting { .. }),
+            devices: self.devices.clone(),
+            width: self.needs.width,
+            bytes: self.bytes(devices),
+            allowed: self.needs.allowed(devices),
+            rungs: claim.rungs,
+            costs: self.costs,
+            drain: claim.drain,
+            in_flight: claim.in_flight,
+            queued: claim.queued,
+            rent: claim.rent,
+            oldest_wait: claim.oldest_wait,
+            rate: claim.rate,
+            is_pinned: claim.is_pinned,
+            idle_for: claim.idle_for,
+            idle_ttl: self.needs.idle_ttl,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

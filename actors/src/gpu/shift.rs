@@ -1,0 +1,119 @@
+//! What an engine does on its model's order: give memory back, take it again, prove itself.
+//!
+//! That it says so is no proof. Memory has to be seen free, by the driver or, of the simulated
+//! engine, by what it says it holds.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use kvwarden_policy::lifecycle::Rung;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    control::Control,
+    engine::{Endpoint, EngineKind},
+    rungs,
+    seats::Needs,
+    tree::Table,
+    vram::{Held, Proof, Reading},
+};
+use crate::protocol::{News, Shift};
+
+/// How long an engine may take for one call. Moving the weights of a large model takes minutes on a
+/// slow disk; one that takes longer is stopped and started, which is no slower.
+const WITHIN: Duration = Duration::from_secs(300);
+
+/// How long after an engine's answer its memory may take to be free.
+const PROVEN_WITHIN: Duration = Duration::from_secs(20);
+
+/// An engine to be changed.
+pub(super) struct Shifter {
+    pub(super) endpoint: Arc<Endpoint>,
+    /// UUIDs of the devices it is on.
+    pub(super) devices: Vec<String>,
+    /// Marks its processes.
+    pub(super) token: String,
+    pub(super) needs: Needs,
+    pub(super) readings: watch::Receiver<Reading>,
+}
+
+// === impl Shifter ===
+
+impl Shifter {
+    /// Makes the engine do it, and says what came of it.
+    pub(super) async fn shift(mut self, what: Shift) -> News {
+        match what {
+            Shift::Demote { from, to } => match self.demote(from, to).await {
+                Ok(()) => News::Demoted,
+                Err(reason) => News::DemoteFailed { reason },
+            },
+            Shift::Wake { from } => match rungs::promote(&self.endpoint, from, WITHIN).await {
+                Ok(()) => News::Woken,
+                Err(error) => News::WakeFailed {
+                    reason: error.to_string(),
+                },
+            },
+            Shift::Verify => match rungs::verify(&self.endpoint, &self.endpoint.canary).await {
+                Ok(()) => News::Verified,
+                Err(reason) => News::VerifyFailed { reason },
+            },
+        }
+    }
+
+    async fn demote(&mut self, from: Rung, to: Rung) -> Result<(), String> {
+        let freed = self.needs.freed(from, to);
+        let simulated = self.simulated_bytes().await;
+        let held = Held::of(&self.readings.borrow(), &self.devices, self.processes());
+        let demoted = rungs::demote(&self.endpoint, from, to, WITHIN).await;
+        demoted.map_err(|error| error.to_string())?;
+        let withheld = match simulated {
+            Some(before) => {
+                let after = self.simulated_bytes().await.unwrap_or(before);
+                (freed / 2).saturating_sub(before.saturating_sub(after))
+            }
+            None => self.withheld(&held, freed / 2).await,
+        };
+        match withheld {
+            0 => Ok(()),
+            bytes => Err(format!(
+                "it says that it went to sleep, and {bytes} bytes that should be free are not"
+            )),
+        }
+    }
+
+    /// Bytes that are not free by the time they should be. Where the driver can't tell, its silence
+    /// is no evidence against the engine.
+    async fn withheld(&mut self, held: &Held, expected: u64) -> u64 {
+        let deadline = Instant::now() + PROVEN_WITHIN;
+        loop {
+            let proof = held.proof(&self.readings.borrow_and_update(), Some(expected));
+            match proof {
+                Proof::Returned | Proof::Unknown { .. } => return 0,
+                Proof::Withheld { bytes } => {
+                    let next = timeout_at(deadline, self.readings.changed()).await;
+                    if !matches!(next, Ok(Ok(()))) {
+                        return bytes;
+                    }
+                }
+            }
+        }
+    }
+
+    fn processes(&self) -> BTreeSet<u32> {
+        let all = Table::read().and_then(|all| all.bearing(&self.token));
+        let pids = all.unwrap_or_default().into_iter();
+        pids.filter_map(|process| u32::try_from(process.pid).ok())
+            .collect()
+    }
+
+    async fn simulated_bytes(&self) -> Option<u64> {
+        if self.endpoint.kind != EngineKind::Sim {
+            return None;
+        }
+        let control = Control::new(&self.endpoint);
+        let memory = control.get("/kvwarden-sim/memory", PROVEN_WITHIN).await;
+        memory.ok()?["total_bytes"].as_u64()
+    }
+}

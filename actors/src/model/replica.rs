@@ -1,0 +1,114 @@
+//! One engine of a model: its life, what it was ordered, and what runs on it.
+
+use std::{sync::Arc, time::Duration};
+
+use kvwarden_policy::{DeviceId, Generation, ModelId, lifecycle::Lifecycle, routing::Load};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::{
+    audit::Audit,
+    state::{EngineState, Record},
+};
+use crate::gpu::engine::{Endpoint, EngineKind, EngineSpec};
+
+/// An engine of a model, whether it runs or not.
+pub(super) struct Replica {
+    /// Its name: the model's, or `model#2` for a second one.
+    pub(super) engine: ModelId,
+    pub(super) kind: EngineKind,
+    /// What to start, once it is on this machine.
+    pub(super) spec: Option<Arc<EngineSpec>>,
+    pub(super) life: Lifecycle,
+    /// Where it listens, asleep or not.
+    pub(super) endpoint: Option<Arc<Endpoint>>,
+    /// Where it is to run.
+    pub(super) devices: Vec<DeviceId>,
+    /// The newest order of the planner that was dealt with.
+    pub(super) order: u64,
+    pub(super) occupancy: Occupancy,
+    /// Looks at what waits inside it, for as long as it serves.
+    pub(super) audit: Option<Audit>,
+    /// Requests that wait inside it, while it says so.
+    pub(super) waiting: Option<u64>,
+    /// Nothing is sent to it until then.
+    pub(super) paused_until: Option<Instant>,
+    /// Since when an operator wants it to serve.
+    pub(super) asked_since: Option<Instant>,
+    pub(super) record: Record,
+}
+
+/// What runs on an engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Occupancy {
+    /// Requests.
+    pub running: u64,
+    /// Tokens of their prompts whose first token has not come.
+    pub unacked: u64,
+}
+
+// === impl Replica ===
+
+impl Replica {
+    pub(super) fn new(engine: ModelId, kind: EngineKind) -> Self {
+        Self {
+            engine,
+            kind,
+            spec: None,
+            life: Lifecycle::new(),
+            endpoint: None,
+            devices: Vec::new(),
+            order: 0,
+            occupancy: Occupancy::default(),
+            audit: None,
+            waiting: None,
+            paused_until: None,
+            asked_since: None,
+            record: Record::default(),
+        }
+    }
+
+    pub(super) fn generation(&self) -> Generation {
+        self.life.generation()
+    }
+
+    /// Where to send requests, if any may be sent.
+    pub(super) fn open(&self, now: Instant) -> Option<&Arc<Endpoint>> {
+        let is_paused = self.paused_until.is_some_and(|until| now < until);
+        let admits = self.life.state().admits() && !is_paused;
+        self.endpoint.as_ref().filter(|_| admits)
+    }
+
+    /// What it carries, for [`routing`](kvwarden_policy::routing).
+    pub(super) fn load(&self, replica: usize, room: u64) -> Load {
+        Load {
+            replica,
+            unacked: self.occupancy.unacked,
+            running: self.occupancy.running,
+            room,
+        }
+    }
+
+    /// How long an operator has wanted it without getting it.
+    pub(super) fn asked_for(&self, now: Instant) -> Duration {
+        self.asked_since
+            .map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+
+    pub(super) fn state(&self) -> EngineState {
+        EngineState {
+            engine: self.engine.clone(),
+            kind: self.kind,
+            state: self.life.state(),
+            generation: self.generation(),
+            url: self.endpoint.as_ref().map(|endpoint| endpoint.base.clone()),
+            pid: self.record.pid(),
+            devices: self.devices.clone(),
+            occupancy: self.occupancy,
+            waiting: self.waiting,
+            rungs: self.life.rungs(),
+            barred: self.life.barred(),
+            record: self.record.clone(),
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Memory: what models take, where they may take it, and whether it can ever be enough.
+
+use kvwarden_actors::gpu::engine::EngineKind;
+
+use super::positive;
+use crate::{
+    config::{
+        ModelConfig, ModelSource, Residency,
+        file::{File, Model},
+        path::KeyPath,
+        report::Report,
+        units::format_size,
+    },
+    weights,
+};
+
+pub(super) fn residency(path: &KeyPath, model: &Model, report: &mut Report) -> Residency {
+    let idle_ttl = model.idle_ttl.map(|text| text.0);
+    let is_given = [
+        ("memory", model.memory.is_none_or(|size| size.0 > 0)),
+        ("idle_ttl", idle_ttl.is_none_or(|ttl| !ttl.is_zero())),
+    ];
+    for (key, is_positive) in is_given {
+        positive(&path.key(key), is_positive, report);
+    }
+    let gpus = path.key("gpus");
+    for (index, gpu) in model.gpus.iter().enumerate() {
+        let is_index = gpu.parse::<u32>().is_ok();
+        if !is_index && !gpu.starts_with("GPU-") && !gpu.starts_with("MIG-") {
+            let help = r#"write an index such as "0" or a UUID as `nvidia-smi -L` prints it"#;
+            let message = format!("{gpu:?} is no GPU");
+            report.problem(&gpus.index(index), message, help.to_owned());
+        }
+    }
+    let pinned = model.pinned.unwrap_or(false);
+    if pinned && idle_ttl.is_some() {
+        let help = "leave one out".to_owned();
+        report.problem(
+            &path.key("idle_ttl"),
+            "a pinned model is never unloaded",
+            help,
+        );
+    }
+    Residency {
+        memory: model.memory.map(|size| size.0),
+        gpus: model.gpus.clone(),
+        pinned,
+        idle_ttl,
+    }
+}
+
+/// The configured capacity. A model that is larger could never start.
+pub(super) fn gpu_memory(file: &File, models: &[ModelConfig], report: &mut Report) -> Option<u64> {
+    let capacity = file.gpu.memory?.0;
+    let key = KeyPath::of("gpu").key("memory");
+    positive(&key, capacity > 0, report);
+    for (index, model) in models.iter().enumerate() {
+        let needed = needed(model, capacity);
+        if needed > capacity && capacity > 0 {
+            let message = format!(
+                "the model can never be loaded: it takes {} and `gpu.memory` is {}",
+                format_size(needed.next_multiple_of(1 << 20)),
+                format_size(capacity)
+            );
+            let help = "raise `gpu.memory`, or lower what it takes: smaller weights, `kv_cache`, \
+                        `max_model_len`, `max_concurrent` or `tensor_parallel_size` over more GPUs";
+            let at = if model.residency.memory.is_some() {
+                "memory"
+            } else {
+                "id"
+            };
+            let model = KeyPath::of("models").index(index);
+            report.problem(&model.key(at), message, help.to_owned());
+        }
+    }
+    Some(capacity)
+}
+
+/// As far as it can be told before anything is fetched.
+fn needed(model: &ModelConfig, capacity: u64) -> u64 {
+    if model.engine == EngineKind::Attach {
+        return 0;
+    }
+    let source = match &model.source {
+        ModelSource::Path(path) => path.display().to_string(),
+        ModelSource::Preset(name) => name.clone(),
+        ModelSource::Pypi(_) | ModelSource::Hub(_) | ModelSource::Url { .. } => String::new(),
+    };
+    let footprint = weights::footprint(model.engine, &model.flags, &source, model.residency.memory);
+    footprint.map_or(0, |footprint| footprint.on(capacity))
+}

@@ -1,0 +1,88 @@
+//! Memory and what a model may do with it.
+
+use kvwarden_policy::lifecycle::{Rung, Rungs};
+
+use super::*;
+
+const SIM_8B: u64 = 16_060_522_496 + 131_072 * 440_000;
+
+#[test]
+fn model_that_can_never_fit_is_refused_with_both_sizes() {
+    let text = format!("[gpu]\nmemory = \"8GiB\"\n{MODEL}");
+    let (told, help) = told(&text);
+    assert_eq!(
+        told,
+        format!(
+            "models[0].id: the model can never be loaded: it takes {}MiB and `gpu.memory` is 8GiB",
+            SIM_8B.div_ceil(1 << 20)
+        )
+    );
+    assert!(help.contains("gpu.memory"), "{help}");
+    let own = problem(&format!("{text}memory = \"9GiB\"\n"));
+    assert_eq!(
+        (own.key.as_str(), own.at),
+        ("models[0].memory", Some((6, 10)))
+    );
+    let config = load(&format!("{text}memory = \"8GiB\"\n"));
+    assert_eq!(config.gpu_memory, Some(8 << 30));
+}
+
+#[test]
+fn sleep_is_for_nodes_with_several_models_unless_it_is_asked_for() {
+    let rungs = |text: &str| load(text).models[0].flags.rungs;
+    let none = Rungs::default();
+    assert_eq!(rungs(MODEL), none);
+    let two = format!("{MODEL}{}", MODEL.replace("\"m\"", "\"n\""));
+    assert_eq!(rungs(&two), none.with(Rung::Parked).with(Rung::L2));
+    let asked = format!("{MODEL}sleep = [\"l1\"]\n");
+    assert_eq!(rungs(&asked), none.with(Rung::L1));
+    let never = two.replacen("\"sim\"", "\"sim\"\nsleep = []", 1);
+    assert_eq!(rungs(&never), none);
+    let (told, _) = told(&model(
+        "llamacpp",
+        "source = \"pypi:a/b.gguf\"\nsleep = [\"l2\"]",
+    ));
+    assert_eq!(
+        told,
+        "models[0].sleep: `sleep` means nothing to the engine `llamacpp`"
+    );
+}
+
+#[test]
+fn disk_is_reached_through_host_memory() {
+    let (told, help) = told(&model("vllm", "kv_ssd = \"20GiB\""));
+    assert_eq!(told, "models[0].kv_ssd: `kv_ssd` needs `kv_cpu`");
+    assert!(help.contains("kv_cpu"));
+    let flags = &load(&model("vllm", "kv_cpu = \"4GiB\"\nkv_ssd = \"20GiB\"")).models[0].flags;
+    assert_eq!(
+        (flags.kv_cpu_bytes, flags.kv_ssd_bytes),
+        (Some(4 << 30), Some(20 << 30))
+    );
+}
+
+#[test]
+fn llamacpp_keeps_slots_unless_told_not_to() {
+    let ssd = |keys: &str| {
+        let text = model("llamacpp", &format!("source = \"pypi:a/b.gguf\"\n{keys}"));
+        load(&text).models[0].flags.kv_ssd_bytes
+    };
+    assert_eq!(ssd(""), Some(512 << 20));
+    assert_eq!(ssd("kv_ssd = \"0B\""), None);
+}
+
+#[test]
+fn pinned_model_has_no_idle_time() {
+    let text = format!("{MODEL}pinned = true\n");
+    assert!(load(&text).models[0].residency.pinned);
+    let (told, _) = told(&format!("{text}idle_ttl = \"5m\"\n"));
+    assert_eq!(told, "models[0].idle_ttl: a pinned model is never unloaded");
+}
+
+#[test]
+fn gpus_are_indices_or_uuids() {
+    let of = |gpus: &str| model("vllm", &format!("gpus = {gpus}"));
+    let config = load(&of(r#"["0", "GPU-1b2c", "MIG-3d"]"#));
+    assert_eq!(config.models[0].residency.gpus, ["0", "GPU-1b2c", "MIG-3d"]);
+    let (told, _) = told(&of(r#"["first"]"#));
+    assert_eq!(told, "models[0].gpus[0]: \"first\" is no GPU");
+}

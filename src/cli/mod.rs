@@ -13,6 +13,7 @@ pub mod serve;
 pub(crate) mod show;
 pub mod status;
 pub mod version;
+mod wish;
 
 use std::process::ExitCode;
 
@@ -27,6 +28,7 @@ Examples:
   kvwarden engine install vllm                fetch an engine before it is needed
   kvwarden serve --config node.toml           serve
   kvwarden status                             what does it do?
+  kvwarden models unload llama                make room, now
 
 Each command says more with --help.";
 
@@ -49,8 +51,8 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Show what a running kvwarden does: models, tenants, GPUs
     Status(status::StatusArgs),
-    /// List the models of a running kvwarden
-    Models(status::StatusArgs),
+    /// List the models of a running kvwarden, or load, unload, put to sleep and pin one
+    Models(models::ModelsArgs),
     /// Look for what would keep kvwarden or its engines from working on this machine
     Doctor(doctor::DoctorArgs),
     /// Say everything that is wrong with a configuration file

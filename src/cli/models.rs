@@ -1,96 +1,252 @@
-//! `kvwarden models`: the models of a running kvwarden.
+//! `kvwarden models`: the models of a running kvwarden, and what an operator does to one.
 
 use std::{
     io::{self, Write},
     process::ExitCode,
 };
 
-use comfy_table::Cell;
+use clap::Args;
+use comfy_table::{Cell, ColumnConstraint, ContentArrangement, Table, Width};
+use kvwarden_policy::residency::Until;
 
 use super::{
-    reply::{Model, Status},
+    reply::{Engine, Gpu, Model, Resident, Status},
     show,
     status::{StatusArgs, run_with},
+    wish::{self, Verb},
 };
 
-/// Exit code 0 where all is well, 3 where a model is broken.
+/// A note is a sentence: below this width it is not worth a column of its own.
+const NARROWEST_NOTE: u16 = 24;
+
+/// Options of `kvwarden models`.
+#[derive(Args, Clone, Debug)]
+pub struct ModelsArgs {
+    #[command(flatten)]
+    status: StatusArgs,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+/// Shows the models, or does something to one. Exit code 0 where all is well, 3 where a model is
+/// broken, 4 where a wish came to nothing.
 ///
 /// # Errors
 /// When the server can't be asked.
-pub fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
-    run_with(args, |status, _, out| render(status, out))
+pub fn run(args: &ModelsArgs) -> anyhow::Result<ExitCode> {
+    match &args.verb {
+        Some(verb) => wish::run(verb, &args.status),
+        None => run_with(&args.status, |status, _, out| render(status, out)),
+    }
 }
 
 fn render(status: &Status, out: &mut dyn Write) -> io::Result<()> {
+    write!(out, "{}", show::lines(&table(status)))
+}
+
+fn table(status: &Status) -> Table {
     let mut table = show::table([
         "MODEL",
-        "ALIASES",
         "ENGINE",
         "STATE",
-        "START",
-        "AT",
+        "DEVICES",
+        "MEMORY",
+        "SCORE",
+        "RATE",
+        "SAVED KV",
         "RUNNING",
         "WAITING",
         "STARTED IN",
         "NOTE",
     ]);
+    // Where it is printed to no terminal nothing limits its width.
+    table.set_content_arrangement(ContentArrangement::Dynamic);
     for model in &status.models {
-        let aliases = model.aliases().collect::<Vec<_>>().join(", ");
-        table.add_row([
-            Cell::new(&model.id),
-            show::maybe(Some(aliases).filter(|aliases| !aliases.is_empty())),
-            Cell::new(&model.engine),
-            show::state(model.state),
-            show::number(model.generation),
-            show::maybe(place(model)),
-            show::number(format!("{}/{}", model.running, model.max_running)),
-            show::number(model.waiting),
-            show::maybe(
-                model
-                    .record
-                    .recent_starts
-                    .last()
-                    .copied()
-                    .map(show::seconds),
-            ),
-            Cell::new(model.record.note.as_deref().unwrap_or_default()),
-        ]);
+        for (index, engine) in model.engines.iter().enumerate() {
+            table.add_row(row(model, index, engine, &status.gpu));
+        }
     }
-    write!(out, "{}", show::lines(&table))
+    if let Some(note) = table.column_mut(11) {
+        note.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(
+            NARROWEST_NOTE,
+        )));
+    }
+    table
 }
 
-/// Where its engine is, as far as it has got.
-fn place(model: &Model) -> Option<String> {
-    match (&model.url, model.pid) {
-        (Some(url), Some(pid)) => Some(format!("{url} (pid {pid})")),
-        (Some(url), None) => Some(url.clone()),
-        (None, Some(pid)) => Some(format!("pid {pid}")),
-        (None, None) => None,
+/// What all engines of a model share stands in the line of its first one.
+fn row(model: &Model, index: usize, engine: &Engine, gpu: &Gpu) -> [Cell; 12] {
+    let resident = gpu.resident(&engine.engine);
+    let first = |text: String| (index == 0).then_some(text).unwrap_or_default();
+    let running = match model.engines.len() {
+        1 => format!("{}/{}", model.running, model.max_running),
+        _ => engine.occupancy.running.to_string(),
+    };
+    let until = resident.and_then(|resident| resident.until);
+    let started = engine.record.recent_starts.last().copied();
+    let saved = Some(engine.record.saved.bytes).filter(|bytes| *bytes > 0);
+    [
+        Cell::new(format!("{}{}", engine.engine, first(aliases(model)))),
+        Cell::new(&engine.kind),
+        show::state(engine.state),
+        show::maybe(resident.and_then(|resident| devices(resident, gpu))),
+        show::maybe(resident.and_then(memory)),
+        show::maybe(resident.map(score)),
+        show::maybe(resident.map(|resident| rate(resident.rate))),
+        show::maybe(saved.map(show::bytes)),
+        show::number(running),
+        show::number(waiting(&first(model.waiting.to_string()), until)),
+        show::maybe(started.map(show::seconds)),
+        Cell::new(engine.record.note.as_deref().unwrap_or_default()),
+    ]
+}
+
+fn aliases(model: &Model) -> String {
+    let aliases = model.aliases().collect::<Vec<_>>().join(", ");
+    match aliases.as_str() {
+        "" => String::new(),
+        _ => format!(" ({aliases})"),
+    }
+}
+
+fn devices(resident: &Resident, gpu: &Gpu) -> Option<String> {
+    let devices = resident.devices.iter().map(|id| gpu.device_name(id));
+    Some(devices.collect::<Vec<_>>().join(", ")).filter(|devices| !devices.is_empty())
+}
+
+fn memory(resident: &Resident) -> Option<String> {
+    let each = show::bytes(resident.bytes);
+    match (resident.bytes, resident.devices.len()) {
+        (0, _) => None,
+        (_, 0 | 1) => Some(each),
+        (_, several) => Some(format!("{several} x {each}")),
+    }
+}
+
+fn score(resident: &Resident) -> String {
+    resident
+        .value
+        .map_or_else(|| "pinned".to_owned(), |value| format!("{value:.2}"))
+}
+
+/// Models are asked for from once a day to hundreds of times a second.
+fn rate(per_second: f64) -> String {
+    if per_second == 0.0 {
+        "0".to_owned()
+    } else if per_second >= 1.0 {
+        format!("{per_second:.1}/s")
+    } else if per_second * 60.0 >= 1.0 {
+        format!("{:.1}/min", per_second * 60.0)
+    } else {
+        format!("{:.1}/h", per_second * 3600.0)
+    }
+}
+
+fn waiting(requests: &str, until: Option<Until>) -> String {
+    match until {
+        Some(until) => format!("{requests} {}", waits_for(until)).trim().to_owned(),
+        None => requests.to_owned(),
+    }
+}
+
+/// What an engine without a place waits for.
+pub(super) fn waits_for(until: Until) -> &'static str {
+    match until {
+        Until::Changed => "(others are changing)",
+        Until::Worth => "(not yet worth a swap)",
+        Until::Room => "(no room)",
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
     use crate::cli::reply;
 
-    #[test]
-    fn each_model_is_one_line() {
+    fn printed(json: Value) -> String {
         let mut out = Vec::new();
-        let status = Status::read(reply::tests::status()).unwrap();
-        render(&status, &mut out).unwrap();
-        let text = String::from_utf8(anstream::adapter::strip_bytes(&out).into_vec()).unwrap();
+        render(&Status::read(json).unwrap(), &mut out).unwrap();
+        String::from_utf8(anstream::adapter::strip_bytes(&out).into_vec()).unwrap()
+    }
+
+    #[test]
+    fn each_engine_is_one_line() {
+        let text = printed(reply::tests::status());
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 3, "{text}");
-        for part in [
-            "z-alias",
+        let parts = [
+            "z (z-alias)",
             "ready",
-            "http://127.0.0.1:1 (pid 42)",
+            "host",
+            "5.0 GiB",
+            "1.25",
+            "30.0/min",
+            "3.0 MiB",
             "3/8",
             "12.2 s",
-        ] {
-            assert!(lines[1].contains(part), "{text}");
+        ];
+        for part in parts {
+            assert!(lines[1].contains(part), "{part} is not in\n{text}");
         }
         assert!(lines[2].ends_with("not enough memory"), "{text}");
+    }
+
+    #[test]
+    fn second_engine_of_a_model_has_a_line_with_its_own_figures() {
+        let mut json = reply::tests::status();
+        let engines = &mut json["loaded_models"]["z"]["engines"];
+        let mut second = engines[0].clone();
+        second["engine"] = json!("z#2");
+        second["state"] = json!("waiting");
+        second["from"] = json!("cold");
+        second["occupancy"]["running"] = json!(0);
+        engines.as_array_mut().unwrap().push(second);
+        let mut resident = json["gpu"]["residents"][0].clone();
+        resident["engine"] = json!("z#2");
+        resident["devices"] = json!([]);
+        resident["bytes"] = json!(0);
+        resident["value"] = json!(null);
+        resident["until"] = json!("room");
+        json["gpu"]["residents"]
+            .as_array_mut()
+            .unwrap()
+            .push(resident);
+        let text = printed(json);
+        let line = text.lines().find(|line| line.trim().starts_with("z#2"));
+        let words: Vec<_> = line.unwrap().split_whitespace().collect();
+        let shown = [
+            "z#2", "sim", "waiting", "for", "a", "place", "-", "-", "pinned", "30.0/min", "3.0",
+            "MiB", "0", "(no", "room)", "12.2", "s",
+        ];
+        assert_eq!(words, shown, "{text}");
+    }
+
+    #[test]
+    fn tensor_parallel_model_shows_what_it_takes_of_each_gpu() {
+        let mut json = reply::tests::status();
+        json["gpu"]["residents"][0]["devices"] = json!(["GPU-a", "GPU-b"]);
+        let gpu = |index: u32, uuid: &str| {
+            json!({ "index": index, "uuid": uuid, "name": "H100", "total": 1, "used": 0,
+                "utilization": null, "temperature": null })
+        };
+        json["gpu"]["devices"] =
+            json!({ "state": "devices", "devices": [gpu(0, "GPU-a"), gpu(1, "GPU-b")] });
+        let text = printed(json);
+        assert!(text.contains("GPU 0, GPU 1"), "{text}");
+        assert!(text.contains("2 x 5.0 GiB"), "{text}");
+    }
+
+    #[test]
+    fn narrow_terminal_wraps_instead_of_cutting() {
+        let mut table = table(&Status::read(reply::tests::status()).unwrap());
+        let text = table.set_width(120).to_string();
+        let text = anstream::adapter::strip_str(&text).to_string();
+        assert!(
+            text.lines().all(|line| line.chars().count() <= 120),
+            "{text}"
+        );
+        assert!(text.contains("not enough memory"), "{text}");
     }
 }

@@ -3,8 +3,12 @@
 //! Engines write log tails and operators write names, so no text from here reaches a terminal with
 //! its control characters.
 
-use kvwarden_actors::gpu::vram::Reading;
-use kvwarden_policy::{cost::Usage, lifecycle::State};
+use kvwarden_actors::{gpu::snapshot::Kept, gpu::vram::Reading, model::Occupancy};
+use kvwarden_policy::{
+    cost::Usage,
+    lifecycle::{Rungs, State},
+    residency::Until,
+};
 use serde::{Deserialize, Deserializer, de::DeserializeOwned, de::Error as _};
 use serde_json::{Map, Value};
 
@@ -29,12 +33,26 @@ pub(crate) struct Model {
     pub(crate) engine: String,
     #[serde(flatten)]
     pub(crate) state: State,
-    pub(crate) generation: u64,
-    pub(crate) url: Option<String>,
     pub(crate) pid: Option<i32>,
     pub(crate) running: usize,
     pub(crate) max_running: usize,
     pub(crate) waiting: usize,
+    pub(crate) record: Record,
+    /// At least one.
+    pub(crate) engines: Vec<Engine>,
+}
+
+/// One engine of a model.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Engine {
+    /// The model's name, or `model#2` for a second one.
+    pub(crate) engine: String,
+    pub(crate) kind: String,
+    #[serde(flatten)]
+    pub(crate) state: State,
+    pub(crate) occupancy: Occupancy,
+    /// How deep it can sleep.
+    pub(crate) rungs: Rungs,
     pub(crate) record: Record,
 }
 
@@ -46,6 +64,8 @@ pub(crate) struct Record {
     pub(crate) recent_starts: Vec<f64>,
     pub(crate) note: Option<String>,
     pub(crate) log_tail: Vec<String>,
+    /// KV that the engine which was stopped last left behind.
+    pub(crate) saved: Kept,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -68,6 +88,33 @@ pub(crate) struct Admission {
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Gpu {
     pub(crate) devices: Reading,
+    pub(crate) residents: Vec<Resident>,
+    pub(crate) memory: Vec<Memory>,
+}
+
+/// An engine as the planner sees it.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Resident {
+    pub(crate) engine: String,
+    pub(crate) devices: Vec<String>,
+    /// On each of its devices.
+    pub(crate) bytes: u64,
+    /// Requests per second.
+    pub(crate) rate: f64,
+    /// None: nothing outweighs it, since it is pinned.
+    pub(crate) value: Option<f64>,
+    pub(crate) until: Option<Until>,
+}
+
+/// A device's memory as the planner sees it.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Memory {
+    pub(crate) id: String,
+    /// The greatest number where nobody set a limit.
+    pub(crate) capacity: u64,
+    pub(crate) taken: u64,
+    pub(crate) is_changing: bool,
+    pub(crate) is_quarantined: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -85,6 +132,24 @@ impl Status {
     /// Some model is broken: trying again will not mend it.
     pub(crate) fn has_broken(&self) -> bool {
         self.models.iter().any(Model::is_broken)
+    }
+}
+
+impl Gpu {
+    /// What the planner says of an engine; nothing until its weights are here.
+    pub(crate) fn resident(&self, engine: &str) -> Option<&Resident> {
+        let mut residents = self.residents.iter();
+        residents.find(|resident| resident.engine == engine)
+    }
+
+    /// A device by what people call it: GPUs by the driver's index.
+    pub(crate) fn device_name(&self, id: &str) -> String {
+        let gpus: &[_] = match &self.devices {
+            Reading::Devices { devices } => devices,
+            Reading::NotYet | Reading::NoGpu { .. } | Reading::Lost { .. } => &[],
+        };
+        let gpu = gpus.iter().find(|gpu| gpu.uuid == id);
+        gpu.map_or_else(|| id.to_owned(), |gpu| format!("GPU {}", gpu.index))
     }
 }
 
@@ -149,27 +214,40 @@ pub(super) mod tests {
     /// One model that serves and one that is broken, one tenant, no GPU.
     pub(in crate::cli) fn status() -> Value {
         let model = |id: &str| {
+            let record = json!({ "starts": 2, "failures": 1, "stale": 0, "dispatched": 9,
+                "recent_starts": [9.5, 12.25], "note": null, "log_tail": [],
+                "saved": { "slots": 2, "tokens": 900, "bytes": 3 << 20, "note": null } });
             json!({
                 "id": id, "names": [id, format!("{id}-alias")], "engine": "sim", "state": "ready",
                 "generation": 2, "autostart": true, "url": "http://127.0.0.1:1", "pid": 42,
                 "waiting": 1, "running": 3, "max_running": 8, "oldest_wait": null,
-                "record": { "starts": 2, "failures": 1, "stale": 0, "dispatched": 9,
-                    "recent_starts": [9.5, 12.25], "note": null, "log_tail": [] },
+                "record": record,
+                "engines": [{ "engine": id, "kind": "sim", "state": "ready",
+                    "occupancy": { "running": 3, "unacked": 0 },
+                    "rungs": ["ready", "parked", "cold"], "record": record }],
             })
         };
+        let tail = json!(["first", "\u{1b}[31mCUDA\u{1b}[0m\tout of memory", ""]);
         let mut broken = model("b");
-        broken["state"] = json!("broken");
-        broken["class"] = json!("out_of_memory");
-        broken["record"]["note"] = json!("not enough memory");
-        broken["record"]["log_tail"] =
-            json!(["first", "\u{1b}[31mCUDA\u{1b}[0m\tout of memory", ""]);
+        let mut engine = broken["engines"][0].clone();
+        for part in [&mut broken, &mut engine] {
+            part["state"] = json!("broken");
+            part["class"] = json!("out_of_memory");
+            part["record"]["note"] = json!("not enough memory");
+            part["record"]["log_tail"] = tail.clone();
+        }
+        broken["engines"] = json!([engine]);
         json!({
             "version": "0.1.0",
             "loaded_models": { "z": model("z"), "b": broken },
             "admission": { "in_flight": 3, "queue_depth": 1, "max_in_flight": 64, "is_draining": false },
             "tenants": { "acme": { "id": "acme", "is_named": true, "in_flight": 4, "admitted": 1234,
                 "refused": 5, "used": { "prompt_tokens": 1_500_000, "cached_tokens": 10, "completion_tokens": 7 } } },
-            "gpu": { "engines": ["z"], "devices": { "state": "no_gpu", "reason": "no driver" } },
+            "gpu": { "engines": ["z"], "devices": { "state": "no_gpu", "reason": "no driver" },
+                "residents": [{ "engine": "z", "rung": "ready", "devices": ["host"],
+                    "bytes": 5_u64 << 30, "rate": 0.5, "value": 1.25, "until": null }],
+                "memory": [{ "id": "host", "capacity": 8_u64 << 30, "taken": 5_u64 << 30,
+                    "is_changing": true, "is_quarantined": false }] },
             "metrics": { "uptime_s": 3661.2, "total_requests": 1239 },
         })
     }

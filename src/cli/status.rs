@@ -8,15 +8,16 @@ use std::{
 use clap::Args;
 use comfy_table::Cell;
 use kvwarden_actors::gpu::vram::{DeviceReading, Reading};
+use serde_json::Value;
 
 use super::{
     client::{ClientError, Target},
-    reply::{Model, Status, Tenant},
+    reply::{Gpu, Memory, Model, Status, Tenant},
     show::{self, BAD, CARE, HEAD, QUIET},
 };
 
 /// A model needs a hand; 1 is for a server that can't be asked.
-const BROKEN: u8 = 3;
+pub(super) const BROKEN: u8 = 3;
 
 /// Options of `kvwarden status` and `kvwarden models`.
 #[derive(Args, Clone, Debug)]
@@ -25,10 +26,10 @@ const BROKEN: u8 = 3;
 )]
 pub struct StatusArgs {
     #[command(flatten)]
-    target: Target,
-    /// Print the server's answer as JSON
-    #[arg(long)]
-    json: bool,
+    pub(super) target: Target,
+    /// Print JSON: the server's own answer
+    #[arg(long, global = true)]
+    pub(super) json: bool,
 }
 
 /// Exit code 0 where all is well, 3 where a model is broken.
@@ -44,24 +45,28 @@ pub(super) fn run_with(
     args: &StatusArgs,
     render: impl Fn(&Status, &str, &mut dyn Write) -> io::Result<()>,
 ) -> anyhow::Result<ExitCode> {
-    let json = args.target.get_json("/kvwarden/status")?;
-    let base = args.target.base();
+    let (json, status) = ask(args)?;
     let mut out = anstream::stdout().lock();
     if args.json {
         writeln!(out, "{json:#}")?;
-    }
-    let status = Status::read(json).map_err(|error| ClientError::NotOurs {
-        url: base.clone(),
-        reason: error.to_string(),
-    })?;
-    if !args.json {
-        render(&status, &base, &mut out)?;
+    } else {
+        render(&status, &args.target.base(), &mut out)?;
     }
     Ok(if status.has_broken() {
         ExitCode::from(BROKEN)
     } else {
         ExitCode::SUCCESS
     })
+}
+
+/// What the server says, as it says it and as far as we know what it means.
+pub(super) fn ask(args: &StatusArgs) -> Result<(Value, Status), ClientError> {
+    let json = args.target.get_json("/kvwarden/status")?;
+    let status = Status::read(json.clone()).map_err(|error| ClientError::NotOurs {
+        url: args.target.base(),
+        reason: error.to_string(),
+    })?;
+    Ok((json, status))
 }
 
 fn render(status: &Status, base: &str, out: &mut dyn Write) -> io::Result<()> {
@@ -71,7 +76,8 @@ fn render(status: &Status, base: &str, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out)?;
     render_tenants(&status.tenants, out)?;
     writeln!(out)?;
-    render_devices(&status.gpu.devices, out)
+    render_devices(&status.gpu.devices, out)?;
+    render_memory(&status.gpu, out)
 }
 
 fn render_totals(status: &Status, base: &str, out: &mut dyn Write) -> io::Result<()> {
@@ -192,9 +198,42 @@ fn device_table(devices: &[DeviceReading]) -> comfy_table::Table {
     table
 }
 
+/// What the planner shares out, which is less than what the driver sees.
+fn render_memory(gpu: &Gpu, out: &mut dyn Write) -> io::Result<()> {
+    let mut table = show::table(["MEMORY", "TAKEN BY MODELS", "NOW"]);
+    let is_shared = |memory: &&Memory| memory.capacity != u64::MAX || memory.taken > 0;
+    for memory in gpu.memory.iter().filter(is_shared) {
+        table.add_row([
+            Cell::new(gpu.device_name(&memory.id)),
+            Cell::new(taken(memory)),
+            show::maybe(doing(memory)),
+        ]);
+    }
+    match table.is_empty() {
+        true => Ok(()),
+        false => write!(out, "\n{}", show::lines(&table)),
+    }
+}
+
+fn taken(memory: &Memory) -> String {
+    let taken = show::bytes(memory.taken);
+    match memory.capacity {
+        u64::MAX => format!("{taken}, no limit"),
+        capacity => format!("{taken} of {}", show::bytes(capacity)),
+    }
+}
+
+fn doing(memory: &Memory) -> Option<&'static str> {
+    match (memory.is_quarantined, memory.is_changing) {
+        (true, _) => Some("quarantined: memory is missing, nothing starts here"),
+        (false, true) => Some("changing"),
+        (false, false) => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
     use crate::cli::reply;
@@ -242,6 +281,20 @@ mod tests {
         let mut json = reply::tests::status();
         json["loaded_models"]["z"]["record"]["log_tail"] = json!(["old"]);
         assert!(!printed(json).contains("z said last"));
+    }
+
+    #[test]
+    fn shared_memory_is_shown_by_device() {
+        let mut json = reply::tests::status();
+        let text = printed(json.clone());
+        let shown = ["host", "5.0", "GiB", "of", "8.0", "GiB", "changing"];
+        assert_eq!(words(&text, "host"), shown);
+        json["gpu"]["memory"][0]["is_quarantined"] = json!(true);
+        assert!(printed(json.clone()).contains("quarantined"));
+        json["gpu"]["memory"][0]["capacity"] = json!(u64::MAX);
+        assert!(printed(json.clone()).contains("5.0 GiB, no limit"));
+        json["gpu"]["memory"][0]["taken"] = json!(0);
+        assert!(!printed(json).contains("no limit"));
     }
 
     #[test]

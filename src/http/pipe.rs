@@ -96,18 +96,19 @@ impl Inlet {
     /// Lets an event wait for the client, once there is room for it.
     ///
     /// # Errors
-    /// When there is none because the oldest event waits for too long. It is the oldest that
-    /// counts: a client that takes one now and then is too slow as well.
+    /// When the oldest event waits for too long. It is the oldest that counts: a client that takes
+    /// one now and then is too slow as well.
     pub async fn put(&self, event: Bytes) -> Result<(), Stalled> {
-        while self.pipe.bytes.get() >= MAX_BEHIND
-            && let Some(oldest) = self.pipe.oldest()
-        {
+        while let Some(oldest) = self.pipe.oldest() {
             let deadline = oldest + self.patience;
-            let taken = timeout_at(deadline, self.pipe.taken.notified()).await;
-            // Both may be true of a client that takes one event now and then.
-            if taken.is_err() || Instant::now() >= deadline {
+            if Instant::now() >= deadline {
                 return Err(Stalled);
             }
+            if self.pipe.bytes.get() < MAX_BEHIND {
+                break;
+            }
+            // What came of it is seen above.
+            let _ = timeout_at(deadline, self.pipe.taken.notified()).await;
         }
         self.pipe.put(event);
         Ok(())

@@ -11,13 +11,14 @@ use nix::sys::socket::{setsockopt, sockopt};
 const SEND_BUFFER: usize = 64 << 10;
 
 /// Bounds what a client can hold by not reading. Whatever the answer, a connection that takes
-/// nothing for `patience`, or whose other end is gone without a word, is closed by the kernel: the
-/// server itself never looks at a full socket.
+/// nothing for twice as long as an event may wait, or whose other end is gone without a word, is
+/// closed by the kernel: the server itself never looks at a full socket. Twice, so that a stream is
+/// cut by its pipe, which knows why.
 pub fn tame(connection: &dyn Any, patience: Duration) {
     let Some(tcp) = connection.downcast_ref::<TcpStream>() else {
         return;
     };
-    let millis = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+    let millis = u32::try_from(2 * patience.as_millis()).unwrap_or(u32::MAX);
     let set = setsockopt(tcp, sockopt::SndBuf, &SEND_BUFFER)
         .and_then(|()| setsockopt(tcp, sockopt::TcpUserTimeout, &millis));
     if let Err(error) = set {

@@ -41,6 +41,9 @@ const UNREACHABLE_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long a request takes, until some have ended.
 const ASSUMED_SERVICE: Duration = Duration::from_secs(5);
+/// The same after an engine broke off an answer before it began. Most likely it is dying, and its
+/// connections close a moment before we hear of its end; if it is not, hardly anything is lost.
+const LOST_PAUSE: Duration = Duration::from_millis(200);
 
 /// What a model is told at its birth.
 #[derive(Clone, Debug)]

@@ -12,7 +12,7 @@ use kvwarden_policy::{
 };
 use tokio::time::Instant;
 
-use super::{Model, UNREACHABLE_PAUSE};
+use super::{LOST_PAUSE, Model, UNREACHABLE_PAUSE};
 use crate::{
     Refusal, Ticket,
     protocol::{EngineWaiting, Enqueue, FirstToken, SlotFreed},
@@ -250,12 +250,16 @@ impl Handler<SlotFreed> for Model {
     fn handle(&mut self, freed: SlotFreed, ctx: &mut Context<Self>) {
         self.vitals.handled();
         let replica = self.leave(freed.key);
-        if let Some(at) = replica
-            && freed.is_unreachable
-        {
-            self.replicas[at].paused_until = Some(Instant::now() + UNREACHABLE_PAUSE);
-        }
         let now = Instant::now();
+        let pause = if freed.is_unreachable {
+            Some(UNREACHABLE_PAUSE)
+        } else {
+            freed.retry.as_ref().map(|_| LOST_PAUSE)
+        };
+        if let (Some(at), Some(pause)) = (replica, pause) {
+            let replica = &mut self.replicas[at];
+            replica.paused_until = replica.paused_until.max(Some(now + pause));
+        }
         self.queue.finish(freed.key, &freed.outcome, now.into_std());
         if let Outcome::Completed(usage) = freed.outcome {
             self.estimator.learn(&freed.size, usage.prompt_tokens);

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use kvwarden_policy::{DeviceId, Generation, ModelId, lifecycle::Lifecycle, routing::Load};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{
@@ -39,7 +39,7 @@ pub(super) struct Replica {
 }
 
 /// What runs on an engine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Occupancy {
     /// Requests.
     pub running: u64,

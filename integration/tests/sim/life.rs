@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kvwarden_integration::{Server, engine::Gauges, eventually, eventually_within, sse};
+use kvwarden_integration::{Server, eventually, eventually_within, sse};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -70,9 +70,11 @@ fn whole_answer_of_a_killed_engine_is_an_error_the_sdk_retries() {
     let server = Server::start(SLOW);
     let engine = server.engine();
     let exchange = server.exchange(CHAT, "t", &chat("slow", 30_000));
-    let gauges = Gauges::of(&engine);
-    eventually("the engine to work", || {
-        (gauges.running() == 1).then_some(())
+    // Before that, another engine would give the answer.
+    eventually("the first token", || {
+        let firsts = server.metrics();
+        let firsts = firsts.sum("kvwarden_tenant_ttft_seconds_count", &[]);
+        firsts.filter(|count| *count >= 1.0)
     });
     engine.kill();
     let mut answer = exchange.answer();

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use kvwarden_integration::{Reply, Server, eventually, key_hash};
+use kvwarden_integration::{Exchange, Reply, Server, eventually, key_hash};
 
 use crate::{CHAT, SLOW, TINY, chat, endless, streamed, with};
 
@@ -148,6 +148,38 @@ fn full_queue_refuses_and_an_overdue_wait_ends() {
         "{:?}",
         metrics.series("kvwarden_admission_rejected_total")
     );
+}
+
+#[test]
+fn bodies_of_one_tenant_are_bounded_and_leave_others_their_room() {
+    let limits = "[limits]\nmax_body = \"1MiB\"\nmax_bodies_per_tenant = \"1MiB\"\n[tenants.a]\n";
+    let server = Server::start(&format!("{limits}{TINY}"));
+    let head = format!(
+        "POST {CHAT} HTTP/1.1\r\nhost: localhost\r\nx-tenant-id: a\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        1 << 20
+    );
+    // Most of a body that never comes in full.
+    let mut part = head.into_bytes();
+    part.resize(part.len() + 1_000_000, b' ');
+    let half_sent = Exchange::raw(server.port, &part);
+    let client = server.client().tenant("a");
+    let padded = |bytes: usize| with(chat("tiny", 2), "padding", " ".repeat(bytes));
+    let refused = eventually("the half-sent body to fill the room", || {
+        let reply = client.post(CHAT, &padded(500_000));
+        (reply.status != 200).then_some(reply)
+    });
+    let reason = refused.header("x-kvwarden-dropped-reason");
+    assert_eq!(reason, Some("tenant_bodies_full"));
+    let _ = refused.expect_error(429);
+    let others = server.client().tenant("b");
+    let _ = others.post(CHAT, &padded(500_000)).expect(200);
+    // What is small enough still fits, and all of it does again when the first is gone.
+    let _ = client.post(CHAT, &padded(0)).expect(200);
+    drop(half_sent);
+    eventually("the room to come back", || {
+        (client.post(CHAT, &padded(900_000)).status == 200).then_some(())
+    });
 }
 
 #[test]

@@ -3,11 +3,14 @@
 mod adoption;
 mod answers;
 mod caps;
+mod fairness;
 mod hang_ups;
 mod life;
 mod limits;
 mod operators;
+mod readers;
 mod residency;
+mod retries;
 mod routes;
 mod streams;
 

@@ -5,7 +5,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use kvwarden_integration::{Server, eventually, key_hash, kvwarden, workspace};
+use kvwarden_integration::{Metrics, Server, eventually, key_hash, kvwarden, workspace};
 use serde_json::Value;
 
 use crate::{CHAT, SLOW, TINY, chat, endless, streamed};
@@ -44,8 +44,9 @@ fn used_server() -> Server {
     }
     let mut running = server.exchange(CHAT, "a", &endless()).answer();
     let _ = running.until("content");
-    let crowd: Vec<_> = (0..3)
-        .map(|_| server.exchange(CHAT, "a", &endless()))
+    let crowd: Vec<_> = ["c", "d", "e"]
+        .iter()
+        .map(|tenant| server.exchange(CHAT, tenant, &endless()))
         .collect();
     wait_for(&server, "kvwarden_admission_rejected_total");
     drop((running, crowd));
@@ -107,6 +108,42 @@ fn every_inherited_metric_is_there() {
         page.sum("kvwarden_tenant_requests_rejected_total", &["tenant=\"b\""]),
         Some(1.0)
     );
+}
+
+#[test]
+fn what_clients_did_wrong_is_no_error_of_ours() {
+    let (key, admin) = (key_hash("sk-a"), key_hash("sk-admin"));
+    let server = Server::start(&format!(
+        "[auth]\nadmin_keys = [\"{admin}\"]\n[tenants.a]\napi_keys = [\"{key}\"]\n{TINY}"
+    ));
+    let client = server.client().key("sk-a");
+    let _ = client.post(CHAT, &chat("nope", 1)).expect_error(404);
+    let _ = client.post(CHAT, &serde_json::json!([])).expect_error(400);
+    for stranger in ["sk-x", "sk-y"] {
+        let stranger = server.client().key(stranger).tenant(stranger);
+        let _ = stranger.post(CHAT, &chat("tiny", 1)).expect_error(401);
+    }
+    let page = server.client().key("sk-admin").get("/metrics").expect(200);
+    let metrics = Metrics::new(page.text());
+    let count = |labels: &[&str]| metrics.sum("kvwarden_requests_total", labels);
+    let wrong = "status=\"client_error\"";
+    assert_eq!(count(&[wrong, "tenant=\"a\""]), Some(2.0));
+    assert_eq!(count(&[wrong, "tenant=\"_unauthenticated\""]), Some(2.0));
+    assert_eq!(count(&["status=\"error\""]), None);
+}
+
+#[test]
+fn what_waits_inside_the_engine_is_shown_while_the_engine_tells() {
+    let mut server = Server::start(SLOW);
+    let told = |server: &Server| server.metrics().sum("kvwarden_engine_waiting", &[]);
+    eventually("the engine's own queue", || {
+        told(&server).filter(|waiting| *waiting == 0.0)
+    });
+    let status = server.client().get("/kvwarden/status").expect(200).json();
+    assert_eq!(status["loaded_models"]["slow"]["engine_waiting"], 0);
+    server.engine().kill();
+    eventually("nobody to tell", || told(&server).is_none().then_some(()));
+    server.wait_until_ready(std::time::Duration::from_secs(30));
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod client;
 mod closed;
 mod lag;
 mod plan;
+mod probe;
 mod prompt;
 mod run;
 mod sample;
@@ -31,6 +32,7 @@ pub use self::{
     closed::{Pace, closed_loop},
     lag::{Lag, LagMeter},
     plan::{Lengths, Load, MAX_REQUESTS, PlanError, Shot, plan},
+    probe::probe,
     prompt::Prompts,
     run::{Limits, Live, Run, RunError, run},
     sample::{Outcome, Sample},

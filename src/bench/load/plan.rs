@@ -110,6 +110,15 @@ impl Lengths {
         }
     }
 
+    /// The same with no draw below `least`.
+    #[must_use]
+    pub fn at_least(&self, least: u32) -> Self {
+        let mut raised = *self;
+        let (Self::Uniform { min, max } | Self::LogNormal { min, max, .. }) = &mut raised;
+        (*min, *max) = ((*min).max(least), (*max).max(least));
+        raised
+    }
+
     /// The mean of many draws.
     #[must_use]
     pub fn mean(&self) -> f64 {

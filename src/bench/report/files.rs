@@ -35,8 +35,8 @@ fn write_requests(report: &Report, path: &Path) -> anyhow::Result<()> {
     for arm in &report.arms {
         for (round, samples) in arm.runs.iter().enumerate() {
             for sample in samples {
-                let tenant = report.workload.loads.get(sample.tenant);
-                let tenant = tenant.map_or("", |(_, load)| load.tenant.as_str());
+                let party = report.workload.parties.get(sample.tenant);
+                let tenant = party.map_or("", |party| party.load.tenant.as_str());
                 let mut row = json!({ "arm": arm.arm.name(), "round": round + 1 });
                 if let Some(label) = report.label {
                     row["label"] = label.into();

@@ -9,13 +9,14 @@ use serde::Serialize;
 use super::{
     arm::Arm,
     capacity::Capacity,
-    fairness::Options,
-    load::{Lag, Sample},
-    stats::{Seen, Service, Window, first_tokens, in_window, jain_over},
+    load::Sample,
+    options::Options,
+    stats::{Seen, Service, Window, first_tokens, in_window, jain_over, shares},
     watch::{Look, Queues, hidden_cap},
     workload::{Role, Workload},
 };
 
+pub(super) use self::table::{quantile, refused, table};
 pub use self::{files::write_all, table::print};
 
 /// Over what fairness is judged (goal F3).
@@ -40,11 +41,11 @@ pub struct Report {
     pub rounds: u32,
     /// What counts of each run.
     pub window: Window,
-    /// What the engine can do.
-    pub capacity: Capacity,
-    /// Noisy load over capacity.
+    /// What the engine can do of each flood alone, in the order of the noisy tenants.
+    pub capacities: Vec<Capacity>,
+    /// Load of a flood over capacity.
     pub flood: f64,
-    /// The noisy tenant's bucket in the bucket arm, requests per minute.
+    /// Each noisy tenant's bucket in the bucket arm, requests per minute.
     pub bucket_rpm: u32,
     /// Who sent what.
     pub workload: Workload,
@@ -74,7 +75,7 @@ pub struct ArmReport {
     pub arm: Arm,
     /// What the quiet tenants got.
     pub quiet: Service,
-    /// What the noisy tenant got.
+    /// What the noisy tenants got.
     pub noisy: Service,
     /// Prompt and output tokens per second, all tenants.
     pub tokens_per_s: f64,
@@ -82,8 +83,11 @@ pub struct ArmReport {
     pub throughput_kept: Option<f64>,
     /// Quiet TTFT p99 over solo's.
     pub quiet_p99_over_solo: Option<f64>,
-    /// Jain's index over 10 s windows, of tenants that always want more; none for fewer than two.
+    /// Jain's index over 10 s windows of service per weight, of tenants that always want more; none
+    /// for fewer than two (goal F3: 0.99).
     pub jain: Option<f64>,
+    /// Their shares of the service over their weights' parts, in order: 1 is due.
+    pub shares: Vec<f64>,
     /// What queued where.
     pub queues: Queues,
     /// The load generator's own lag, in milliseconds.
@@ -114,10 +118,13 @@ pub struct Unavailable {
 impl Report {
     /// A report without arms.
     #[must_use]
-    pub fn new(options: &Options, workload: Workload, capacity: Capacity, window: Window) -> Self {
-        let is_simulated =
-            options.engine == crate::config::Engine::Sim && options.base_url.is_none();
-        let offered: f64 = workload.of(Role::Noisy).map(|load| load.rate).sum();
+    pub fn new(options: &Options, workload: Workload, capacities: Vec<Capacity>) -> Self {
+        let is_own = options.base_url.is_none() && options.config.is_none();
+        let is_simulated = is_own && options.engine == crate::config::Engine::Sim;
+        let first = workload.of(Role::Noisy).zip(&capacities).next();
+        let flood = first.map_or(0.0, |((_, party), one)| {
+            party.load.rate / one.requests_per_s
+        });
         let engine = match (&options.base_url, &options.config) {
             (Some(url), _) => format!("server at {url}"),
             (None, Some(path)) => format!("as in {}", path.display()),
@@ -132,9 +139,9 @@ impl Report {
             engine,
             seed: options.seed,
             rounds: options.rounds,
-            window,
-            flood: offered / capacity.requests_per_s,
-            capacity,
+            window: options.window(),
+            flood,
+            capacities,
             bucket_rpm: 0,
             workload,
             arms: Vec::new(),
@@ -191,21 +198,16 @@ impl Report {
 impl ArmReport {
     /// Sums up an arm.
     #[must_use]
-    pub fn new(
-        arm: Arm,
-        runs: Vec<Vec<Sample>>,
-        looks: &[Look],
-        lag: Lag,
-        config: String,
-        report: &Report,
-    ) -> Self {
+    pub fn new(arm: Arm, runs: Vec<Vec<Sample>>, looks: &[Look], report: &Report) -> Self {
         let by_run: Vec<&[Sample]> = runs.iter().map(Vec::as_slice).collect();
         let is = |role| move |tenant| report.workload.is(tenant, role);
         let window = report.window;
         let quiet = Service::of(&by_run, window, is(Role::Quiet));
         let noisy = Service::of(&by_run, window, is(Role::Noisy));
-        let greedy: Vec<usize> = (0..report.workload.loads.len())
-            .filter(|tenant| report.workload.is(*tenant, Role::Noisy))
+        let greedy: Vec<(usize, u32)> = report
+            .workload
+            .of(Role::Noisy)
+            .map(|(tenant, party)| (tenant, party.weight))
             .collect();
         let jains = by_run
             .iter()
@@ -219,8 +221,21 @@ impl ArmReport {
                 "p99 of {count} quiet requests is close to their maximum"
             ));
         }
+        for (tenant, _) in greedy.iter().filter(|_| !jains.is_empty()) {
+            let own = Service::of(&by_run, window, |other| other == *tenant);
+            if own.unfinished == 0 {
+                let name = &report.workload.parties[*tenant].load.tenant;
+                warnings.push(format!(
+                    "{name} kept no backlog, so its share is what it asked for"
+                ));
+            }
+        }
         let failures = quiet.failed.iter().chain(&noisy.failed);
         warnings.extend(failures.map(|(why, count)| format!("{count} requests failed: {why}")));
+        let shares = match jains.is_empty() {
+            true => Vec::new(),
+            false => shares(&by_run, window, &greedy),
+        };
         Self {
             arm,
             tokens_per_s: quiet.tokens_per_s() + noisy.tokens_per_s(),
@@ -229,10 +244,11 @@ impl ArmReport {
             throughput_kept: None,
             quiet_p99_over_solo: None,
             jain: (!jains.is_empty()).then(|| jains.iter().sum::<f64>() / jains.len() as f64),
+            shares,
             queues: Queues::of(looks),
-            client_lag_p99_ms: lag.p99.as_secs_f64() * 1e3,
+            client_lag_p99_ms: 0.0,
             warnings,
-            config,
+            config: String::new(),
             quiet_ttfts,
             runs,
         }

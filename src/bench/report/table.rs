@@ -5,21 +5,26 @@ use std::io::{self, Write};
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::{ArmReport, Report};
-use crate::bench::stats::Quantile;
+use crate::bench::{
+    stats::{Quantile, Service},
+    workload::Role,
+};
 
-const HEADER: [&str; 12] = [
+const HEADER: [&str; 14] = [
     "arm",
     "quiet p50 ms",
     "quiet p99 ms",
     "x solo",
     "quiet ok/sent",
     "quiet refused",
+    "quiet tok/s",
     "noisy tok/s",
     "all tok/s",
     "kept",
     "noisy refused",
     "in engine",
-    "waiting in it p99",
+    "waiting > 2",
+    "client lag ms",
 ];
 
 /// Prints the table and what to know about it.
@@ -30,11 +35,17 @@ pub fn print(report: &Report, out: &mut impl Write) -> io::Result<()> {
     let label = report
         .label
         .map_or(String::new(), |label| format!("{label}: "));
-    writeln!(
-        out,
-        "{label}{}, flood {:.2}x of {:.2} requests/s ({})",
-        report.engine, report.flood, report.capacity.requests_per_s, report.capacity.how
-    )?;
+    writeln!(out, "{label}{}", report.engine)?;
+    for ((_, party), capacity) in report.workload.of(Role::Noisy).zip(&report.capacities) {
+        let rate = party.load.rate;
+        writeln!(
+            out,
+            "{}: {rate:.2} requests/s, {:.2}x of capacity ({})",
+            party.load.tenant,
+            rate / capacity.requests_per_s,
+            capacity.how
+        )?;
+    }
     writeln!(
         out,
         "TTFT from the planned moment; {} round(s), window {} s to {} s in every arm, seed {}, {}",
@@ -44,7 +55,10 @@ pub fn print(report: &Report, out: &mut impl Write) -> io::Result<()> {
         report.seed,
         report.date
     )?;
-    writeln!(out, "{}", table(report))?;
+    writeln!(out, "{}", table(HEADER, report.arms.iter().map(row)))?;
+    if report.arms.iter().any(|arm| arm.jain.is_some()) {
+        writeln!(out, "{}", shares(report))?;
+    }
     if report.arms.iter().any(|arm| arm.quiet.ttft.unfinished > 0) {
         writeln!(
             out,
@@ -64,13 +78,17 @@ pub fn print(report: &Report, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-fn table(report: &Report) -> Table {
+/// Numbers stand to the right.
+pub(crate) fn table(
+    header: impl IntoIterator<Item = impl ToString>,
+    rows: impl Iterator<Item = Vec<String>>,
+) -> Table {
     let mut table = Table::new();
     table
         .load_style(presets::UTF8_HORIZONTAL_ONLY)
-        .set_header(HEADER);
-    for arm in &report.arms {
-        table.add_row(row(arm));
+        .set_header(header.into_iter().map(|name| name.to_string()));
+    for row in rows {
+        table.add_row(row);
     }
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
@@ -78,40 +96,72 @@ fn table(report: &Report) -> Table {
     table
 }
 
-fn row(arm: &ArmReport) -> [String; 12] {
-    let share = |part: usize, whole: usize| match (part, whole) {
-        (_, 0) => "-".to_owned(),
-        (0, _) => "0".to_owned(),
-        (part, whole) => format!("{:.0}%", part as f64 / whole as f64 * 100.0),
-    };
-    let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.0}"));
+fn row(arm: &ArmReport) -> Vec<String> {
+    let percent = |share: f64| format!("{:.1}%", share * 100.0);
+    let waiting = arm.queues.engine_waiting_at_most_2;
     let ttft = arm.quiet.ttft;
-    [
+    vec![
         arm.arm.name().to_owned(),
         quantile(ttft.p50),
         quantile(ttft.p99),
-        ratio(arm.quiet_p99_over_solo, ttft.p99.at_least),
+        or_dash(arm.quiet_p99_over_solo, |ratio| {
+            format!("{}{ratio:.2}", sign(ttft.p99))
+        }),
         format!("{}/{}", arm.quiet.ok, arm.quiet.sent),
-        share(arm.quiet.refusals(), arm.quiet.sent),
+        refused(&arm.quiet),
+        format!("{:.0}", arm.quiet.output_tokens_per_s),
         format!("{:.0}", arm.noisy.output_tokens_per_s),
         format!("{:.0}", arm.tokens_per_s),
-        arm.throughput_kept
-            .map_or("-".to_owned(), |kept| format!("{:.1}%", kept * 100.0)),
-        share(arm.noisy.refusals(), arm.noisy.sent),
-        number(arm.queues.engine_running_p50),
-        number(arm.queues.engine_waiting_p99),
+        or_dash(arm.throughput_kept, percent),
+        refused(&arm.noisy),
+        or_dash(arm.queues.engine_running_p50, |count| format!("{count:.0}")),
+        or_dash(waiting, |at_most_2| percent(1.0 - at_most_2)),
+        format!("{:.0}", arm.client_lag_p99_ms),
     ]
 }
 
-fn quantile(quantile: Quantile) -> String {
-    let sign = if quantile.at_least { ">= " } else { "" };
-    quantile.ms.map_or("-".to_owned(), |ms| match ms {
+/// What each of several floods got of the service, as a multiple of what its weight is due.
+fn shares(report: &Report) -> Table {
+    let noisy = report.workload.of(Role::Noisy);
+    let names = noisy.map(|(_, party)| format!("{} (weight {})", party.load.tenant, party.weight));
+    let header = ["arm", "Jain, 10 s"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(names);
+    let competing = report.arms.iter().filter(|arm| arm.jain.is_some());
+    let rows = competing.map(|arm| {
+        let jain = or_dash(arm.jain, |jain| format!("{jain:.3}"));
+        let own = arm.shares.iter().map(|share| format!("{share:.2} of due"));
+        [arm.arm.name().to_owned(), jain]
+            .into_iter()
+            .chain(own)
+            .collect()
+    });
+    table(header, rows)
+}
+
+fn or_dash<T>(value: Option<T>, show: impl Fn(T) -> String) -> String {
+    value.map_or("-".to_owned(), show)
+}
+
+/// Which part of the requests was refused.
+pub(crate) fn refused(service: &Service) -> String {
+    match (service.refusals(), service.sent) {
+        (_, 0) => "-".to_owned(),
+        (0, _) => "0".to_owned(),
+        (refused, sent) => format!("{:.0}%", refused as f64 / sent as f64 * 100.0),
+    }
+}
+
+/// In milliseconds.
+pub(crate) fn quantile(quantile: Quantile) -> String {
+    let sign = sign(quantile);
+    or_dash(quantile.ms, |ms| match ms {
         ms if ms < 100.0 => format!("{sign}{ms:.1}"),
         ms => format!("{sign}{ms:.0}"),
     })
 }
 
-fn ratio(value: Option<f64>, at_least: bool) -> String {
-    let sign = if at_least { ">= " } else { "" };
-    value.map_or("-".to_owned(), |value| format!("{sign}{value:.2}"))
+fn sign(quantile: Quantile) -> &'static str {
+    if quantile.at_least { ">= " } else { "" }
 }

@@ -1,15 +1,23 @@
 //! Three seconds of flood on the smallest preset.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
 
 use serde_json::Value;
 
-/// Long enough for a server to start twice on a busy machine; the bench ends by itself.
+const TINY: [&str; 4] = ["--engine", "sim", "--preset", "tiny"];
+
+/// The bench ends by itself.
 fn bench(args: &[&str], out: &Path) -> Value {
     let output = Command::new(env!("CARGO_BIN_EXE_kvwarden"))
         .args(["bench"])
         .args(args)
-        .args(["--engine", "sim", "--preset", "tiny", "--duration", "3s"])
+        .args(["--duration", "3s"])
         // A debug build on a machine that does other things as well.
         .args(["--max-client-lag", "2s", "--json", "--out"])
         .arg(out)
@@ -21,21 +29,51 @@ fn bench(args: &[&str], out: &Path) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+fn words<'a>(args: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    args.split(' ').chain(more.iter().copied()).collect()
+}
+
+/// A simulated engine that runs already, and is ended by the test.
+struct Engine {
+    child: Child,
+    url: String,
+}
+
+impl Engine {
+    fn start() -> Self {
+        let any = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = any.local_addr().unwrap();
+        drop(any);
+        let child = Command::new(env!("CARGO_BIN_EXE_kvwarden"))
+            .args(["sim-engine", "--preset", "tiny", "--port"])
+            .arg(address.port().to_string())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let listens = (0..6000).any(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            TcpStream::connect(address).is_ok()
+        });
+        assert!(listens, "the engine does not listen within a minute");
+        Self {
+            child,
+            url: format!("http://{address}/"),
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
 #[test]
 fn flood_is_measured_and_labelled_simulated() {
     let out = tempfile::tempdir().unwrap();
-    let args = [
-        "fairness",
-        "--shape",
-        "decode",
-        "--flood",
-        "0.1x",
-        "--tenants",
-        "4",
-        "--arms",
-        "solo,fifo",
-    ];
-    let report = bench(&args, out.path());
+    let args = "fairness --shape decode --flood 0.1x --tenants 4 --arms solo,fifo";
+    let report = bench(&words(args, &TINY), out.path());
     assert_eq!(report["label"], "SIMULATED");
     let arms = report["arms"].as_array().unwrap();
     let names: Vec<_> = arms.iter().map(|arm| &arm["arm"]).collect();
@@ -80,14 +118,8 @@ fn flood_is_measured_and_labelled_simulated() {
 #[test]
 fn only_the_bucket_refuses_and_every_discipline_runs() {
     let out = tempfile::tempdir().unwrap();
-    let args = [
-        "reproduce-hero",
-        "--arms",
-        "bucket,drr,fair",
-        "--bucket-rpm",
-        "60",
-    ];
-    let report = bench(&args, out.path());
+    let args = "reproduce-hero --arms bucket,drr,fair --bucket-rpm 60";
+    let report = bench(&words(args, &TINY), out.path());
     assert_eq!(report["unavailable"], serde_json::json!([]));
     let refused = |arm: &Value| -> u64 {
         let by_code = arm["noisy"]["refused"].as_object().unwrap();
@@ -104,5 +136,66 @@ fn only_the_bucket_refuses_and_every_discipline_runs() {
         refusals[0] > 10 && refusals[1..] == [0, 0],
         "{refusals:?} {:#}",
         report["arms"][0]["noisy"]
+    );
+}
+
+#[test]
+fn running_server_that_is_no_kvwarden_is_benched() {
+    let out = tempfile::tempdir().unwrap();
+    let engine = Engine::start();
+    let at = ["--base-url", &engine.url, "--model", "sim"];
+    let report = bench(
+        &words("fairness --scale 0.05 --flood 0.2x", &at),
+        out.path(),
+    );
+    // Whoever started it, it said what it is.
+    assert_eq!(report["label"], "SIMULATED");
+    let arms = report["arms"].as_array().unwrap();
+    let names: Vec<_> = arms.iter().map(|arm| &arm["arm"]).collect();
+    assert_eq!(names, ["solo", "server"]);
+    assert!(arms[1]["noisy"]["ok"].as_u64() > Some(10), "{:#}", arms[1]);
+    assert!(arms[1]["queues"]["engine_running_p50"].is_number());
+    let measured = report["capacities"][0]["stages"].as_array().unwrap();
+    assert!(measured.len() > 2, "{measured:?}");
+}
+
+#[test]
+fn own_file_chooses_engine_and_model() {
+    let out = tempfile::tempdir().unwrap();
+    let file = out.path().join("mine.toml");
+    let text = "[[models]]\nid = 'mine'\nengine = 'sim'\npreset = 'tiny'\n\
+        [tenants.noisy]\nrate_limit_rpm = 1\n";
+    fs::write(&file, text).unwrap();
+    let mine = ["--config", file.to_str().unwrap()];
+    let report = bench(
+        &words("fairness --flood 0.2x --arms fair", &mine),
+        out.path(),
+    );
+    let fair = &report["arms"][0];
+    assert!(
+        fair["config"].as_str().unwrap().contains("mine"),
+        "{fair:#}"
+    );
+    // Its limits are not what is measured.
+    assert_eq!(fair["noisy"]["refused"], serde_json::json!({}));
+    assert!(fair["noisy"]["ok"].as_u64() > Some(10), "{fair:#}");
+}
+
+#[test]
+fn unequal_floods_get_shares_by_weight() {
+    let out = tempfile::tempdir().unwrap();
+    let args = "fairness --shape unequal --flood 0.3x --weights 2,1 --arms fair --engine sim";
+    let report = bench(&words(args, &["--preset", "h100-8b"]), out.path());
+    let workload = report["workload"].as_array().unwrap();
+    let weights: Vec<_> = workload.iter().map(|party| &party["weight"]).collect();
+    assert_eq!(weights, [1, 2, 1, 1]);
+    assert_eq!(report["capacities"].as_array().unwrap().len(), 3);
+    let fair = &report["arms"][0];
+    // Too short for a window of ten seconds.
+    assert_eq!(fair["jain"], Value::Null);
+    let sent = fair["noisy"]["sent"].as_u64().unwrap();
+    assert!(
+        sent > 10 && fair["quiet"]["sent"].as_u64() > Some(0),
+        "{fair:#}"
     );
 }

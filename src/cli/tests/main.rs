@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod replay;
+mod wishes;
 
 use std::{
     fs,
@@ -68,29 +69,38 @@ fn silent_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-/// A server for one request. Its thread returns the request's head.
+/// A server for so many requests. Its thread returns the requests' heads.
 struct FakeServer {
     address: SocketAddr,
-    head: JoinHandle<String>,
+    heads: JoinHandle<String>,
 }
 
 impl FakeServer {
     fn new(status: &str, body: &Value) -> Self {
+        Self::scripted(vec![(status, body.clone())])
+    }
+
+    /// Answers one request with each.
+    fn scripted(answers: Vec<(&str, Value)>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let body = body.to_string();
-        let answer = format!(
-            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\n\
-             content-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        let head = thread::spawn(move || {
+        let answer = |(status, body): (&str, Value)| {
+            let body = body.to_string();
+            format!(
+                "HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\n\
+                 content-length: {}\r\n\r\n{body}",
+                body.len()
+            )
+        };
+        let answers: Vec<_> = answers.into_iter().map(answer).collect();
+        let one = move |answer: String| {
             let (mut stream, _) = listener.accept().unwrap();
             let head = read_head(&mut stream);
             stream.write_all(answer.as_bytes()).unwrap();
             head
-        });
-        Self { address, head }
+        };
+        let heads = thread::spawn(move || answers.into_iter().map(one).collect());
+        Self { address, heads }
     }
 
     fn url(&self) -> String {
@@ -98,7 +108,7 @@ impl FakeServer {
     }
 
     fn head(self) -> String {
-        self.head.join().unwrap()
+        self.heads.join().unwrap()
     }
 }
 
@@ -112,17 +122,25 @@ fn read_head(stream: &mut TcpStream) -> String {
 }
 
 fn model(id: &str, state: &Value) -> Value {
+    let record = json!({ "starts": 3, "failures": 1, "stale": 0, "dispatched": 77,
+        "recent_starts": [61.0], "note": null, "log_tail": [],
+        "saved": { "slots": 0, "tokens": 0, "bytes": 0, "note": null } });
+    let mut engine = json!({
+        "engine": id, "kind": "vllm", "occupancy": { "running": 2, "unacked": 0 },
+        "rungs": ["ready", "parked", "cold"], "record": record,
+    });
     let mut model = json!({
         "id": id, "names": [id, "short"], "engine": "vllm",
         "generation": 3, "autostart": true, "url": "http://127.0.0.1:4001", "pid": 4242,
         "waiting": 5, "running": 2, "max_running": 16, "oldest_wait": 0.5,
-        "record": { "starts": 3, "failures": 1, "stale": 0, "dispatched": 77,
-            "recent_starts": [61.0], "note": null, "log_tail": [] },
+        "record": record,
         "vitals": { "handled": 1, "mailbox_wait": 0.0 },
     });
     for (key, value) in state.as_object().unwrap() {
         model[key] = value.clone();
+        engine[key] = value.clone();
     }
+    model["engines"] = json!([engine]);
     model
 }
 
@@ -158,7 +176,7 @@ fn status(models: &[Value]) -> Value {
             "vitals": { "handled": 1, "mailbox_wait": 0.0 },
         } },
         "gpu": {
-            "engines": [], "starting": null, "waiting": [],
+            "engines": [], "residents": [], "memory": [],
             "devices": { "state": "devices", "devices": [{
                 "index": 0, "uuid": "GPU-0", "name": "NVIDIA H100", "total": 80_u64 << 30,
                 "used": 40_u64 << 30, "utilization": 93, "temperature": 61,
@@ -370,13 +388,7 @@ fn models_are_one_line_each() {
     let output = Cli::new().run(&["models", "--url", &server.url()]);
     let lines: Vec<_> = stdout(&output).lines().collect();
     assert_eq!(lines.len(), 3, "{}", stdout(&output));
-    let parts = [
-        "short",
-        "vllm",
-        "ready",
-        "http://127.0.0.1:4001 (pid 4242)",
-        "1 min 1 s",
-    ];
+    let parts = ["short", "vllm", "ready", "2/16", "1 min 1 s"];
     for part in parts {
         assert!(lines[1].contains(part), "{}", lines[1]);
     }

@@ -1,9 +1,18 @@
 //! Figures from samples. Pure, and knows no policy: every arm goes through the same functions.
 
+#[cfg(test)]
+mod fixture;
+mod shares;
+mod times;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
 
+pub use self::{
+    shares::{jain_over, shares},
+    times::{Quantile, Seen, Times},
+};
 use super::load::{Outcome, Sample};
 
 /// Which part of a run counts. The same for every arm: a cut that differs makes any figure possible.
@@ -15,41 +24,6 @@ pub struct Window {
     /// Requests are planned, and tokens counted, until it.
     #[serde(serialize_with = "seconds")]
     pub until: Duration,
-}
-
-/// A distribution of times, in milliseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Times {
-    /// Requests that count.
-    pub count: usize,
-    /// Of these, how many never got that far before the run ended: they enter with the time they had.
-    pub unfinished: usize,
-    /// Median.
-    pub p50: Quantile,
-    /// 95th percentile.
-    pub p95: Quantile,
-    /// 99th percentile.
-    pub p99: Quantile,
-    /// Longest.
-    pub max: Quantile,
-}
-
-/// A percentile, in milliseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Quantile {
-    /// The value; none of nothing.
-    pub ms: Option<f64>,
-    /// It is really at least this, as an unfinished request ranks at or below it.
-    pub at_least: bool,
-}
-
-/// One value of a distribution: known, or known to be longer.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Seen {
-    /// Milliseconds.
-    pub ms: f64,
-    /// It went on when the run ended.
-    pub is_unfinished: bool,
 }
 
 /// What a group of tenants got.
@@ -190,77 +164,6 @@ fn served(sample: &Sample, window: Window) -> (f64, f64) {
     )
 }
 
-// === impl Times ===
-
-impl Times {
-    /// Nearest-rank percentiles (no interpolation: every figure is a request that happened).
-    pub fn of(seen: impl Iterator<Item = Seen>) -> Self {
-        let mut all: Vec<Seen> = seen.collect();
-        all.sort_by(|a, b| a.ms.total_cmp(&b.ms));
-        Self {
-            count: all.len(),
-            unfinished: all.iter().filter(|seen| seen.is_unfinished).count(),
-            p50: quantile(&all, 50),
-            p95: quantile(&all, 95),
-            p99: quantile(&all, 99),
-            max: quantile(&all, 100),
-        }
-    }
-}
-
-/// The `percent`th percentile of values in ascending order.
-fn quantile(sorted: &[Seen], percent: usize) -> Quantile {
-    let rank = (sorted.len() * percent).div_ceil(100);
-    let Some(at) = rank.checked_sub(1) else {
-        return Quantile::default();
-    };
-    Quantile {
-        ms: Some(sorted[at].ms),
-        at_least: sorted[..=at].iter().any(|seen| seen.is_unfinished),
-    }
-}
-
-/// Jain's fairness index: 1 when all are equal, `1/n` when one has everything (Jain et al., 1984).
-/// None of nothing.
-#[must_use]
-pub fn jain(shares: &[f64]) -> Option<f64> {
-    let sum: f64 = shares.iter().sum();
-    let squares: f64 = shares.iter().map(|share| share * share).sum();
-    (squares > 0.0).then(|| sum * sum / (shares.len() as f64 * squares))
-}
-
-/// The mean over consecutive windows of Jain's index of what these tenants were served, by cost: a
-/// prompt token 1, an output token 2 (the design's default prices). None for fewer than two tenants.
-#[must_use]
-pub fn jain_over(
-    samples: &[Sample],
-    window: Window,
-    step: Duration,
-    tenants: &[usize],
-) -> Option<f64> {
-    if tenants.len() < 2 || step.is_zero() {
-        return None;
-    }
-    let mut indices = Vec::new();
-    let mut from = window.from;
-    while from + step <= window.until {
-        let part = Window {
-            from,
-            until: from + step,
-        };
-        let share = |tenant: &usize| -> f64 {
-            let own = samples.iter().filter(|sample| sample.tenant == *tenant);
-            own.map(|sample| served(sample, part))
-                .map(|(prompt, output)| prompt + 2.0 * output)
-                .sum()
-        };
-        indices.extend(jain(&tenants.iter().map(share).collect::<Vec<_>>()));
-        from += step;
-    }
-    let count = indices.len();
-    (count > 0).then(|| indices.iter().sum::<f64>() / count as f64)
-}
-
 fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
@@ -271,58 +174,10 @@ fn seconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok
 
 #[cfg(test)]
 mod tests {
-    use kvwarden_policy::cost::Usage;
-
-    use super::*;
-
-    const S: Duration = Duration::from_secs(1);
-    const WINDOW: Window = Window {
-        from: S,
-        until: Duration::from_secs(11),
+    use super::{
+        fixture::{S, WINDOW, sample},
+        *,
     };
-
-    fn sample(tenant: usize, at: Duration, ttft: Duration, outcome: Outcome) -> Sample {
-        Sample {
-            tenant,
-            scheduled: at,
-            sent: at,
-            events: vec![at + ttft, at + ttft + S / 10],
-            ended: at + ttft + S / 10,
-            usage: Some(Usage {
-                prompt_tokens: 10,
-                cached_tokens: 0,
-                completion_tokens: 20,
-            }),
-            outcome,
-            is_simulated: false,
-        }
-    }
-
-    fn known(values: impl IntoIterator<Item = u32>) -> Vec<Seen> {
-        let seen = |ms| Seen {
-            ms: f64::from(ms),
-            is_unfinished: false,
-        };
-        values.into_iter().map(seen).collect()
-    }
-
-    #[test]
-    fn percentiles_are_values_that_occurred() {
-        let times = Times::of(known((1..=200).rev()).into_iter());
-        let values = [times.p50, times.p95, times.p99, times.max].map(|q| q.ms.unwrap());
-        assert_eq!(values, [100.0, 190.0, 198.0, 200.0]);
-        assert_eq!(Times::of([].into_iter()).p99, Quantile::default());
-        assert_eq!(Times::of(known([7]).into_iter()).p50.ms, Some(7.0));
-    }
-
-    #[test]
-    fn unfinished_request_makes_percentiles_lower_bounds() {
-        let mut seen = known(1..=100);
-        seen[97].is_unfinished = true;
-        let times = Times::of(seen.into_iter());
-        assert!(!times.p50.at_least && !times.p95.at_least);
-        assert!(times.p99.at_least && times.max.at_least);
-    }
 
     #[test]
     fn request_that_never_got_a_token_counts_with_the_time_it_had() {
@@ -362,25 +217,5 @@ mod tests {
         let samples = [2, 3].map(|at| sample(0, at * S, S, refused.clone()));
         let service = Service::of(&[&samples], WINDOW, |_| true);
         assert_eq!(service.refused["429 requests_per_minute"], 2);
-    }
-
-    #[test]
-    fn jain_is_one_for_equals_and_a_share_for_a_monopoly() {
-        assert_eq!(jain(&[3.0, 3.0, 3.0]), Some(1.0));
-        assert_eq!(jain(&[5.0, 0.0, 0.0, 0.0]), Some(0.25));
-        assert_eq!(jain(&[0.0, 0.0]), None);
-    }
-
-    #[test]
-    fn jain_looks_at_each_window_by_itself() {
-        // Equal over ten seconds, and a monopoly in each half.
-        let samples = [
-            sample(0, 2 * S, S, Outcome::Ok),
-            sample(1, 7 * S, S, Outcome::Ok),
-        ];
-        let over = |step| jain_over(&samples, WINDOW, step, &[0, 1]).unwrap();
-        assert!((over(10 * S) - 1.0).abs() < 1e-9);
-        assert!((over(5 * S) - 0.5).abs() < 1e-9);
-        assert_eq!(jain_over(&samples, WINDOW, S, &[0]), None);
     }
 }

@@ -76,6 +76,38 @@ impl Default for Setup {
     }
 }
 
+impl Setup {
+    /// One model `m` (alias `short`) on somebody else's server.
+    fn model(&self) -> model::Params {
+        model::Params {
+            id: ModelId::from("m"),
+            names: vec!["m".to_owned(), "short".to_owned()],
+            engines: vec![(ModelId::from("m"), EngineKind::Attach)],
+            scheduling: Settings {
+                discipline: Discipline::Fair,
+                bounds: Bounds {
+                    requests: self.max_waiting,
+                    bytes: u64::MAX,
+                },
+                max_in_flight: self.max_running,
+                fair: FairSettings::new(Capacity {
+                    sequences: self.max_running as u64,
+                    headroom: 0,
+                    step_tokens: 2048,
+                    chunk_tokens: 2048,
+                    kv_tokens: None,
+                }),
+            },
+            queue_timeout: self.queue_timeout,
+            autostart: true,
+            is_pinned: false,
+            idle_ttl: None,
+            rate: residency::Rate::default(),
+            costs: Vec::new(),
+        }
+    }
+}
+
 impl Node {
     /// One model `m` (alias `short`), one named tenant `t`, ready to serve.
     async fn start(setup: Setup) -> Self {
@@ -99,34 +131,9 @@ impl Node {
             };
             let mut router = Router::new(below.clone(), unnamed);
             let id = TenantId::from("t");
-            let tenant = Tenant::named(id.clone(), setup.limits, me.clone());
+            let tenant = Tenant::named(id.clone(), setup.limits.clone(), me.clone());
             router.add_tenant(id, tenant.start());
-            let params = model::Params {
-                id: ModelId::from("m"),
-                names: vec!["m".to_owned(), "short".to_owned()],
-                engines: vec![(ModelId::from("m"), EngineKind::Attach)],
-                scheduling: Settings {
-                    discipline: Discipline::Fair,
-                    bounds: Bounds {
-                        requests: setup.max_waiting,
-                        bytes: u64::MAX,
-                    },
-                    max_in_flight: setup.max_running,
-                    fair: FairSettings::new(Capacity {
-                        sequences: setup.max_running as u64,
-                        headroom: 0,
-                        step_tokens: 2048,
-                        chunk_tokens: 2048,
-                        kv_tokens: None,
-                    }),
-                },
-                queue_timeout: setup.queue_timeout,
-                autostart: true,
-                is_pinned: false,
-                idle_ttl: None,
-                rate: residency::Rate::default(),
-                costs: Vec::new(),
-            };
+            let params = setup.model();
             let names = params.names.clone();
             let addr = Model::new(params, me, below).start();
             router.add_model(ModelEntry {

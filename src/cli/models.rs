@@ -77,7 +77,7 @@ fn table(status: &Status) -> Table {
 /// What all engines of a model share stands in the line of its first one.
 fn row(model: &Model, index: usize, engine: &Engine, gpu: &Gpu) -> [Cell; 12] {
     let resident = gpu.resident(&engine.engine);
-    let first = |text: String| (index == 0).then_some(text).unwrap_or_default();
+    let first = |text: String| if index == 0 { text } else { String::new() };
     let running = match model.engines.len() {
         1 => format!("{}/{}", model.running, model.max_running),
         _ => engine.occupancy.running.to_string(),

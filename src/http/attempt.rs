@@ -4,6 +4,7 @@ use actix_web::{HttpResponse, HttpResponseBuilder};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use kvwarden_actors::{Permit, gpu::engine::EngineKind};
+use kvwarden_policy::TenantId;
 
 use super::{
     Shared,
@@ -31,8 +32,10 @@ pub struct Attempt<'a> {
     pub shared: &'a Shared,
     /// The client to engines.
     pub engines: &'a Engines,
-    /// The tenant's part of the prefix cache.
-    pub salt: String,
+    /// Whose request it is.
+    pub tenant: &'a TenantId,
+    /// The client's own partition of its tenant's prefix cache.
+    pub salt: Option<String>,
 }
 
 /// An engine answers.
@@ -131,7 +134,8 @@ impl Attempt<'_> {
             ask.members.set("priority", &permit.tag());
         }
         if engine.salts_prefix_cache() {
-            ask.members.set("cache_salt", &self.salt);
+            let salt = self.shared.salts.of(self.tenant, self.salt.as_deref());
+            ask.members.set("cache_salt", &salt);
         }
         // A stream tells when the prefill is over and how many tokens came, which is what the fair
         // queue goes by, and every engine aborts it when the client hangs up.

@@ -130,7 +130,8 @@ impl Exchange {
             request_id: request_id(&self.request),
             shared: &self.shared,
             engines: &self.engines,
-            salt: self.shared.salts.of(&tenant, salt.as_deref()),
+            tenant: &tenant,
+            salt,
         };
         let reached = answered(&attempt, &mut ask, permit, record).await?;
         let is_streamed = ask.stream;

@@ -5,10 +5,10 @@ use std::{rc::Rc, time::Duration};
 use anyhow::Context as _;
 
 use super::{
+    SplitMix,
     client::{Target, Tenant, Trace},
     plan::Shot,
     prompt::Prompts,
-    rng::SplitMix,
 };
 
 /// Prompt tokens that the server counts for this many words, or for a prompt of this many tokens

@@ -186,6 +186,20 @@ fn file_of_nothing_but_defaults_has_them() {
     );
 }
 
+#[test]
+fn one_body_always_fits_what_may_be_held() {
+    let limits = load(&format!("[limits]\nmax_body = \"4GiB\"\n{MODEL}")).limits;
+    assert!(limits.max_bodies >= limits.max_body);
+    assert!(limits.max_bodies_per_tenant >= limits.max_body);
+    let (told, _) = told(&format!(
+        "[limits]\nmax_bodies_per_tenant = \"1MiB\"\n{MODEL}"
+    ));
+    assert_eq!(
+        told,
+        "limits.max_bodies_per_tenant: is less than limits.max_body"
+    );
+}
+
 proptest::proptest! {
     #[test]
     fn no_text_makes_a_reader_panic(text: String, yaml: bool) {

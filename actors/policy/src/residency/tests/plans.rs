@@ -252,9 +252,9 @@ fn the_larger_of_what_is_charged_and_what_is_measured_counts() {
     let mut ledger = Ledger::new([(gpu.clone(), limits)]);
     ledger.charge(&a, std::slice::from_ref(&gpu), 30);
     assert_eq!(ledger.taken(&gpu), 30);
-    ledger.measure(&gpu, Some(35), 2);
+    ledger.measure(&gpu, Some(35), Some(2));
     assert_eq!(ledger.taken(&gpu), 35);
-    ledger.measure(&gpu, None, 10);
+    ledger.measure(&gpu, None, Some(10));
     assert_eq!((ledger.taken(&gpu), ledger.charged(&a, &gpu)), (40, 30));
     ledger.release(&a);
     assert_eq!(ledger.taken(&gpu), 10);

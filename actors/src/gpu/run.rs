@@ -182,7 +182,7 @@ impl Run {
         let mut endpoint = Arc::new(handover.endpoint.clone());
         let mut work: Option<Work<'_>> = Some(match handover.standing {
             Standing::Starting => Box::pin(self.prove(handover.endpoint.clone(), launch)),
-            Standing::Serving | Standing::Away => Box::pin(still_works(endpoint.clone())),
+            Standing::Serving | Standing::Away => Box::pin(still_works(endpoint.clone(), launch)),
         });
         // Why we ended it ourselves, if we did.
         let mut cause: Option<End> = None;
@@ -340,9 +340,16 @@ impl Run {
 }
 
 /// An engine that served before proves that it still does.
-async fn still_works(endpoint: Arc<Endpoint>) -> Done {
-    let proof = Probe::new(&endpoint).still_works(STILL_WORKS).await;
-    Done::Proved(proof.map(|()| Endpoint::clone(&endpoint)))
+async fn still_works(endpoint: Arc<Endpoint>, launch: &Launch) -> Done {
+    if let Err(reason) = Probe::new(&endpoint).still_works(STILL_WORKS).await {
+        return Done::Proved(Err(reason));
+    }
+    // Which of them it may use does not belong to its start, and may have changed.
+    let rungs = rungs::supported(&endpoint, launch.flags.rungs).await;
+    Done::Proved(Ok(Endpoint {
+        rungs,
+        ..Endpoint::clone(&endpoint)
+    }))
 }
 
 /// Classes that forbid another start are read from the engine's output, which a prompt can reach

@@ -120,15 +120,25 @@ fn engine_that_nobody_adopts_ends_after_its_grace() {
 #[test]
 fn what_a_killed_shim_left_is_swept_by_the_next_start() {
     let home = tempfile::tempdir().expect("a directory");
-    // An engine that leaves a process in a session of its own.
+    // Passes for vLLM, and leaves a process in a session of its own.
     let script = home.path().join("engine.sh");
     let text = format!(
-        "#!/bin/sh\nsetsid sleep 3600 &\nexec {} sim-engine \"$@\"\n",
+        "#!/bin/sh\n\
+         setsid sleep 3600 &\n\
+         shift 2\n\
+         for arg; do\n\
+         shift\n\
+         case $arg in --enable-prompt-tokens-details|--enforce-eager) ;; *) set -- \"$@\" \"$arg\";; esac\n\
+         done\n\
+         exec {} sim-engine --preset tiny \"$@\"\n",
         kvwarden().display()
     );
     fs::write(&script, text).expect("a script is written");
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).expect("it is made executable");
-    let config = format!("{TINY}executable = \"{}\"\n", script.display());
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).expect("it is executable");
+    let config = format!(
+        "[[models]]\nid = \"m\"\nengine = \"vllm-cpu\"\nexecutable = \"{}\"\n",
+        script.display()
+    );
     let mut server = Server::start(&config);
     let sleeper = |server: &Server| {
         let all = server.processes().into_iter();

@@ -216,14 +216,7 @@ impl Launch {
             gpus: &[],
         };
         let Command { program, args, env } = self.command(start, []);
-        let all = (
-            &self.build,
-            program,
-            args,
-            env,
-            self.flags.rungs,
-            &self.gpus,
-        );
+        let all = (&self.build, program, args, env, &self.gpus);
         // It may hold secrets of the configuration's `env`, so their hash is all that is kept.
         let hash = Sha256::digest(format!("{all:?}"));
         hash.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -31,7 +31,8 @@
 //!   (a [`Permit`](kvwarden_actors::Permit)), and the HTTP task streams by itself.
 //! - Whoever drops a ticket or a permit gives back what it holds, so a client that hangs up frees
 //!   its place without any code for it.
-//! - Every engine is the child of a shim that kills its whole tree when kvwarden is gone.
+//! - Every engine is the child of a shim that kills its whole tree when kvwarden is gone and no other
+//!   adopts it in time.
 //! - Only an exact list of routes reaches an engine, and engines listen on loopback only, with a
 //!   key of their own per start.
 //! - Every queue, buffer and map that a client can grow has a limit in the configuration.

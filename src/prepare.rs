@@ -41,6 +41,8 @@ pub enum PrepareError {
 
 /// An engine to prepare.
 pub struct Wanted {
+    /// An earlier kvwarden left it running, and soon it will end.
+    pub is_running: bool,
     /// What the configuration says of it.
     pub config: ModelConfig,
     /// Its model.
@@ -61,8 +63,9 @@ impl Wanted {
 /// # Errors
 /// When no thread can be started.
 pub fn spawn(mut models: Vec<Wanted>, layout: Layout) -> std::io::Result<()> {
-    // Those that need nothing come first, so that they don't wait for others' downloads.
-    models.sort_by_key(|wanted| wanted.config.environment.is_some());
+    // Those that run already and those that need nothing come first, so that they don't wait for
+    // others' downloads.
+    models.sort_by_key(|wanted| !wanted.is_running && wanted.config.environment.is_some());
     let work = move || {
         for wanted in models {
             let config = &wanted.config;

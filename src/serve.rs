@@ -2,6 +2,7 @@
 //! here runs once per request.
 
 use std::{
+    fs::File,
     io::{self, Write as _},
     sync::Arc,
     time::Duration,
@@ -13,13 +14,18 @@ use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
 use anyhow::Context as _;
 use kvwarden_actors::{
     Gpu, Model, Router, Tenant, Witness,
-    gpu::{self, engine::EngineKind},
+    gpu::{
+        self,
+        engine::EngineKind,
+        orphans::{self, Orphan},
+    },
     model::{self, ModelState},
     protocol::{Drain, Roster},
     router::{ModelEntry, Unnamed},
     tenant,
 };
 use kvwarden_policy::{
+    ModelId,
     lifecycle::State,
     residency,
     scheduling::{Bounds, FairSettings, Group, Settings, TenantBounds},
@@ -57,16 +63,20 @@ const KILL_MARGIN: Duration = Duration::from_secs(10);
 pub fn run(config: &Config, layout: &Layout) -> anyhow::Result<()> {
     raise_descriptor_limit();
     make_private_dirs(layout)?;
+    let _only_one = lock(layout)?;
     actix_web::rt::System::new().block_on(serve(config, layout))
 }
 
 async fn serve(config: &Config, layout: &Layout) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     let control = Arbiter::new();
+    let configured = config.models.iter().map(|model| model.engine_name.clone());
+    let orphans = orphans::survey(&layout.run(), &configured.collect()).await?;
+    let running: Vec<ModelId> = orphans.iter().map(Orphan::engine).collect();
     let metrics = Arc::new(Metrics::register());
     let events = open_events(config, &metrics)?;
     let witness = Arc::new(Watch::new(&metrics, events.clone()));
-    let router = start_actors(config, layout, &control, witness)?;
+    let router = start_actors(config, layout, orphans, &control, witness)?;
     let shared = Shared::new(config, router.clone(), metrics, events.clone());
     let shared = Arc::new(shared);
     let (server, handle) = listen(config, shared)?;
@@ -74,7 +84,7 @@ async fn serve(config: &Config, layout: &Layout) -> anyhow::Result<()> {
     tracing::info!(listen = %config.listen, models = config.models.len(), "serving");
 
     let roster = router.send(Roster).await?;
-    prepare::spawn(to_prepare(config, &roster.models), layout.clone())?;
+    prepare::spawn(to_prepare(config, &roster.models, &running), layout.clone())?;
     let remembering = actix_web::rt::spawn(remember::keep(router.clone(), layout.clone()));
     let describing = events
         .clone()
@@ -111,6 +121,7 @@ fn open_events(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<Arc<
 fn start_actors(
     config: &Config,
     layout: &Layout,
+    orphans: Vec<Orphan>,
     control: &Arbiter,
     witness: Arc<dyn Witness>,
 ) -> anyhow::Result<Addr<Router>> {
@@ -124,12 +135,11 @@ fn start_actors(
             max_wait: config.max_wait,
             ..residency::Settings::default()
         },
-        // Engines end with us; adopting them at the next start is not supported yet.
-        orphan_grace: Duration::ZERO,
+        orphan_grace: config.limits.orphan_grace,
         max_saved_kv: config.limits.max_saved_kv,
         witness: witness.clone(),
     };
-    let gpu = Gpu::start_in_arbiter(&control.handle(), |_| Gpu::new(params));
+    let gpu = Gpu::start_in_arbiter(&control.handle(), |_| Gpu::new(params).inheriting(orphans));
     let config = config.clone();
     let memory = Memory::load(layout);
     let below = gpu.clone();
@@ -190,13 +200,18 @@ fn tenant_limits(limits: &TenantLimits, group: Option<&GroupConfig>) -> tenant::
 }
 
 /// Every engine, with the actor of its model: those are in the order of the configuration.
-fn to_prepare(config: &Config, models: &[Addr<Model>]) -> Vec<prepare::Wanted> {
+fn to_prepare(
+    config: &Config,
+    models: &[Addr<Model>],
+    running: &[ModelId],
+) -> Vec<prepare::Wanted> {
     let first = config.models.iter().filter(|model| !model.is_replica());
     let engines = first.zip(models).flat_map(|(model, actor)| {
         let engines = config.models.iter().filter(|engine| engine.id == model.id);
         engines
             .enumerate()
             .map(|(replica, engine)| prepare::Wanted {
+                is_running: running.contains(&engine.engine_name),
                 config: engine.clone(),
                 actor: actor.clone(),
                 replica,
@@ -423,6 +438,19 @@ pub(crate) fn raise_descriptor_limit() {
     if let Err(error) = raised {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
+}
+
+/// Two servers would take each other's engines for leftovers.
+fn lock(layout: &Layout) -> anyhow::Result<File> {
+    let path = layout.state.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    file.try_lock().with_context(|| {
+        format!(
+            "another kvwarden serves with the state directory {}; give this one its own with KVWARDEN_STATE_DIR",
+            layout.state.display()
+        )
+    })?;
+    Ok(file)
 }
 
 /// Sockets to shims and engines' logs are nobody else's.

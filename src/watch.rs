@@ -72,6 +72,7 @@ impl Watch {
             State::Fetching
             | State::Cold
             | State::Waiting { .. }
+            | State::Adopting
             | State::Starting { .. }
             | State::Ready
             | State::Draining { .. }

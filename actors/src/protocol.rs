@@ -149,6 +149,8 @@ pub struct Grant {
     pub order: u64,
     /// Where.
     pub devices: Vec<DeviceId>,
+    /// Take over the engine of that generation instead, which an earlier kvwarden left there.
+    pub inherited: Option<Generation>,
 }
 
 /// Gpu -> Router -> Model: others need the memory.
@@ -163,7 +165,7 @@ pub struct Reclaim {
     pub to: Rung,
 }
 
-/// Model -> Gpu: start this engine.
+/// Model -> Gpu: start this engine, or take it over if it was left running.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Spawn {

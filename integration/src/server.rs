@@ -94,8 +94,19 @@ impl Server {
         let ended = self.terminate();
         assert!(ended.status.success(), "{ended:?}");
         self.wait_until_nothing_is_left(GONE);
-        self.child = spawn(self.port, self.home.path(), config, &self.log);
+        self.start_again(config);
         self.wait_until_ready(READY);
+    }
+
+    /// Starts the server anew, after its end, with what it left behind and what still runs there.
+    pub fn start_again(&mut self, config: &str) {
+        self.child = spawn(self.port, self.home.path(), config, &self.log);
+    }
+
+    /// Kills it, as the kernel's OOM killer would, and waits for its end. Its engines stay.
+    pub fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        let _ = self.wait_for_end();
     }
 
     /// Waits until `/health` is 200.

@@ -41,7 +41,8 @@ pub(crate) fn state(state: State) -> Cell {
         State::Ready => cell.fg(Color::Green),
         State::Broken { .. } => cell.fg(Color::Red).add_attribute(Attribute::Bold),
         State::Backoff { .. } => cell.fg(Color::Yellow),
-        State::Starting { .. }
+        State::Adopting
+        | State::Starting { .. }
         | State::Waking { .. }
         | State::Verifying { .. }
         | State::Fetching

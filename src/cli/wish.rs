@@ -204,6 +204,7 @@ impl Goal {
             (
                 _,
                 State::Fetching
+                | State::Adopting
                 | State::Starting { .. }
                 | State::Draining { .. }
                 | State::Demoting { .. }

@@ -78,6 +78,8 @@ pub struct Limits {
     pub client_stall_timeout: Option<DurationText>,
     /// How long running answers may take to end after SIGTERM. Default: `"30s"`.
     pub drain_timeout: Option<DurationText>,
+    /// How long engines go on if kvwarden is killed or crashes; started again by then with the same models, it takes them over as they are. After SIGTERM they end anyway. `"0s"`: they end with it. Default: `"30s"`.
+    pub orphan_grace: Option<DurationText>,
     /// How many tenants that the file does not name may exist at once. Default: 1024.
     pub max_unnamed_tenants: Option<usize>,
     /// Disk for the KV that `llamacpp` models leave behind when they are unloaded, all models together; the oldest goes first. Default: `"16GiB"`.

@@ -136,6 +136,8 @@ pub struct Limits {
     pub client_stall_timeout: Duration,
     /// How long running answers may take to end after SIGTERM.
     pub drain_timeout: Duration,
+    /// How long engines outlive kvwarden if it dies without stopping them.
+    pub orphan_grace: Duration,
     /// How many tenants that the file does not name may exist at once.
     pub max_unnamed_tenants: usize,
     /// Bytes of disk for KV that unloaded models leave behind, all models together.

@@ -8,7 +8,7 @@
 //!    an orchestrator for `orphan_grace`, it ends the engine.
 //! 2. `Exited` means that the whole tree is gone, grandchildren in sessions of their own included.
 //! 3. The engine never waits for its log, and the log never fills memory or disk.
-//! 4. What the engine was given in secret is in no file, no argv and no log of ours.
+//! 4. What the engine was given in secret is in no argv, no log and no file that it writes.
 //!
 //! It runs on one thread, always: PDEATHSIG fires when the *thread* that forked ends (prctl(2)),
 //! and on one thread `umask` is no race. So nothing of tokio that needs its blocking pool.

@@ -1,13 +1,9 @@
 //! The state file: who runs here and how it ended, for the orchestrator that comes next.
 
-use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-};
+use std::{io, path::PathBuf};
 
 use kvwarden_actors::gpu::{
+    private,
     shim::{ShimExit, ShimRecord, ShimSpec},
     tree::ProcessId,
 };
@@ -51,22 +47,7 @@ impl RecordFile {
         self.write()
     }
 
-    /// A reader sees the old record or the new one, also after a power cut: contents reach the
-    /// disk before the name does, and the name before this returns.
     fn write(&self) -> io::Result<()> {
-        let dir = self.path.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(dir)?;
-        let mut fresh = self.path.clone().into_os_string();
-        fresh.push(".new");
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&fresh)?;
-        file.write_all(&serde_json::to_vec(&self.content)?)?;
-        file.sync_all()?;
-        fs::rename(&fresh, &self.path)?;
-        File::open(dir)?.sync_all()
+        private::write(&self.path, &serde_json::to_vec(&self.content)?)
     }
 }

@@ -10,6 +10,9 @@ pub mod child;
 mod collector;
 mod control;
 pub mod engine;
+pub mod handover;
+pub mod orphans;
+pub mod private;
 pub mod probe;
 mod run;
 pub mod rungs;
@@ -19,6 +22,7 @@ pub mod shim;
 pub mod snapshot;
 pub mod tree;
 pub mod vram;
+mod ward;
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
@@ -35,6 +39,7 @@ use crate::{
     protocol::{Demand, EngineGone, Enlist, Grant, Order, Pulse, Reclaim, Signal, Snapshot, Spawn},
 };
 
+use orphans::Orphan;
 pub use seats::Resident;
 use seats::Seats;
 
@@ -64,6 +69,8 @@ pub struct Gpu {
     params: Params,
     router: Option<WeakAddr<Router>>,
     engines: HashMap<ModelId, Running>,
+    /// Left by an earlier kvwarden, for models that are not prepared yet.
+    orphans: HashMap<ModelId, Orphan>,
     seats: Seats,
     reading: watch::Sender<vram::Reading>,
     vitals: Vitals,
@@ -102,11 +109,48 @@ impl Gpu {
     pub fn new(params: Params) -> Self {
         Self {
             engines: HashMap::new(),
+            orphans: HashMap::new(),
             seats: Seats::new(params.residency),
             params,
             router: None,
             reading: watch::Sender::new(vram::Reading::NotYet),
             vitals: Vitals::default(),
+        }
+    }
+
+    /// With engines that an earlier kvwarden left running.
+    #[must_use]
+    pub fn inheriting(mut self, orphans: Vec<Orphan>) -> Self {
+        for orphan in orphans {
+            self.seats.inherit(orphan.engine(), orphan.place());
+            self.orphans.insert(orphan.engine(), orphan);
+        }
+        self
+    }
+
+    /// Gives an engine that an earlier kvwarden left to its model.
+    fn bequeath(&mut self, engine: ModelId) {
+        let Some(orphan) = self.orphans.get(&engine) else {
+            return;
+        };
+        let router = self.router.as_ref().and_then(WeakAddr::upgrade);
+        if let Some(router) = router
+            && let Some((order, devices)) = self.seats.bequeath(&engine)
+        {
+            router.do_send(Grant {
+                engine,
+                order,
+                devices,
+                inherited: Some(orphan.generation()),
+            });
+        }
+    }
+
+    /// Engines whose models took too long to be prepared are ended by their shims.
+    fn forget_orphans(&mut self) {
+        for (engine, orphan) in self.orphans.extract_if(|_, orphan| !orphan.is_alive()) {
+            self.seats.disinherit(&engine);
+            actix::spawn(orphan.end());
         }
     }
 
@@ -125,6 +169,7 @@ impl Gpu {
                     engine,
                     order,
                     devices,
+                    inherited: None,
                 }),
                 seats::Order::Reclaim(to) => router.do_send(Reclaim { engine, order, to }),
             }
@@ -137,6 +182,7 @@ impl Actor for Gpu {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.run_interval(PULSE, |gpu, ctx| {
+            gpu.forget_orphans();
             gpu.plan();
             ctx.address().do_send(Pulse(Instant::now()));
         });
@@ -160,7 +206,9 @@ impl Handler<Enlist> for Gpu {
 
     fn handle(&mut self, Enlist { engine, needs }: Enlist, _: &mut Context<Self>) {
         self.vitals.handled();
-        self.seats.enlist(engine, needs, Instant::now().into_std());
+        let now = Instant::now().into_std();
+        self.seats.enlist(engine.clone(), needs, now);
+        self.bequeath(engine);
     }
 }
 
@@ -189,6 +237,8 @@ impl Handler<Spawn> for Gpu {
         let run = run::Run {
             params: self.params.clone(),
             gpus: self.reading.borrow().names(&spawn.devices),
+            bytes: self.seats.charged(&spawn.engine),
+            orphan: self.orphans.remove(&spawn.engine),
             spawn,
             gpu: ctx.address(),
             readings: self.reading.subscribe(),

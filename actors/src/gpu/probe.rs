@@ -45,14 +45,28 @@ impl<'a> Probe<'a> {
     /// # Errors
     /// What went wrong, in a sentence.
     pub(super) async fn canary(&self) -> Result<Canary, String> {
+        self.canary_within(FIRST_TOKEN).await
+    }
+
+    /// Whether an engine that was proved before still computes. Not what: it may be busy, and what
+    /// it computes beside other work may differ in the last digit.
+    ///
+    /// # Errors
+    /// What is wrong, in a sentence.
+    pub(super) async fn still_works(&self, within: Duration) -> Result<(), String> {
+        let canary = self.canary_within(within).await?;
+        if canary.is_some() != self.endpoint.canary.is_some() {
+            return Err("it does not take its canary any more".to_owned());
+        }
+        Ok(())
+    }
+
+    async fn canary_within(&self, within: Duration) -> Result<Canary, String> {
         let body = json!({
             "model": self.endpoint.served_name,
             "prompt": "Hi", "max_tokens": TOKENS, "temperature": 0,
         });
-        let answer = self
-            .control
-            .post("/v1/completions", &body, FIRST_TOKEN)
-            .await;
+        let answer = self.control.post("/v1/completions", &body, within).await;
         match answer {
             Ok(answer) => Ok(answer["choices"][0]["text"].as_str().map(str::to_owned)),
             Err(ControlError::Refused { status, .. }) if !status.is_server_error() => Ok(None),

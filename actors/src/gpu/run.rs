@@ -1,13 +1,10 @@
 //! The life of one engine: spawn it, see it become ready, see it end. One task per engine, which
 //! owns the connection to its shim; nobody else stops it.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use actix::{Addr, Recipient};
-use kvwarden_policy::{
-    failure::FailureClass,
-    lifecycle::{Phase, Rungs},
-};
+use kvwarden_policy::{failure::FailureClass, lifecycle::Phase};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -15,18 +12,28 @@ use tokio::{
 
 use super::{
     Gpu, Params, attached,
-    child::Child,
     collector::Collector,
-    engine::{Endpoint, EngineSpec, Launch, Start},
+    engine::{Endpoint, EngineSpec, Launch},
+    handover::Standing,
+    orphans::{self, Orphan},
     probe::Probe,
     rungs,
     seats::Needs,
     shift::Shifter,
-    shim::{ShimEvent, ShimSpec},
+    shim::ShimEvent,
     snapshot::{self, Shelf},
     vram::Reading,
+    ward::Ward,
 };
 use crate::protocol::{EngineGone, EngineNews, News, Order, Spawn};
+
+/// How long an engine that served may take to prove that it still does. It may be busy with what the
+/// clients of an earlier kvwarden left in it.
+const STILL_WORKS: Duration = Duration::from_secs(20);
+
+/// What an engine that does not work gets between SIGTERM and SIGKILL: time to give back what the
+/// kernel does not, such as files in /dev/shm.
+const BROKEN_GRACE: Duration = Duration::from_secs(2);
 
 /// One engine to run.
 pub(super) struct Run {
@@ -34,6 +41,10 @@ pub(super) struct Run {
     pub(super) spawn: Spawn,
     /// What CUDA calls the devices it was given.
     pub(super) gpus: Vec<String>,
+    /// What it is charged for on each device.
+    pub(super) bytes: u64,
+    /// What an earlier kvwarden left of it.
+    pub(super) orphan: Option<Orphan>,
     pub(super) gpu: Addr<Gpu>,
     pub(super) readings: watch::Receiver<Reading>,
 }
@@ -86,6 +97,15 @@ impl End {
             log_tail: Vec::new(),
         }
     }
+
+    /// How long an engine may take to end for this reason.
+    fn grace(&self, launch: &Launch) -> Duration {
+        if self.class == FailureClass::Canary {
+            BROKEN_GRACE.min(launch.stop_grace)
+        } else {
+            launch.stop_grace
+        }
+    }
 }
 
 impl Run {
@@ -129,87 +149,69 @@ impl Run {
             return End::new(FailureClass::NotInstalled, reason);
         }
         let _collector = Collector::of(launch);
-        let port = match free_port() {
-            Ok(port) => port,
-            Err(error) => {
-                return End::new(
-                    FailureClass::Crashed,
-                    format!("no free loopback port: {error}"),
-                );
+        let ward = match &self.orphan {
+            Some(orphan) if orphan.generation() == self.spawn.generation => {
+                self.adopt(orphan, launch).await
             }
+            Some(orphan) => {
+                orphan.clone().end().await;
+                self.start(launch).await
+            }
+            None => self.start(launch).await,
         };
-        let key = random_hex();
-        let start = Start {
-            port,
-            key: &key,
-            gpus: &self.gpus,
-        };
-        let spec = self.shim_spec(launch, start);
-        let (record, token) = (spec.record.clone(), spec.token.clone());
-        let child = match Child::start(&self.params.shim, spec).await {
-            Ok(child) => child,
-            Err(error) => return End::new(FailureClass::NotInstalled, error.to_string()),
-        };
-        let endpoint = Endpoint {
-            model: self.spawn.engine.clone(),
-            kind: launch.kind,
-            generation: self.spawn.generation,
-            base: format!("http://127.0.0.1:{port}"),
-            api_key: Some(key),
-            served_name: launch.served_name.clone(),
-            rungs: Rungs::default(),
-            canary: None,
-        };
-        let end = self.follow(child, &token, endpoint, launch, orders).await;
-        // It is about an engine of which nothing is left.
-        let _ = std::fs::remove_file(record);
-        end
+        match ward {
+            Ok(ward) => {
+                let record = ward.record.clone();
+                let end = self.follow(ward, launch, orders).await;
+                orphans::forget(&record);
+                end
+            }
+            Err(end) => end,
+        }
     }
 
-    async fn follow(
-        &self,
-        mut child: Child,
-        token: &str,
-        endpoint: Endpoint,
-        launch: &Launch,
-        orders: &mut Orders,
-    ) -> End {
+    async fn follow(&self, ward: Ward, launch: &Launch, orders: &mut Orders) -> End {
+        let Ward {
+            mut child,
+            token,
+            record,
+            mut handover,
+        } = ward;
         let deadline = Instant::now() + launch.start_timeout;
         let mut stage = Stage::Starting;
-        let mut work: Option<Work<'_>> = Some(Box::pin(self.prove(endpoint.clone(), launch)));
-        let mut endpoint = Arc::new(endpoint);
+        let mut endpoint = Arc::new(handover.endpoint.clone());
+        let mut work: Option<Work<'_>> = Some(match handover.standing {
+            Standing::Starting => Box::pin(self.prove(handover.endpoint.clone(), launch)),
+            Standing::Serving | Standing::Away => Box::pin(still_works(endpoint.clone(), launch)),
+        });
         // Why we ended it ourselves, if we did.
         let mut cause: Option<End> = None;
         loop {
             let end = tokio::select! {
-                event = child.next_event() => match event {
-                    Some(ShimEvent::Started { pid }) => {
-                        self.tell(News::Progressed { phase: Phase::Loading, pid: Some(pid) });
+                event = child.next_event() => match (self.heard(event, stage), cause) {
+                    (None, before) => {
+                        cause = before;
                         continue;
                     }
-                    Some(ShimEvent::Failed { reason }) => {
-                        return End::new(FailureClass::NotInstalled, reason);
-                    }
-                    Some(ShimEvent::Exited { code, signal, class, log_tail }) => {
-                        let is_starting = stage == Stage::Starting;
-                        let class = if is_starting { class } else { after_ready(class) };
-                        let reason = describe(class, code, signal, &log_tail);
-                        let end = cause.unwrap_or_else(|| End::new(class, reason));
-                        return End { log_tail, ..end };
-                    }
-                    None => return cause.unwrap_or_else(|| {
-                        End::new(FailureClass::Killed, "the engine's shim was killed")
-                    }),
+                    (Some(end), Some(cause)) => return End { log_tail: end.log_tail, ..cause },
+                    (Some(end), None) => return end,
                 },
                 done = done(&mut work), if cause.is_none() => match done {
                     Done::Proved(Ok(proved)) => {
                         stage = Stage::Serving;
                         endpoint = Arc::new(proved);
+                        handover.endpoint = Endpoint::clone(&endpoint);
+                        handover.standing = Standing::Serving;
+                        self.note(&record, &handover).await;
                         self.tell(News::Ready(endpoint.clone()));
                         continue;
                     }
                     Done::Proved(Err(reason)) => End::new(FailureClass::Canary, reason),
                     Done::Shifted(news) => {
+                        if matches!(news, News::Verified) {
+                            handover.standing = Standing::Serving;
+                            self.note(&record, &handover).await;
+                        }
                         self.tell(news);
                         continue;
                     }
@@ -222,26 +224,75 @@ impl Run {
                     End::new(FailureClass::StartTimeout, reason)
                 }
                 order = orders.recv(), if stage != Stage::Parting && cause.is_none() => {
-                    let endpoint = endpoint.clone();
-                    let shifter = self.shifter(endpoint.clone(), token);
-                    work = match (order, stage) {
-                        (Some(Order::Shift(what)), _) => Some(Box::pin(async move {
-                            Done::Shifted(shifter.shift(what).await)
-                        })),
-                        (Some(Order::Stop) | None, Stage::Serving) => {
-                            stage = Stage::Parting;
-                            Some(Box::pin(self.part(endpoint, launch)))
-                        }
-                        (Some(Order::Stop) | None, Stage::Starting | Stage::Parting) => {
-                            Some(Box::pin(std::future::ready(Done::Parted)))
-                        }
-                    };
+                    handover.standing = Standing::Away;
+                    self.note(&record, &handover).await;
+                    work = Some(self.obey(order, &mut stage, &endpoint, &token, launch));
                     continue;
                 }
             };
             work = None;
+            child.stop(end.grace(launch));
             cause = Some(end);
-            child.stop(launch.stop_grace);
+        }
+    }
+
+    /// How the engine ended, if that is what its shim says.
+    fn heard(&self, event: Option<ShimEvent>, stage: Stage) -> Option<End> {
+        match event {
+            Some(ShimEvent::Started { pid }) => {
+                let (phase, pid) = (Phase::Loading, Some(pid));
+                self.tell(News::Progressed { phase, pid });
+                None
+            }
+            Some(ShimEvent::Failed { reason }) => {
+                Some(End::new(FailureClass::NotInstalled, reason))
+            }
+            Some(ShimEvent::Exited {
+                code,
+                signal,
+                class,
+                log_tail,
+            }) => {
+                let is_starting = stage == Stage::Starting;
+                let class = if is_starting {
+                    class
+                } else {
+                    after_ready(class)
+                };
+                Some(End {
+                    reason: describe(class, code, signal, &log_tail),
+                    class,
+                    log_tail,
+                })
+            }
+            None => Some(End::new(
+                FailureClass::Killed,
+                "the engine's shim was killed",
+            )),
+        }
+    }
+
+    /// The work that an order makes.
+    fn obey<'a>(
+        &'a self,
+        order: Option<Order>,
+        stage: &mut Stage,
+        endpoint: &Arc<Endpoint>,
+        token: &str,
+        launch: &'a Launch,
+    ) -> Work<'a> {
+        match (order, *stage) {
+            (Some(Order::Shift(what)), _) => {
+                let shifter = self.shifter(endpoint.clone(), token);
+                Box::pin(async move { Done::Shifted(shifter.shift(what).await) })
+            }
+            (Some(Order::Stop) | None, Stage::Serving) => {
+                *stage = Stage::Parting;
+                Box::pin(self.part(endpoint.clone(), launch))
+            }
+            (Some(Order::Stop) | None, Stage::Starting | Stage::Parting) => {
+                Box::pin(std::future::ready(Done::Parted))
+            }
         }
     }
 
@@ -286,31 +337,19 @@ impl Run {
         }
         Done::Parted
     }
+}
 
-    fn shim_spec(&self, launch: &Launch, start: Start<'_>) -> ShimSpec {
-        let command = launch.command(start, std::env::vars());
-        let token = random_hex();
-        // Short, since the path of a Unix socket ends at 107 bytes.
-        let short = &token[..8];
-        let Params {
-            run_dir,
-            log_dir,
-            orphan_grace,
-            ..
-        } = &self.params;
-        ShimSpec {
-            model: self.spawn.engine.to_string(),
-            generation: self.spawn.generation.0,
-            program: command.program,
-            args: command.args,
-            env: command.env,
-            socket: run_dir.join(format!("{short}.sock")),
-            record: run_dir.join(format!("{short}.json")),
-            log: log_dir.join(log_name(self.spawn.engine.as_str())),
-            orphan_grace: *orphan_grace,
-            token,
-        }
+/// An engine that served before proves that it still does.
+async fn still_works(endpoint: Arc<Endpoint>, launch: &Launch) -> Done {
+    if let Err(reason) = Probe::new(&endpoint).still_works(STILL_WORKS).await {
+        return Done::Proved(Err(reason));
     }
+    // Which of them it may use does not belong to its start, and may have changed.
+    let rungs = rungs::supported(&endpoint, launch.flags.rungs).await;
+    Done::Proved(Ok(Endpoint {
+        rungs,
+        ..Endpoint::clone(&endpoint)
+    }))
 }
 
 /// Classes that forbid another start are read from the engine's output, which a prompt can reach
@@ -321,31 +360,6 @@ fn after_ready(class: FailureClass) -> FailureClass {
     } else {
         class
     }
-}
-
-/// A loopback port that was free a moment ago. Another process may take it before the engine does;
-/// then the engine ends with [`FailureClass::PortInUse`] and its next start gets another.
-fn free_port() -> std::io::Result<u16> {
-    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?
-        .local_addr()?
-        .port())
-}
-
-/// 128 random bits.
-fn random_hex() -> String {
-    format!("{:032x}", rand::random::<u128>())
-}
-
-fn log_name(model: &str) -> String {
-    let safe = |c: char| {
-        if c.is_ascii_alphanumeric() || "._-".contains(c) {
-            c
-        } else {
-            '_'
-        }
-    };
-    let name: String = model.chars().map(safe).collect();
-    format!("{name}.log")
 }
 
 fn describe(

@@ -87,7 +87,12 @@ pub(super) struct Seats {
     seats: BTreeMap<ModelId, Seat>,
     orders: u64,
     plan: Plan,
+    /// What engines of an earlier kvwarden hold, until their models say more.
+    inherited: BTreeMap<ModelId, Place>,
 }
+
+/// Where an engine is, and how much of each of these devices it has.
+type Place = (Vec<DeviceId>, u64);
 
 #[derive(Clone, Copy, Debug)]
 struct Size {
@@ -163,6 +168,40 @@ impl Seats {
             (id.clone(), limits)
         });
         self.ledger = Ledger::new(limits);
+        for (engine, (devices, bytes)) in &self.inherited {
+            self.ledger.charge(engine, devices, *bytes);
+        }
+    }
+
+    /// An engine of an earlier kvwarden is at this place.
+    pub(super) fn inherit(&mut self, engine: ModelId, (devices, bytes): Place) {
+        self.ledger.charge(&engine, &devices, bytes);
+        self.inherited.insert(engine, (devices, bytes));
+    }
+
+    /// It ended before its model was there.
+    pub(super) fn disinherit(&mut self, engine: &ModelId) {
+        self.inherited.remove(engine);
+        if !self.seats.contains_key(engine) {
+            self.ledger.release(engine);
+        }
+    }
+
+    /// Gives an inherited engine to its model: the number of this order, and where it is.
+    pub(super) fn bequeath(&mut self, engine: &ModelId) -> Option<(u64, Vec<DeviceId>)> {
+        let (devices, _) = self.inherited.get(engine)?;
+        let seat = self.seats.get_mut(engine)?;
+        self.orders += 1;
+        seat.order = self.orders;
+        seat.devices.clone_from(devices);
+        Some((self.orders, devices.clone()))
+    }
+
+    /// Bytes an engine is charged for on each of its devices.
+    pub(super) fn charged(&self, engine: &ModelId) -> u64 {
+        let seat = self.seats.get(engine);
+        let device = seat.and_then(|seat| seat.devices.first());
+        device.map_or(0, |device| self.ledger.charged(engine, device))
     }
 
     /// Nothing starts on a GPU that does not answer.
@@ -319,12 +358,11 @@ impl Seats {
         };
         let resident = |(engine, seat): (&ModelId, &Seat)| {
             let model = seat.as_model(engine, &self.devices);
-            let bytes = seat.devices.first();
             Resident {
                 engine: engine.clone(),
                 rung: seat.rung,
                 devices: seat.devices.clone(),
-                bytes: bytes.map_or(0, |device| self.ledger.charged(engine, device)),
+                bytes: self.charged(engine),
                 rate: model.rate,
                 value: value::value(&model, Rung::Cold, &self.settings),
                 is_pinned: model.is_pinned,

@@ -94,7 +94,8 @@ pub enum ShimCommand {
 }
 
 /// What a shim leaves on disk, replaced atomically and fsynced: the next orchestrator adopts by it
-/// and sweeps by it. It holds no secret: neither environment nor arguments.
+/// and sweeps by it. It holds no secret: neither environment nor arguments. What it takes to use the
+/// engine is in the [`Handover`](super::handover::Handover) beside it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShimRecord {
     /// The model's canonical name.

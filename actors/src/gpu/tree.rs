@@ -49,6 +49,13 @@ impl ProcessId {
         Some(Self { pid, start })
     }
 
+    /// Whether it still runs.
+    #[must_use]
+    pub fn is_alive(self) -> bool {
+        let entry = read_entry(self.pid).ok().flatten();
+        entry.is_some_and(|entry| entry.start == self.start && !entry.dead)
+    }
+
     /// SIGKILL, unless the pid has gone to another process.
     pub fn kill(self) {
         let pidfd = pidfd_open(self.pid);

@@ -33,7 +33,11 @@ impl Model {
         }
         match effect {
             Effect::None | Effect::Demand => {}
-            Effect::Spawn(generation) => self.spawn(at, generation, ctx),
+            Effect::Spawn(generation) => {
+                self.replicas[at].record.spawned();
+                self.spawn(at, generation, ctx);
+            }
+            Effect::Adopt(generation) => self.spawn(at, generation, ctx),
             Effect::Drain => self.drained(at, ctx),
             Effect::Demote(to) => {
                 let from = before.rung().unwrap_or(Rung::Ready);
@@ -58,11 +62,10 @@ impl Model {
     }
 
     fn spawn(&mut self, at: usize, generation: Generation, ctx: &Context<Self>) {
-        let replica = &mut self.replicas[at];
+        let replica = &self.replicas[at];
         let Some(spec) = replica.spec.clone() else {
             return;
         };
-        replica.record.spawned();
         self.gpu.do_send(Spawn {
             engine: replica.engine.clone(),
             generation,
@@ -98,6 +101,7 @@ impl Model {
             .iter()
             .any(|replica| match replica.life.state() {
                 State::Ready
+                | State::Adopting
                 | State::Waiting { .. }
                 | State::Starting { .. }
                 | State::Waking { .. }
@@ -136,6 +140,7 @@ impl Model {
             State::Fetching
             | State::Cold
             | State::Waiting { .. }
+            | State::Adopting
             | State::Starting { .. }
             | State::Ready
             | State::Draining { .. }
@@ -167,7 +172,9 @@ impl Model {
         replica.audit = None;
         replica.waiting = None;
         replica.record.gone();
-        if replica.life.state() != State::Stopping {
+        if replica.life.state() == State::Adopting {
+            tracing::info!(engine = %replica.engine, reason, "not adopted");
+        } else if replica.life.state() != State::Stopping {
             tracing::warn!(engine = %replica.engine, ?class, reason, "engine ended");
             replica.record.failed(reason, log_tail);
         }
@@ -223,7 +230,8 @@ impl Handler<Grant> for Model {
             let replica = &mut self.replicas[at];
             replica.order = grant.order;
             replica.devices = grant.devices;
-            self.happen(at, Event::Granted, ctx);
+            let event = grant.inherited.map_or(Event::Granted, Event::Inherited);
+            self.happen(at, event, ctx);
             self.demand(at);
         }
     }

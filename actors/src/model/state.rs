@@ -25,6 +25,8 @@ const MAX_RECENT_STARTS: usize = 16;
 pub struct Record {
     /// Engine starts that succeeded.
     pub starts: u64,
+    /// Engines taken over from an earlier kvwarden.
+    pub adoptions: u64,
     /// Engine ends that nobody asked for.
     pub failures: u64,
     /// Times the planner took its memory, in whole or in part.
@@ -71,16 +73,19 @@ impl Record {
         self.pid = pid.or(self.pid);
     }
 
-    /// The start succeeded.
+    /// The start succeeded; where none began, an engine was adopted.
     pub(super) fn started(&mut self) {
-        let took = self.spawned_at.take().map(|at| at.elapsed());
+        self.is_failing = false;
+        self.note = None;
+        let Some(at) = self.spawned_at.take() else {
+            self.adoptions += 1;
+            return;
+        };
         if self.recent_starts.len() >= MAX_RECENT_STARTS {
             self.recent_starts.pop_front();
         }
-        self.recent_starts.extend(took);
+        self.recent_starts.push_back(at.elapsed());
         self.starts += 1;
-        self.is_failing = false;
-        self.note = None;
     }
 
     /// The engine's process ended.

@@ -8,8 +8,6 @@ use serde_json::Value;
 
 use crate::{CHAT, SLOW, TINY, chat, endless, streamed, streams::assert_one_error_at_the_end};
 
-/// What an orphaned engine may live on, and a machine that compiles may add.
-const ORPHAN: Duration = Duration::from_secs(45);
 const SOON: Duration = Duration::from_secs(15);
 
 fn health(server: &Server) -> (u16, Value) {
@@ -215,14 +213,13 @@ fn engine_that_ignores_sigterm_is_killed_after_its_grace() {
 
 #[test]
 fn sigkill_of_kvwarden_leaves_no_process() {
-    let mut server = Server::start(TINY);
+    let mut server = Server::start(&format!("[limits]\norphan_grace = \"0s\"\n{TINY}"));
     assert!(
         server.processes().len() >= 3,
         "kvwarden, shim and engine carry the mark"
     );
-    server.signal(Signal::SIGKILL);
-    let _ = server.wait_for_end();
-    server.wait_until_nothing_is_left(ORPHAN);
+    server.kill();
+    server.wait_until_nothing_is_left(SOON);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The whole surface against the simulated engine: fast, and the same on every machine.
 
+mod adoption;
 mod answers;
 mod caps;
 mod fairness;

@@ -144,6 +144,10 @@ fn limits(limits: &file::Limits, report: &mut Report) -> Limits {
         drain_timeout: limits
             .drain_timeout
             .map_or(Duration::from_secs(30), |text| text.0),
+        // And here: they end with it.
+        orphan_grace: limits
+            .orphan_grace
+            .map_or(Duration::from_secs(30), |text| text.0),
         max_in_flight: limits.max_in_flight.unwrap_or(16_384),
         max_body,
         max_bodies,

@@ -7,6 +7,8 @@
 //!   │   └─▶ Waking ──▶ Verifying ───────┘                          ▼             ▼
 //!   └──────── Wanted ───────── Cold ◀── Exited ──────────────── Stopping ◀──── Asleep
 //! ```
+//! An engine that an earlier kvwarden left running goes from Cold through Adopting to Ready, or it
+//! ends and is started anew.
 //!
 //! Every start has its [`Generation`]; the shell drops messages of older ones before they come
 //! here. The machine never spawns or stops anything: it answers with an [`Effect`].
@@ -113,12 +115,13 @@ impl Lifecycle {
     )]
     pub fn on(&mut self, event: Event, now: Instant, entropy: u64) -> Effect {
         use Event::{
-            DemoteFailed, Demoted, Drained, Exited, FetchFailed, Fetched, Granted, Pin, Progressed,
-            Reclaim, RetryDue, Sleep, Unwanted, Verified, VerifyFailed, WakeFailed, Wanted, Woken,
+            DemoteFailed, Demoted, Drained, Exited, FetchFailed, Fetched, Granted, Inherited, Pin,
+            Progressed, Reclaim, RetryDue, Sleep, Unwanted, Verified, VerifyFailed, WakeFailed,
+            Wanted, Woken,
         };
         use State::{
-            Asleep, Backoff, Broken, Cold, Demoting, Draining, Fetching, Ready, Starting, Stopping,
-            Verifying, Waiting, Waking,
+            Adopting, Asleep, Backoff, Broken, Cold, Demoting, Draining, Fetching, Ready, Starting,
+            Stopping, Verifying, Waiting, Waking,
         };
         match (self.state, event) {
             (Fetching, Fetched) => self.go(Cold, Effect::None),
@@ -129,9 +132,17 @@ impl Lifecycle {
             (Asleep { rung }, Wanted) => self.go(Waiting { from: rung }, Effect::Demand),
             (Waiting { from: Rung::Cold }, Granted) => self.spawn(),
             (Waiting { from }, Granted) => self.go(Waking { from }, Effect::Wake(from)),
+            (Cold | Waiting { from: Rung::Cold }, Inherited(generation))
+                if generation > self.generation =>
+            {
+                self.generation = generation;
+                self.go(Adopting, Effect::Adopt(generation))
+            }
             (Starting { .. }, Progressed(phase)) => self.go(Starting { phase }, Effect::None),
             (Waking { from }, Woken) => self.go(Verifying { from }, Effect::Verify),
-            (Starting { .. } | Verifying { .. }, Verified) => self.go(Ready, Effect::None),
+            (Adopting | Starting { .. } | Verifying { .. }, Verified) => {
+                self.go(Ready, Effect::None)
+            }
             (Waking { from }, WakeFailed) | (Verifying { from }, VerifyFailed) => {
                 self.bar(from);
                 self.stop()
@@ -167,7 +178,7 @@ impl Lifecycle {
             }
             (Waiting { from: Rung::Cold } | Cold, Unwanted) => self.rest(Rung::Cold),
             (
-                Starting { .. } | Waking { .. } | Verifying { .. } | Demoting { .. },
+                Adopting | Starting { .. } | Waking { .. } | Verifying { .. } | Demoting { .. },
                 Unwanted | Sleep { to: Rung::Cold },
             )
             | (Waiting { .. } | Ready | Draining { .. } | Asleep { .. }, Unwanted) => self.stop(),
@@ -175,6 +186,9 @@ impl Lifecycle {
                 self.retry_at = None;
                 self.rest(Rung::Cold)
             }
+
+            // What was left running could not be used. It served until now, so it shall again.
+            (Adopting, Exited(_)) => self.go(Waiting { from: Rung::Cold }, Effect::Demand),
 
             // The engine's end is a failure where it served or was about to. On its way down, and
             // down, nobody loses by it.
@@ -209,6 +223,7 @@ impl Lifecycle {
             | (
                 Fetching
                 | Cold
+                | Adopting
                 | Starting { .. }
                 | Demoting { .. }
                 | Waking { .. }
@@ -221,6 +236,7 @@ impl Lifecycle {
             | (
                 Fetching
                 | Cold
+                | Adopting
                 | Starting { .. }
                 | Demoting { .. }
                 | Waking { .. }
@@ -235,8 +251,9 @@ impl Lifecycle {
             // any more, the progress of what was given up.
             (
                 _,
-                Fetched | FetchFailed(_) | Wanted | Granted | Progressed(_) | Woken | WakeFailed
-                | Verified | VerifyFailed | Drained | Demoted | DemoteFailed | RetryDue,
+                Fetched | FetchFailed(_) | Wanted | Granted | Inherited(_) | Progressed(_) | Woken
+                | WakeFailed | Verified | VerifyFailed | Drained | Demoted | DemoteFailed
+                | RetryDue,
             ) => Effect::None,
         }
     }

@@ -20,6 +20,8 @@ pub enum State {
         /// Where it waits: cold, or asleep.
         from: Rung,
     },
+    /// An earlier kvwarden left its engine running; one token is asked for to prove it.
+    Adopting,
     /// Its engine is starting.
     Starting {
         /// How far it got.
@@ -92,6 +94,8 @@ pub enum Event {
     Wanted,
     /// The GPU gave it a place.
     Granted,
+    /// An earlier kvwarden left an engine of it running: its start of that generation.
+    Inherited(Generation),
     /// The start got further.
     Progressed(Phase),
     /// The engine woke.
@@ -139,6 +143,8 @@ pub enum Effect {
     Demand,
     /// Start an engine of this generation.
     Spawn(Generation),
+    /// Take over the engine of this generation, or end it.
+    Adopt(Generation),
     /// Let nobody in; say [`Event::Drained`] when nobody runs, at once if nobody does.
     Drain,
     /// Tell the engine to go to sleep this deep.
@@ -171,7 +177,8 @@ impl State {
             Self::Fetching | Self::Cold | Self::Backoff { .. } | Self::Broken { .. } => {
                 Some(Rung::Cold)
             }
-            Self::Starting { .. }
+            Self::Adopting
+            | Self::Starting { .. }
             | Self::Draining { .. }
             | Self::Demoting { .. }
             | Self::Waking { .. }
@@ -193,6 +200,7 @@ impl fmt::Display for State {
             Self::Fetching => f.write_str("fetching"),
             Self::Cold => f.write_str("cold"),
             Self::Waiting { .. } => f.write_str("waiting for a place"),
+            Self::Adopting => f.write_str("being adopted"),
             Self::Starting {
                 phase: Phase::Spawned,
             } => f.write_str("starting"),

@@ -83,6 +83,41 @@ fn crash_loop_breaks_and_gets_one_more_try_after_the_cool_down() {
     assert_eq!(life.on(Event::RetryDue, epoch(), 0), Effect::Demand);
 }
 
+#[test]
+fn an_inherited_engine_serves_without_a_start_and_the_next_start_is_above_it() {
+    let (mut life, effect) = after(&[
+        Event::Fetched,
+        Event::Wanted,
+        Event::Inherited(Generation(7)),
+    ]);
+    assert_eq!(
+        (life.state(), effect),
+        (State::Adopting, Effect::Adopt(Generation(7)))
+    );
+    assert_eq!(life.on(Event::Granted, epoch(), 0), Effect::None);
+    assert_eq!(life.on(Event::Verified, epoch(), 0), Effect::None);
+    assert_eq!(life.state(), State::Ready);
+    life.on(Event::Exited(FailureClass::Crashed), epoch(), 0);
+    life.on(Event::RetryDue, epoch(), 0);
+    assert_eq!(
+        life.on(Event::Granted, epoch(), 0),
+        Effect::Spawn(Generation(8))
+    );
+}
+
+#[test]
+fn an_inherited_engine_that_cannot_be_used_is_no_failure_and_another_starts() {
+    let (mut life, _) = after(&[Event::Fetched, Event::Inherited(Generation(7))]);
+    let effect = life.on(Event::Exited(FailureClass::Canary), epoch(), 0);
+    assert_eq!(effect, Effect::Demand);
+    assert_eq!(
+        life.on(Event::Granted, epoch(), 0),
+        Effect::Spawn(Generation(8))
+    );
+    let (mut life, _) = after(&[Event::Fetched, Event::Inherited(Generation(7))]);
+    assert_eq!(life.on(Event::Unwanted, epoch(), 0), Effect::Stop);
+}
+
 fn asleep_at(rung: Rung) -> Lifecycle {
     let (mut life, _) = after(&TO_READY);
     life.supports(Rungs::default().with(rung));
@@ -160,6 +195,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Fetched),
         3 => Just(Event::Wanted),
         3 => Just(Event::Granted),
+        1 => (1..9_u64).prop_map(|n| Event::Inherited(Generation(n))),
         1 => Just(Event::Progressed(Phase::Loading)),
         3 => Just(Event::Woken),
         1 => Just(Event::WakeFailed),
@@ -199,7 +235,7 @@ impl World {
         }
         let effect = life.on(event, epoch(), 0);
         match effect {
-            Effect::Spawn(generation) => {
+            Effect::Spawn(generation) | Effect::Adopt(generation) => {
                 prop_assert_eq!(self.engine, None, "a second engine of the same model");
                 self.engine = Some(generation);
             }

@@ -14,6 +14,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use kvwarden_policy::{Generation, ModelId, lifecycle::Rungs, scheduling::Capacity};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use super::probe::Canary;
 pub use footprint::Footprint;
@@ -205,6 +206,22 @@ impl Launch {
         }
     }
 
+    /// The same for two starts exactly if their engines serve alike: build, arguments and settings
+    /// are the same. What changes at every start does not count, nor what kvwarden itself goes by.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let start = Start {
+            port: 0,
+            key: "",
+            gpus: &[],
+        };
+        let Command { program, args, env } = self.command(start, []);
+        let all = (&self.build, program, args, env, &self.gpus);
+        // It may hold secrets of the configuration's `env`, so their hash is all that is kept.
+        let hash = Sha256::digest(format!("{all:?}"));
+        hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// The process that serves this model. `inherited` is our own environment, of which the engine
     /// gets what [`is_inherited`] lets through.
     #[must_use]
@@ -262,7 +279,7 @@ fn is_inherited(name: &str) -> bool {
 }
 
 /// Where a running engine answers.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// The model it serves.
     pub model: ModelId,

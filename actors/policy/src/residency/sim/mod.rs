@@ -244,7 +244,12 @@ impl<'a> Sim<'a> {
         let from = engine.rung;
         let effect = engine.life.on(event, self.epoch + self.now, 0);
         match effect {
-            Effect::None | Effect::Demand | Effect::Verify | Effect::RefuseWaiting => {}
+            // Nobody came before this world, so nothing is adopted.
+            Effect::None
+            | Effect::Demand
+            | Effect::Adopt(_)
+            | Effect::Verify
+            | Effect::RefuseWaiting => {}
             Effect::Spawn(_) => {
                 self.tally.starts += 1;
                 self.schedule(model, Due::Verified, spec.costs[from].promote);

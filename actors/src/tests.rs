@@ -1,5 +1,7 @@
 //! The actors together, with an attached engine that answers everything with 200.
 
+mod disorder;
+
 use std::{
     io::{Read as _, Write as _},
     net::TcpListener,

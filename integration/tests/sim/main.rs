@@ -2,8 +2,10 @@
 
 mod answers;
 mod caps;
+mod control;
 mod fairness;
 mod hang_ups;
+mod health;
 mod life;
 mod limits;
 mod operators;

@@ -490,3 +490,6 @@ impl Seat {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

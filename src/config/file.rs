@@ -52,7 +52,7 @@ pub struct File {
 pub struct Auth {
     /// From whom `X-Tenant-ID` is believed: `"never"`, `"loopback"` (peers on this machine), `"always"` (an authenticating proxy stands in front). Default: `"loopback"`.
     pub tenant_header: Option<TenantHeader>,
-    /// Hashes of keys that may read `/metrics` and `/kvwarden/status`, as `kvwarden key` prints them. Default: none.
+    /// Hashes of keys that may read `/metrics` and `/kvwarden/status` and load, unload and pin models, as `kvwarden key` prints them. Default: none.
     pub admin_keys: Vec<String>,
 }
 

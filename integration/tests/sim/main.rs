@@ -3,8 +3,10 @@
 mod adoption;
 mod answers;
 mod caps;
+mod control;
 mod fairness;
 mod hang_ups;
+mod health;
 mod life;
 mod limits;
 mod operators;

@@ -157,7 +157,11 @@ impl Model {
 
     /// The engine that is closest to serving.
     fn lead(&self) -> &Replica {
-        let rank = |replica: &&Replica| (replica.endpoint.is_none(), replica.life.state().rung());
+        let rank = |replica: &&Replica| {
+            let state = replica.life.state();
+            // One that changes has no rung, and leads those that rest without serving.
+            (!state.admits(), state.rung())
+        };
         let lead = self.replicas.iter().min_by_key(rank);
         lead.unwrap_or(&self.replicas[0])
     }

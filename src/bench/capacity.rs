@@ -19,6 +19,10 @@ const DRAWS: u32 = 4096;
 /// A stage that brings less than this over the best one is beyond the knee.
 const KNEE: f64 = 1.05;
 
+/// So many clients are tried in any case: engines on a CPU run 4 to 8 requests at once, and a machine
+/// that hesitates makes the first stages look flat.
+const LEAST_CLIENTS: usize = 16;
+
 /// Most clients of a closed loop.
 const MAX_CLIENTS: usize = 1024;
 
@@ -95,7 +99,7 @@ pub async fn by_closed_loop(
     let mut best = Pace::default();
     let mut flat = 0;
     let mut clients = 1;
-    while flat < 2 && clients <= MAX_CLIENTS {
+    while clients <= LEAST_CLIENTS || (flat < 2 && clients <= MAX_CLIENTS) {
         let pace = closed_loop(target, load, prompts, clients, stage).await;
         told(&pace);
         let grew = pace.output_tokens_per_s > best.output_tokens_per_s * KNEE;

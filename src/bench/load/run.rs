@@ -209,6 +209,7 @@ impl Sender {
             let sample = Sample {
                 tenant: index,
                 scheduled: shot.at,
+                prompt_tokens: shot.prompt_tokens,
                 sent: trace.sent.unwrap_or(ended) - begin,
                 events: trace.events.iter().map(|at| *at - begin).collect(),
                 ended: ended - begin,

@@ -39,6 +39,8 @@ pub struct Sample {
     pub tenant: usize,
     /// When its plan said to send it: latencies count from here.
     pub scheduled: Duration,
+    /// How long its prompt was planned.
+    pub prompt_tokens: u32,
     /// When it was sent.
     pub sent: Duration,
     /// When each event that carried text came. One event may hold several tokens.
@@ -75,6 +77,14 @@ impl Sample {
         let between = u32::try_from(between).ok().filter(|count| *count > 0)?;
         let took = *self.events.last()? - *self.events.first()?;
         Some(took / between)
+    }
+
+    /// Tokens of its prompt: the engine's own count, or as planned while that is unknown.
+    #[must_use]
+    pub fn prompt(&self) -> f64 {
+        let planned = f64::from(self.prompt_tokens);
+        self.usage
+            .map_or(planned, |usage| usage.prompt_tokens as f64)
     }
 
     /// Tokens an event stands for: the engine's own count spread evenly, or one while that is unknown.
@@ -122,6 +132,7 @@ mod tests {
         Sample {
             tenant: 0,
             scheduled: 100 * MS,
+            prompt_tokens: 9,
             sent: 150 * MS,
             events: vec![170 * MS, 190 * MS],
             ended: 200 * MS,

@@ -17,6 +17,7 @@ pub(super) fn sample(tenant: usize, at: Duration, ttft: Duration, outcome: Outco
     Sample {
         tenant,
         scheduled: at,
+        prompt_tokens: 10,
         sent: at,
         events: vec![at + ttft, at + ttft + S / 10],
         ended: at + ttft + S / 10,

@@ -157,9 +157,12 @@ pub fn in_window<'a>(
 fn served(sample: &Sample, window: Window) -> (f64, f64) {
     let inside = sample.events.iter().filter(|at| window.holds(**at)).count();
     let is_prompt_inside = sample.events.first().is_some_and(|at| window.holds(*at));
-    let prompt = sample.usage.map_or(0, |usage| usage.prompt_tokens);
     (
-        if is_prompt_inside { prompt as f64 } else { 0.0 },
+        if is_prompt_inside {
+            sample.prompt()
+        } else {
+            0.0
+        },
         inside as f64 * sample.tokens_per_event(),
     )
 }
@@ -193,6 +196,18 @@ mod tests {
             }
         );
         assert_eq!((service.unfinished, service.ok), (1, 0));
+    }
+
+    #[test]
+    fn prompt_of_an_answer_without_an_end_was_served() {
+        let cut_off = Sample {
+            usage: None,
+            ..sample(0, 2 * S, S, Outcome::Unfinished)
+        };
+        let service = Service::of(&[&[cut_off]], WINDOW, |_| true);
+        // Ten tokens in ten seconds, and two events of a token each.
+        assert!((service.prompt_tokens_per_s - 1.0).abs() < 1e-9);
+        assert!((service.output_tokens_per_s - 0.2).abs() < 1e-9);
     }
 
     #[test]

@@ -40,6 +40,7 @@
 pub mod bench;
 pub mod cli;
 pub mod config;
+pub mod events;
 pub mod http;
 pub mod install;
 pub mod layout;
@@ -51,4 +52,5 @@ pub mod replay;
 pub mod serve;
 pub mod shim;
 pub mod sim;
+pub mod watch;
 pub mod weights;

@@ -6,6 +6,7 @@
 
 use std::{collections::HashSet, sync::atomic::AtomicU64};
 
+use kvwarden_policy::lifecycle::Rung;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
@@ -40,6 +41,12 @@ labels! {
     Rejection { tenant, reason }
     /// By reason.
     Reason { reason }
+    /// By model, engine and rung.
+    AtRung { model, engine, rung }
+    /// By rung.
+    OfRung { rung }
+    /// By device, and whether it is what there is or what is taken.
+    DeviceMemory { device, kind }
     /// By actor.
     Actor { actor }
 }
@@ -59,8 +66,22 @@ pub struct Metrics {
     pub tokens_input: Family<Model, Counter>,
     /// Models that serve.
     pub models_loaded: Gauge,
-    /// Models that made room for others.
-    pub model_evictions: Counter,
+    /// Times the planner took a model's memory.
+    pub model_evictions: Family<Model, Counter>,
+    /// Where an engine rests, 1 for its rung.
+    pub model_rung: Family<AtRung, Gauge>,
+    /// Bytes an engine is charged for.
+    pub model_memory: Family<Engine, Gauge>,
+    /// Bytes of KV that it left on disk.
+    pub model_saved_kv: Family<Engine, Gauge>,
+    /// Bytes of a device.
+    pub device_memory: Family<DeviceMemory, Gauge>,
+    /// Waking to the first proven token, by the rung it came from.
+    pub wake: Family<OfRung, Histogram>,
+    /// Drained to memory given back, by the rung it went to.
+    pub demote: Family<OfRung, Histogram>,
+    /// Lines that the event log lost.
+    pub events_dropped: Counter,
     /// Whether an engine serves.
     pub engine_up: Family<Engine, Gauge>,
     /// Spawn to first proven token.
@@ -99,6 +120,7 @@ pub struct Metrics {
 
 const LATENCY: [f64; 10] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 const COLD_START: [f64; 6] = [10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
+const SWAP: [f64; 9] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 const TTFT: [f64; 13] = [
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 ];
@@ -133,7 +155,38 @@ impl Metrics {
             model_evictions: add(
                 r,
                 "model_evictions",
-                "Models unloaded to make room for others",
+                "Times the planner took the memory of one of the model's engines, in whole or in part",
+            ),
+            model_rung: add(
+                r,
+                "model_rung",
+                "1 for the rung where the engine rests, or comes from while it changes, else 0",
+            ),
+            model_memory: add_bytes(
+                r,
+                "model_memory",
+                "Memory the engine is charged for, on all its devices",
+            ),
+            model_saved_kv: add_bytes(
+                r,
+                "model_saved_kv",
+                "KV on disk that the engine left behind when it was last stopped",
+            ),
+            device_memory: add_bytes(
+                r,
+                "device_memory",
+                "Memory of the device as the planner sees it: all that models may have, and what is taken",
+            ),
+            wake: seconds(r, "wake", "Waking to first proven token, by rung", || {
+                Histogram::new(SWAP)
+            }),
+            demote: seconds(r, "demote", "Drained to memory given back, by rung", || {
+                Histogram::new(SWAP)
+            }),
+            events_dropped: add(
+                r,
+                "events_dropped",
+                "Lines that the event log could not take or write",
             ),
             engine_up: add(r, "engine_up", "1 while the model's engine serves, else 0"),
             engine_cold_start: seconds(
@@ -217,6 +270,12 @@ fn add_seconds<M: Registered + Default>(registry: &mut Registry, name: &str, hel
     add_with(registry, name, help, M::default())
 }
 
+fn add_bytes<M: Registered + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register_with_unit(name, help, Unit::Bytes, metric.clone());
+    metric
+}
+
 fn add_with<M: Registered>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
     registry.register_with_unit(name, help, Unit::Seconds, metric.clone());
     metric
@@ -232,6 +291,18 @@ where
     L: EncodeLabelSet + Clone + std::hash::Hash + Eq + std::fmt::Debug + Send + Sync + 'static,
 {
     add_with(registry, name, help, Family::new_with_constructor(make))
+}
+
+/// A rung as a label.
+#[must_use]
+pub fn rung(rung: Rung) -> &'static str {
+    match rung {
+        Rung::Ready => "ready",
+        Rung::Parked => "parked",
+        Rung::L1 => "l1",
+        Rung::L2 => "l2",
+        Rung::Cold => "cold",
+    }
 }
 
 /// OpenMetrics text as the classic Prometheus text format (version 0.0.4), in which the name of a
@@ -342,6 +413,10 @@ mod tests {
             .get_or_create(&Model { model: m() })
             .observe(1.0);
         metrics.engine_up.get_or_create(&engine).set(1);
+        metrics
+            .model_evictions
+            .get_or_create(&Model { model: m() })
+            .inc();
         metrics
             .engine_cold_start
             .get_or_create(&engine)

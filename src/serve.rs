@@ -13,7 +13,7 @@ use actix_rt::Arbiter;
 use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
 use anyhow::Context as _;
 use kvwarden_actors::{
-    Gpu, Model, Router, Tenant,
+    Gpu, Model, Router, Tenant, Witness,
     gpu::{
         self,
         engine::EngineKind,
@@ -25,7 +25,9 @@ use kvwarden_actors::{
     tenant,
 };
 use kvwarden_policy::{
-    ModelId, residency,
+    ModelId,
+    lifecycle::State,
+    residency,
     scheduling::{Bounds, FairSettings, Group, Settings, TenantBounds},
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -36,10 +38,13 @@ use tokio::{
 
 use crate::{
     config::{Config, GroupConfig, ModelConfig, TenantLimits},
+    events::EventLog,
     http::{self, Shared, admin::Overview, upstream::Engines},
     layout::Layout,
+    metrics::Metrics,
     prepare,
     remember::{self, Memory},
+    watch::{self, Watch},
 };
 
 /// Requests that wait for one model, in bytes: a thousand of a megabyte.
@@ -68,8 +73,12 @@ async fn serve(config: &Config, layout: &Layout) -> anyhow::Result<()> {
     let configured = config.models.iter().map(|model| model.engine_name.clone());
     let orphans = orphans::survey(&layout.run(), &configured.collect()).await?;
     let running: Vec<ModelId> = orphans.iter().map(Orphan::engine).collect();
-    let router = start_actors(config, layout, orphans, &control)?;
-    let shared = Arc::new(Shared::new(config, router.clone()));
+    let metrics = Arc::new(Metrics::register());
+    let events = open_events(config, &metrics)?;
+    let witness = Arc::new(Watch::new(&metrics, events.clone()));
+    let router = start_actors(config, layout, orphans, &control, witness)?;
+    let shared = Shared::new(config, router.clone(), metrics, events.clone());
+    let shared = Arc::new(shared);
     let (server, handle) = listen(config, shared)?;
     let server = actix_web::rt::spawn(server);
     tracing::info!(listen = %config.listen, models = config.models.len(), "serving");
@@ -77,6 +86,9 @@ async fn serve(config: &Config, layout: &Layout) -> anyhow::Result<()> {
     let roster = router.send(Roster).await?;
     prepare::spawn(to_prepare(config, &roster.models, &running), layout.clone())?;
     let remembering = actix_web::rt::spawn(remember::keep(router.clone(), layout.clone()));
+    let describing = events
+        .clone()
+        .map(|events| actix_web::rt::spawn(watch::describe(router.clone(), events)));
     let greeting = actix_web::rt::spawn(greet(config.clone(), router.clone()));
 
     signals.next().await;
@@ -86,8 +98,23 @@ async fn serve(config: &Config, layout: &Layout) -> anyhow::Result<()> {
     remember::save(&router, layout).await;
     handle.stop(true).await;
     server.await??;
+    if let Some(describing) = describing {
+        describing.abort();
+    }
+    if let Some(events) = events {
+        watch::end(&router, events).await;
+    }
     control.stop();
     Ok(())
+}
+
+fn open_events(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<Arc<EventLog>>> {
+    let Some(config) = &config.events else {
+        return Ok(None);
+    };
+    let log = EventLog::open(config, metrics.events_dropped.clone());
+    let log = log.with_context(|| format!("cannot write {}", config.path.display()))?;
+    Ok(Some(Arc::new(log)))
 }
 
 /// Actors leaf first: each is given the addresses of those below it.
@@ -96,6 +123,7 @@ fn start_actors(
     layout: &Layout,
     orphans: Vec<Orphan>,
     control: &Arbiter,
+    witness: Arc<dyn Witness>,
 ) -> anyhow::Result<Addr<Router>> {
     let params = gpu::Params {
         // The file may be replaced by an upgrade while this process runs.
@@ -109,6 +137,7 @@ fn start_actors(
         },
         orphan_grace: config.limits.orphan_grace,
         max_saved_kv: config.limits.max_saved_kv,
+        witness: witness.clone(),
     };
     let gpu = Gpu::start_in_arbiter(&control.handle(), |_| Gpu::new(params).inheriting(orphans));
     let config = config.clone();
@@ -127,7 +156,7 @@ fn start_actors(
             router.add_tenant(tenant.id.clone(), actor);
         }
         for model in config.models.iter().filter(|model| !model.is_replica()) {
-            let params = model_params(model, &config, &memory);
+            let params = model_params(model, &config, &memory, witness.clone());
             let names = params.names.clone();
             let engines = params.engines.iter();
             let engines = engines.map(|(engine, _)| engine.clone()).collect();
@@ -191,7 +220,12 @@ fn to_prepare(
     engines.collect()
 }
 
-fn model_params(model: &ModelConfig, config: &Config, memory: &Memory) -> model::Params {
+fn model_params(
+    model: &ModelConfig,
+    config: &Config,
+    memory: &Memory,
+    witness: Arc<dyn Witness>,
+) -> model::Params {
     let engines: Vec<&ModelConfig> = config
         .models
         .iter()
@@ -233,6 +267,7 @@ fn model_params(model: &ModelConfig, config: &Config, memory: &Memory) -> model:
             .iter()
             .map(|engine| memory.costs.get(engine.engine_name.as_str()).copied())
             .collect(),
+        witness,
     }
 }
 
@@ -329,8 +364,13 @@ async fn greet(config: Config, router: Addr<Router>) {
         let Ok(now) = Overview::of(&router).await else {
             return;
         };
-        let Some(model) = now.models.first().filter(|_| now.is_ready()) else {
+        if !now.is_ready() {
             continue;
+        }
+        // One that serves is a better example than one that has to come first.
+        let serves = |model: &&ModelState| model.state == State::Ready;
+        let Some(model) = now.models.iter().find(serves).or(now.models.first()) else {
+            return;
         };
         // Nobody is left to greet if stderr is closed.
         let _ = write!(

@@ -12,6 +12,7 @@ pub mod router;
 pub mod tenant;
 mod ticket;
 mod vitals;
+mod witness;
 
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ pub use ticket::{
     Answer, Held, Permit, RateLimits, Refusal, Reservation, Share, Terms, Ticket, Used,
 };
 pub use vitals::Vitals;
+pub use witness::Witness;
 
 /// How often a model looks at its queue's deadlines and at requests whose client hung up.
 const TICK: Duration = Duration::from_millis(100);

@@ -105,6 +105,7 @@ impl Setup {
             idle_ttl: None,
             rate: residency::Rate::default(),
             costs: Vec::new(),
+            witness: Arc::new(()),
         }
     }
 }
@@ -121,6 +122,7 @@ impl Node {
             residency: residency::Settings::default(),
             orphan_grace: Duration::ZERO,
             max_saved_kv: 0,
+            witness: Arc::new(()),
         });
         let gpu = gpu.start();
         let below = gpu.clone();

@@ -124,9 +124,10 @@ fn memory(resident: &Resident) -> Option<String> {
 }
 
 fn score(resident: &Resident) -> String {
-    resident
-        .value
-        .map_or_else(|| "pinned".to_owned(), |value| format!("{value:.2}"))
+    match resident.is_pinned {
+        true => "pinned".to_owned(),
+        false => format!("{:.2}", resident.value),
+    }
 }
 
 /// Models are asked for from once a day to hundreds of times a second.
@@ -207,7 +208,7 @@ mod tests {
         resident["engine"] = json!("z#2");
         resident["devices"] = json!([]);
         resident["bytes"] = json!(0);
-        resident["value"] = json!(null);
+        resident["is_pinned"] = json!(true);
         resident["until"] = json!("room");
         json["gpu"]["residents"]
             .as_array_mut()

@@ -101,8 +101,9 @@ pub(crate) struct Resident {
     pub(crate) bytes: u64,
     /// Requests per second.
     pub(crate) rate: f64,
-    /// None: nothing outweighs it, since it is pinned.
-    pub(crate) value: Option<f64>,
+    /// Seconds of waiting that it spares.
+    pub(crate) value: f64,
+    pub(crate) is_pinned: bool,
     pub(crate) until: Option<Until>,
 }
 
@@ -245,7 +246,8 @@ pub(super) mod tests {
                 "refused": 5, "used": { "prompt_tokens": 1_500_000, "cached_tokens": 10, "completion_tokens": 7 } } },
             "gpu": { "engines": ["z"], "devices": { "state": "no_gpu", "reason": "no driver" },
                 "residents": [{ "engine": "z", "rung": "ready", "devices": ["host"],
-                    "bytes": 5_u64 << 30, "rate": 0.5, "value": 1.25, "until": null }],
+                    "bytes": 5_u64 << 30, "rate": 0.5, "value": 1.25,
+                    "is_pinned": false, "until": null }],
                 "memory": [{ "id": "host", "capacity": 8_u64 << 30, "taken": 5_u64 << 30,
                     "is_changing": true, "is_quarantined": false }] },
             "metrics": { "uptime_s": 3661.2, "total_requests": 1239 },

@@ -32,6 +32,8 @@ pub struct File {
     pub limits: Limits,
     /// The memory that models share.
     pub gpu: Gpu,
+    /// What is written down besides the log on standard error.
+    pub log: Log,
     /// What a tenant gets where it says nothing itself.
     pub tenant_defaults: TenantDefaults,
     /// Groups of tenants (an organisation's teams), by name.
@@ -94,6 +96,16 @@ pub struct Gpu {
     pub memory: Option<SizeText>,
     /// How long requests for a model wait at most while others have the memory; then whoever is not pinned makes room. Default: `"2m"`.
     pub max_wait: Option<DurationText>,
+}
+
+/// What is written down besides the log on standard error.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Log {
+    /// A file for one line of JSON for each request that ended (model, tenant, tokens, wait; no text) and each change of an engine, which `kvwarden replay` reads. Default: none.
+    pub events: Option<PathBuf>,
+    /// How large that file and its predecessor (`.1`) get together. Default: `"256MiB"`.
+    pub max_size: Option<SizeText>,
 }
 
 /// What a tenant gets where it says nothing itself, and what a tenant gets that the file does not name.

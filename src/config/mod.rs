@@ -34,8 +34,8 @@ pub use load::ConfigError;
 pub use overrides::Overrides;
 pub use problem::{Origin, Problem, Severity};
 pub use resolved::{
-    Auth, Config, GroupConfig, KeyHash, Limits, Loaded, ModelConfig, ModelSource, Residency,
-    TenantConfig, TenantHeader, TenantLimits,
+    Auth, Config, EventsConfig, GroupConfig, KeyHash, Limits, Loaded, ModelConfig, ModelSource,
+    Residency, TenantConfig, TenantHeader, TenantLimits,
 };
 
 use std::collections::BTreeMap;

@@ -29,12 +29,23 @@ pub struct Config {
     pub tenants: Vec<TenantConfig>,
     /// What a tenant gets that the file does not name.
     pub tenant_defaults: TenantLimits,
+    /// Where events are written down, if they are.
+    pub events: Option<EventsConfig>,
     /// Log filter (`info`, `kvwarden=debug`).
     pub log_level: String,
     /// Overrides `Layout::data`.
     pub data_dir: Option<PathBuf>,
     /// Overrides `Layout::state`.
     pub state_dir: Option<PathBuf>,
+}
+
+/// The event log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventsConfig {
+    /// Its file.
+    pub path: PathBuf,
+    /// Bytes of that file and its predecessor.
+    pub max_size: u64,
 }
 
 /// Who is let in as whom.

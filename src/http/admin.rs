@@ -1,8 +1,7 @@
-//! Health, metrics, status and the list of models: what the actors say about themselves.
+//! Metrics, status and the list of models: what the actors say about themselves.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -17,17 +16,13 @@ use kvwarden_actors::{
     router::RouterState,
     tenant::TenantState,
 };
-use kvwarden_policy::lifecycle::State;
 use serde_json::{Map, Value, json};
 
-use super::{Shared, refusal::Failure};
-use crate::metrics::{self, Metrics};
+use super::{Shared, observe::observe, refusal::Failure};
+use crate::metrics;
 
 /// Actors answer in microseconds; one that takes this long is stuck, and that is worth an error.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// How many starts of each model the cold-start histogram has seen.
-pub type StartsSeen = Mutex<HashMap<String, u64>>;
 
 /// What every actor says of itself at one moment.
 pub struct Overview {
@@ -61,19 +56,6 @@ impl Overview {
         overview.tenants.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(overview)
     }
-
-    /// Models that should serve by now.
-    fn wanted(&self) -> impl Iterator<Item = &ModelState> {
-        self.models
-            .iter()
-            .filter(|model| model.autostart || model.generation.0 > 0)
-    }
-
-    /// Every model that should serve does.
-    #[must_use]
-    pub fn is_ready(&self) -> bool {
-        self.wanted().all(|model| model.state == State::Ready)
-    }
 }
 
 async fn ask<A, S>(actor: &Addr<A>) -> Option<S>
@@ -99,38 +81,6 @@ where
         .into_iter()
         .flatten()
         .collect()
-}
-
-/// `GET /health`: 200 once every model that should serve does; 503 and what is missing until then.
-pub async fn health(shared: web::Data<Arc<Shared>>) -> HttpResponse {
-    let overview = match Overview::of(&shared.router).await {
-        Ok(overview) => overview,
-        Err(failure) => return failure.response(),
-    };
-    let models: Map<_, _> = overview.wanted().map(health_of).collect();
-    let (mut response, status) = if overview.router.is_draining {
-        (HttpResponse::ServiceUnavailable(), "draining")
-    } else if overview.is_ready() {
-        (HttpResponse::Ok(), "ok")
-    } else if overview
-        .models
-        .iter()
-        .any(|model| matches!(model.state, State::Broken { .. }))
-    {
-        (HttpResponse::ServiceUnavailable(), "degraded")
-    } else {
-        (HttpResponse::ServiceUnavailable(), "starting")
-    };
-    response.json(json!({ "status": status, "models": models }))
-}
-
-/// What anybody may know. Of a failure that is its class: an engine's last words may hold prompts.
-fn health_of(model: &ModelState) -> (String, Value) {
-    let mut health = json!(model.state);
-    if model.state == State::Fetching {
-        health["note"] = json!(model.record.note);
-    }
-    (model.id.to_string(), health)
 }
 
 /// `GET /v1/models`.
@@ -253,111 +203,4 @@ pub async fn metrics(request: HttpRequest, shared: web::Data<Arc<Shared>>) -> Ht
     HttpResponse::Ok()
         .content_type(classic)
         .body(metrics::classic(&text))
-}
-
-/// Sets the gauges to what the actors say.
-fn observe(overview: &Overview, shared: &Shared) {
-    let metrics = &shared.metrics;
-    let ready = overview
-        .models
-        .iter()
-        .filter(|model| model.state == State::Ready)
-        .count();
-    metrics.models_loaded.set(count(ready));
-    metrics
-        .admission_queue_depth
-        .set(overview.models.iter().map(|m| count(m.waiting)).sum());
-    metrics
-        .admission_in_flight
-        .set(overview.models.iter().map(|m| count(m.running)).sum());
-    for model in &overview.models {
-        observe_model(model, metrics, &shared.starts_seen);
-    }
-    let named = overview
-        .tenants
-        .iter()
-        .filter(|tenant| shared.is_named(tenant.id.as_str()));
-    for tenant in named {
-        let labels = metrics::Tenant {
-            tenant: tenant.id.to_string(),
-        };
-        metrics
-            .tenant_in_flight
-            .get_or_create(&labels)
-            .set(tenant.in_flight.into());
-        observe_actor(metrics, format!("tenant:{}", tenant.id), tenant.vitals);
-    }
-    observe_actor(metrics, "router".to_owned(), overview.router.vitals);
-    observe_actor(metrics, "gpu".to_owned(), overview.gpu.vitals);
-}
-
-fn observe_model(model: &ModelState, metrics: &Metrics, seen: &StartsSeen) {
-    let labels = metrics::Model {
-        model: model.id.to_string(),
-    };
-    metrics
-        .model_queue_depth
-        .get_or_create(&labels)
-        .set(count(model.waiting));
-    metrics
-        .model_in_flight
-        .get_or_create(&labels)
-        .set(count(model.running));
-    match model
-        .engine_waiting
-        .and_then(|count| i64::try_from(count).ok())
-    {
-        Some(waiting) => {
-            metrics.engine_waiting.get_or_create(&labels).set(waiting);
-        }
-        None => {
-            metrics.engine_waiting.remove(&labels);
-        }
-    }
-    let engine = metrics::Engine {
-        model: model.id.to_string(),
-        engine: model.engine.as_str().to_owned(),
-    };
-    let is_up = i64::from(model.state == State::Ready);
-    metrics.engine_up.get_or_create(&engine).set(is_up);
-    let histogram = metrics.engine_cold_start.get_or_create(&engine);
-    for took in unseen_starts(model, seen) {
-        histogram.observe(took.as_secs_f64());
-    }
-    observe_actor(metrics, format!("model:{}", model.id), model.vitals);
-}
-
-fn unseen_starts(model: &ModelState, seen: &StartsSeen) -> Vec<Duration> {
-    let Ok(mut seen) = seen.lock() else {
-        return Vec::new();
-    };
-    let seen = seen.entry(model.id.to_string()).or_default();
-    let unseen = model.record.starts.saturating_sub(*seen);
-    *seen = model.record.starts;
-    let unseen = usize::try_from(unseen).unwrap_or(usize::MAX);
-    model
-        .record
-        .recent_starts
-        .iter()
-        .rev()
-        .take(unseen)
-        .copied()
-        .collect()
-}
-
-fn observe_actor(metrics: &Metrics, actor: String, vitals: kvwarden_actors::Vitals) {
-    let labels = metrics::Actor { actor };
-    metrics
-        .actor_mailbox_wait
-        .get_or_create(&labels)
-        .set(vitals.mailbox_wait.as_secs_f64());
-    let handled = i64::try_from(vitals.handled).unwrap_or(i64::MAX);
-    metrics
-        .actor_messages_handled
-        .get_or_create(&labels)
-        .set(handled);
-}
-
-fn count(n: usize) -> i64 {
-    i64::try_from(n).unwrap_or(i64::MAX)
 }

@@ -10,7 +10,8 @@
 //! | [`pipe`], [`socket`] | what clients that don't read can hold |
 //! | [`upstream`] | the client to engines |
 //! | [`refusal`], [`reason`] | every error, as HTTP |
-//! | [`admin`] | health, metrics, status, the list of models |
+//! | [`health`] | whether this node does what it should |
+//! | [`admin`] | metrics, status, the list of models |
 //! | [`control`] | what operators do to models |
 //! | [`record`] | what is counted |
 
@@ -21,9 +22,11 @@ pub mod body;
 pub mod completions;
 pub mod control;
 pub mod envelope;
+pub mod health;
 pub mod identity;
 pub mod images;
 pub mod loading;
+mod observe;
 pub mod pipe;
 pub mod reason;
 pub mod record;
@@ -58,6 +61,7 @@ use kvwarden_actors::Router;
 
 use crate::{
     config::{Config, Limits},
+    events::EventLog,
     metrics::Metrics,
 };
 use body::Bodies;
@@ -78,36 +82,50 @@ pub struct Shared {
     /// What bounds the node.
     pub limits: Limits,
     /// What is counted.
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
+    /// Where it is written down, if it is.
+    pub events: Option<Arc<EventLog>>,
     /// Cache partitions of tenants.
     pub salts: Salts,
     /// When this process began to serve.
     pub since: SystemTime,
     named_tenants: HashSet<String>,
+    weights: HashMap<String, u32>,
+    default_weight: u32,
     models: HashMap<String, (String, &'static str)>,
     held: AtomicUsize,
     bodies: Bodies,
-    starts_seen: admin::StartsSeen,
+    seen: observe::Seen,
 }
 
 impl Shared {
     /// What requests share under this configuration.
     #[must_use]
-    pub fn new(config: &Config, router: Addr<Router>) -> Self {
+    pub fn new(
+        config: &Config,
+        router: Addr<Router>,
+        metrics: Arc<Metrics>,
+        events: Option<Arc<EventLog>>,
+    ) -> Self {
+        let weights = config.tenants.iter();
+        let weights = weights.map(|tenant| (tenant.id.to_string(), tenant.limits.weight));
         let named = config.tenants.iter().map(|tenant| tenant.id.to_string());
         let named: HashSet<_> = named.chain([identity::DEFAULT.to_owned()]).collect();
         Self {
             router,
             identity: Identity::new(config),
             limits: config.limits.clone(),
-            metrics: Metrics::register(),
+            metrics,
+            events,
+            weights: weights.collect(),
+            default_weight: config.tenant_defaults.weight,
             salts: Salts::new(),
             since: SystemTime::now(),
             bodies: Bodies::new(&config.limits, named.iter().cloned()),
             named_tenants: named,
             models: model_labels(config),
             held: AtomicUsize::new(0),
-            starts_seen: admin::StartsSeen::default(),
+            seen: observe::Seen::default(),
         }
     }
 
@@ -123,6 +141,12 @@ impl Shared {
     /// Canonical name and engine of a model, by any of its names.
     fn model_labels(&self, name: &str) -> Option<&(String, &'static str)> {
         self.models.get(name)
+    }
+
+    /// A tenant's part of every engine.
+    fn weight(&self, tenant: &str) -> u32 {
+        let weight = self.weights.get(tenant).copied();
+        weight.unwrap_or(self.default_weight)
     }
 
     fn is_named(&self, tenant: &str) -> bool {
@@ -172,7 +196,7 @@ pub fn routes(app: &mut web::ServiceConfig) {
         .route("/tokenize", post(Task::Tokenize, "/tokenize"))
         .route("/v1/models", web::get().to(admin::models))
         .route("/v1/models/{id:.+}", web::get().to(admin::model))
-        .route("/health", web::get().to(admin::health))
+        .route("/health", web::get().to(health::health))
         .route("/metrics", web::get().to(admin::metrics))
         .route("/kvwarden/status", web::get().to(admin::status))
         .configure(control::routes)

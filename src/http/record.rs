@@ -1,13 +1,16 @@
 //! What is counted about one request. Dropping the record counts it, so nothing ends uncounted.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use kvwarden_actors::Refusal;
 use kvwarden_policy::cost::Usage;
 use tokio::time::Instant;
 
 use super::{Shared, refusal::Failure};
-use crate::metrics;
+use crate::{
+    metrics,
+    replay::log::{Arrival, Line, Refused},
+};
 
 /// The label of a model or engine that is not known.
 const UNKNOWN: &str = "_unknown";
@@ -24,6 +27,9 @@ pub struct Record {
     engine: &'static str,
     outcome: Outcome,
     has_first_token: bool,
+    waited: Option<Duration>,
+    usage: Usage,
+    refused: Option<&'static str>,
 }
 
 /// How a request ended.
@@ -72,6 +78,9 @@ impl Record {
                 is_streaming: false,
             },
             has_first_token: false,
+            waited: None,
+            usage: Usage::default(),
+            refused: None,
         }
     }
 
@@ -92,6 +101,7 @@ impl Record {
 
     /// It was handed to an engine.
     pub fn admitted(&mut self, permit: &kvwarden_actors::Permit) {
+        self.waited = Some(permit.waited());
         self.shared.metrics.admission_admitted.inc();
         self.shared
             .metrics
@@ -141,6 +151,7 @@ impl Record {
         };
         let metrics = &self.shared.metrics;
         if let Some(usage) = usage {
+            self.usage = usage;
             metrics
                 .tokens_input
                 .get_or_create(&labels)
@@ -160,6 +171,7 @@ impl Record {
     /// It got no answer.
     pub fn failed(mut self, failure: &Failure) {
         self.outcome = outcome(failure);
+        self.refused = Some(failure.reason());
         if self.outcome != Outcome::Rejected {
             return;
         }
@@ -189,6 +201,34 @@ impl Record {
     pub fn broken(&mut self, reason: &'static str) {
         self.outcome = Outcome::Error;
         self.disconnected(reason);
+    }
+
+    /// What the event log says of it. Of strangers it says nothing: they could fill it.
+    fn line(&self, t: f64, status: &str) -> Option<Line> {
+        let (model, tenant) = (self.model.clone(), self.tenant.clone());
+        if tenant == STRANGER {
+            return None;
+        }
+        Some(match self.refused.filter(|_| self.waited.is_none()) {
+            Some(refused) => Line::Refused(Refused {
+                t,
+                model,
+                tenant,
+                refused: refused.to_owned(),
+            }),
+            // Who hung up before anything was known of it asked for nothing.
+            None if model == UNKNOWN => return None,
+            None => Line::Arrival(Arrival {
+                t,
+                weight: self.shared.weight(&tenant).into(),
+                model,
+                tenant,
+                prompt_tokens: self.usage.prompt_tokens,
+                output_tokens: self.usage.completion_tokens,
+                waited: self.waited.map(|waited| waited.as_secs_f64()),
+                status: Some(status.to_owned()),
+            }),
+        })
     }
 
     fn disconnected(&self, reason: &str) {
@@ -252,6 +292,11 @@ impl Drop for Record {
                 "client_gone"
             }
         };
+        if let Some(events) = &self.shared.events
+            && let Some(line) = self.line(events.time(self.arrived.into_std()), status)
+        {
+            events.say(line);
+        }
         let labels = metrics::Request {
             model: std::mem::take(&mut self.model),
             tenant: std::mem::take(&mut self.tenant),

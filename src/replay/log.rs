@@ -5,7 +5,16 @@
 //! {"t":1764000000.25,"model":"a","tenant":"quiet","prompt_tokens":120,"output_tokens":300}
 //! ```
 //!
-//! A header comes first and after every change; the last one counts for the whole log. A request's
+//! A header comes first and after every change; the last one counts for the whole log. Lines about
+//! requests that were refused and about engines are for people and are not replayed:
+//!
+//! ```text
+//! {"t":1764000001.5,"model":"a","tenant":"loud","refused":"queue_full"}
+//! {"t":1764000002.0,"engine":"a","event":"demote","to":"cold","why":{"outweighed":"b"}}
+//! {"t":1764000002.1,"engine":"a","event":"became","state":"draining","to":"cold"}
+//! ```
+//!
+//! A request's
 //! line is written when it ends, so lines are ordered by end and not by arrival. Fields that are not
 //! known are skipped, so that a newer server's log can be read; a changed meaning changes
 //! [`VERSION`]. The last line may be cut off, as a crash leaves it.
@@ -17,7 +26,7 @@ use std::{
 };
 
 use kvwarden_policy::{
-    lifecycle::Rung,
+    lifecycle::{Rung, State},
     residency::{
         ByRung, Cost, Limits, Settings,
         sim::{Request, Spec, World},
@@ -41,6 +50,10 @@ pub enum Line {
     Header(Header),
     /// One request.
     Arrival(Arrival),
+    /// A request that got nothing.
+    Refused(Refused),
+    /// Something about an engine.
+    Event(Event),
 }
 
 /// What there is.
@@ -112,6 +125,61 @@ pub struct Arrival {
     pub prompt_tokens: u64,
     /// Tokens it got.
     pub output_tokens: u64,
+    /// Seconds it waited for its turn, if it got one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waited: Option<f64>,
+    /// How it ended, by the words of the metrics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<String>,
+}
+
+/// A request that got nothing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Refused {
+    /// When it arrived.
+    pub t: f64,
+    /// For which model.
+    pub model: String,
+    /// Whose it was.
+    pub tenant: String,
+    /// Why, by the code of the error.
+    pub refused: String,
+}
+
+/// Something about an engine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// When.
+    pub t: f64,
+    /// Which engine: its model's name, or `model#2` for a second one.
+    pub engine: String,
+    /// What.
+    #[serde(flatten)]
+    pub what: What,
+}
+
+/// What can be said of an engine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "event")]
+pub enum What {
+    /// Its state is another one.
+    Became {
+        /// The new one.
+        #[serde(flatten)]
+        state: State,
+    },
+    /// The planner gave it a place.
+    Start {
+        /// Where.
+        devices: Vec<String>,
+    },
+    /// The planner took its memory.
+    Demote {
+        /// How deep it shall go.
+        to: Rung,
+        /// Why ([`Why`](kvwarden_policy::residency::Why)).
+        why: serde_json::Value,
+    },
 }
 
 /// Why a log can't be replayed.
@@ -149,6 +217,7 @@ pub fn read(input: impl BufRead) -> Result<(World, Vec<Request>), LogError> {
                 return Err(at(index, why));
             }
             Ok(Line::Arrival(read)) => arrivals.push((index, read)),
+            Ok(Line::Refused(_) | Line::Event(_)) => {}
             Err(_) if line.trim().is_empty() || lines.peek().is_none() => {}
             Err(_) => return Err(at(index, "neither a header nor a request")),
         }
@@ -216,7 +285,9 @@ impl Header {
         }
     }
 
-    fn of(world: &World) -> Self {
+    /// What a log says of this node.
+    #[must_use]
+    pub fn of(world: &World) -> Self {
         let device = |(id, limits): &(_, Limits)| LogDevice {
             id: kvwarden_policy::DeviceId::to_string(id),
             bytes: limits.total.saturating_sub(limits.reserved),
@@ -305,6 +376,8 @@ impl Arrival {
             weight: request.weight,
             prompt_tokens: 0,
             output_tokens,
+            waited: None,
+            status: None,
         }
     }
 }
@@ -342,6 +415,24 @@ mod tests {
             assert_eq!((read.model, read.weight), (own.model, own.weight));
             assert!(read.at.abs_diff(own.at - start) < Duration::from_micros(1));
             assert!(read.service.abs_diff(own.service) < Duration::from_millis(11));
+        }
+    }
+
+    #[test]
+    fn lines_about_engines_and_refusals_are_read_and_not_replayed() {
+        let lines = [
+            r#"{"kvwarden_log":1,"devices":[],"models":[]}"#,
+            r#"{"t":1.5,"model":"a","tenant":"x","refused":"queue_full"}"#,
+            r#"{"t":2.0,"engine":"a","event":"start","devices":["GPU-1"]}"#,
+            r#"{"t":2.5,"engine":"a","event":"demote","to":"cold","why":{"outweighed":"b"}}"#,
+            r#"{"t":3.0,"engine":"a","event":"became","state":"starting","phase":"loading"}"#,
+            "",
+        ];
+        let (_, requests) = read(lines.join("\n").as_bytes()).unwrap();
+        assert!(requests.is_empty());
+        for line in &lines[1..5] {
+            let parsed: Line = serde_json::from_str(line).unwrap();
+            assert_eq!(serde_json::to_string(&parsed).unwrap(), *line);
         }
     }
 

@@ -24,7 +24,7 @@ pub mod tree;
 pub mod vram;
 mod ward;
 
-use std::{collections::HashMap, path::PathBuf, time::Duration};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use actix::{Actor, AsyncContext, Context, Handler, MessageResult, WeakAddr};
 use kvwarden_policy::{Generation, ModelId, residency};
@@ -35,7 +35,7 @@ use tokio::{
 };
 
 use crate::{
-    PULSE, Router, Vitals,
+    PULSE, Router, Vitals, Witness,
     protocol::{Demand, EngineGone, Enlist, Grant, Order, Pulse, Reclaim, Signal, Snapshot, Spawn},
 };
 
@@ -60,6 +60,8 @@ pub struct Params {
     pub orphan_grace: Duration,
     /// Bytes of disk for KV that stopped engines leave behind, all models together.
     pub max_saved_kv: u64,
+    /// Who is told what the planner orders.
+    pub witness: Arc<dyn Witness>,
 }
 
 /// The GPU set.
@@ -157,7 +159,11 @@ impl Gpu {
         let Some(router) = self.router.as_ref().and_then(WeakAddr::upgrade) else {
             return;
         };
-        for (engine, order, what) in self.seats.decide() {
+        let orders = self.seats.decide();
+        for action in self.seats.plan().orders() {
+            self.params.witness.ordered(action);
+        }
+        for (engine, order, what) in orders {
             match what {
                 seats::Order::Grant(devices) => router.do_send(Grant {
                     engine,
@@ -286,6 +292,14 @@ impl Handler<Pulse> for Gpu {
 
     fn handle(&mut self, Pulse(sent): Pulse, _: &mut Context<Self>) {
         self.vitals.pulse(sent);
+    }
+}
+
+impl Handler<Snapshot<residency::Snapshot>> for Gpu {
+    type Result = MessageResult<Snapshot<residency::Snapshot>>;
+
+    fn handle(&mut self, _: Snapshot<residency::Snapshot>, _: &mut Context<Self>) -> Self::Result {
+        MessageResult(self.seats.snapshot())
     }
 }
 

@@ -205,16 +205,14 @@ impl Run {
                         stage = Stage::Serving;
                         endpoint = Arc::new(proved);
                         handover.endpoint = Endpoint::clone(&endpoint);
-                        handover.standing = Standing::Serving;
-                        self.note(&record, &handover).await;
+                        self.note(&record, &mut handover, Standing::Serving).await;
                         self.tell(News::Ready(endpoint.clone()));
                         continue;
                     }
                     Done::Proved(Err(reason)) => End::new(FailureClass::Canary, reason),
                     Done::Shifted(news) => {
                         if matches!(news, News::Verified) {
-                            handover.standing = Standing::Serving;
-                            self.note(&record, &handover).await;
+                            self.note(&record, &mut handover, Standing::Serving).await;
                         }
                         self.tell(news);
                         continue;
@@ -235,8 +233,7 @@ impl Run {
                         continue;
                     }
                     if !is_probe {
-                        handover.standing = Standing::Away;
-                        self.note(&record, &handover).await;
+                        self.note(&record, &mut handover, Standing::Away).await;
                     }
                     work = Some(self.obey(order, &mut stage, &endpoint, &token, launch));
                     continue;

@@ -51,6 +51,8 @@ pub struct Resident {
     pub rate: f64,
     /// Seconds of waiting that it spares by being where it is: the lowest goes first.
     pub value: f64,
+    /// It stays where it is, whatever it is worth.
+    pub is_pinned: bool,
     /// What leaving and coming back costs, by rung.
     pub costs: Costs,
     /// What it waits for, if it waits for a place.
@@ -321,7 +323,8 @@ impl Seats {
         self.orders
     }
 
-    fn snapshot(&self) -> residency::Snapshot {
+    /// What the planner is shown.
+    pub(super) fn snapshot(&self) -> residency::Snapshot {
         let busy: Vec<&DeviceId> = self
             .seats
             .values()
@@ -338,6 +341,11 @@ impl Seats {
                 .map(|(engine, seat)| seat.as_model(engine, &self.devices))
                 .collect(),
         }
+    }
+
+    /// What was decided last.
+    pub(super) fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// Every engine, for people.
@@ -357,6 +365,7 @@ impl Seats {
                 bytes: self.charged(engine),
                 rate: model.rate,
                 value: value::value(&model, Rung::Cold, &self.settings),
+                is_pinned: model.is_pinned,
                 costs: seat.costs,
                 until: until(engine).filter(|_| model.is_wanted),
             }
@@ -519,3 +528,6 @@ impl Seat {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

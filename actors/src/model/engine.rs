@@ -9,7 +9,7 @@ use kvwarden_policy::{
 };
 use tokio::time::Instant;
 
-use super::{Model, audit::Audit};
+use super::{Model, audit::Audit, replica::Replica};
 use crate::{
     Refusal,
     gpu::seats::Needs,
@@ -29,6 +29,7 @@ impl Model {
         let after = replica.life.state();
         if before != after {
             tracing::info!(engine = %replica.engine, "{after}");
+            self.params.witness.became(&replica.engine, after);
             self.fit_queue();
         }
         match effect {
@@ -245,8 +246,13 @@ impl Handler<Reclaim> for Model {
     fn handle(&mut self, Reclaim { engine, order, to }: Reclaim, ctx: &mut Context<Self>) {
         self.vitals.handled();
         if let Some(at) = self.replica(&engine) {
+            let is_at_rest = |replica: &Replica| replica.life.state().rung().is_some();
+            let rested = is_at_rest(&self.replicas[at]);
             self.replicas[at].order = order;
             self.happen(at, Event::Reclaim { to }, ctx);
+            if rested && !is_at_rest(&self.replicas[at]) {
+                self.replicas[at].record.reclaimed += 1;
+            }
             self.demand(at);
         }
     }
@@ -258,6 +264,10 @@ impl Handler<Operate> for Model {
     fn handle(&mut self, Operate { wish, .. }: Operate, ctx: &mut Context<Self>) {
         self.vitals.handled();
         let now = Instant::now();
+        if let Wish::Pin(is_pinned) = wish {
+            // For engines that are still being fetched.
+            self.params.is_pinned = is_pinned;
+        }
         for at in 0..self.replicas.len() {
             let event = match wish {
                 Wish::Load => Event::Wanted,

@@ -12,7 +12,7 @@ mod queue;
 mod replica;
 mod state;
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, MessageResult, WeakAddr};
 use kvwarden_policy::{
@@ -26,7 +26,7 @@ use kvwarden_policy::{
 use tokio::time::Instant;
 
 use crate::{
-    Gpu, Refusal, Router, TICK, Ticket, Vitals,
+    Gpu, Refusal, Router, TICK, Ticket, Vitals, Witness,
     gpu::engine::EngineKind,
     protocol::{Drain, Order, Pulse, Snapshot},
 };
@@ -71,6 +71,8 @@ pub struct Params {
     pub rate: Rate,
     /// What its engines' comings and goings were measured to cost before.
     pub costs: Vec<Option<Costs>>,
+    /// Who is told what becomes of its engines.
+    pub witness: Arc<dyn Witness>,
 }
 
 /// One model.

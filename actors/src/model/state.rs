@@ -29,6 +29,10 @@ pub struct Record {
     pub adoptions: u64,
     /// Engine ends that nobody asked for.
     pub failures: u64,
+    /// Times the planner took its memory, in whole or in part.
+    pub reclaimed: u64,
+    /// It failed, and no start has succeeded since.
+    pub is_failing: bool,
     /// Messages about an engine that was no longer the current one.
     pub stale: u64,
     /// Requests handed to the engine.
@@ -71,6 +75,7 @@ impl Record {
 
     /// The start succeeded; where none began, an engine was adopted.
     pub(super) fn started(&mut self) {
+        self.is_failing = false;
         self.note = None;
         let Some(at) = self.spawned_at.take() else {
             self.adoptions += 1;
@@ -91,6 +96,7 @@ impl Record {
     /// It ended although nobody asked for it.
     pub(super) fn failed(&mut self, reason: String, log_tail: Vec<String>) {
         self.failures += 1;
+        self.is_failing = true;
         self.note = Some(reason);
         self.log_tail = log_tail;
     }

@@ -60,15 +60,25 @@ pub(super) fn read_status(status: &Value, look: &mut Look) {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        process::Stdio,
+    };
+
     use super::*;
 
     #[test]
     fn kvwarden_tells_where_its_engine_is_and_the_engine_its_key() {
-        let mut engine = std::process::Command::new("sleep")
-            .arg("60")
+        let mut engine = std::process::Command::new("cat")
             .env("LLAMA_API_KEY", "secret")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
+        // Its environment is there once it runs, which is a little after it was spawned.
+        let (mut stdin, mut stdout) = (engine.stdin.take().unwrap(), engine.stdout.take().unwrap());
+        stdin.write_all(b"?").unwrap();
+        stdout.read_exact(&mut [0]).unwrap();
         let status = serde_json::json!({"loaded_models": {"m": {
             "waiting": 3, "running": 8, "max_running": 8, "url": "http://127.0.0.1:9",
             "pid": engine.id()

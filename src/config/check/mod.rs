@@ -20,7 +20,7 @@ use std::{
 };
 
 use super::{
-    Config, Environment, Limits,
+    Config, Environment, EventsConfig, Limits,
     file::{self, File},
     path::KeyPath,
     report::Report,
@@ -69,6 +69,7 @@ pub(crate) fn check(file: &File, context: &Context<'_>, report: &mut Report) -> 
         max_wait,
         tenants,
         tenant_defaults,
+        events: events(&file.log, context, report),
         log_level: log_level(file, report),
         data_dir: file.data_dir.as_ref().map(under_base),
         state_dir: file.state_dir.as_ref().map(under_base),
@@ -104,6 +105,18 @@ fn log_level(file: &File, report: &mut Report) -> String {
         report.problem(&KeyPath::of("log_level"), message, Some(help.to_owned()));
     }
     filter
+}
+
+/// Two lines about every model have to fit in either file, or it says nothing.
+fn events(log: &file::Log, context: &Context<'_>, report: &mut Report) -> Option<EventsConfig> {
+    const SMALLEST: u64 = 1 << 20;
+    let max_size = log.max_size.map_or(256 << 20, |text| text.0);
+    if max_size < SMALLEST {
+        let key = KeyPath::of("log").key("max_size");
+        report.problem(&key, "it has to be at least 1MiB", None);
+    }
+    let path = context.base.join(log.events.as_ref()?);
+    Some(EventsConfig { path, max_size })
 }
 
 fn limits(limits: &file::Limits, report: &mut Report) -> Limits {

@@ -180,6 +180,16 @@ pub enum Until {
     Room,
 }
 
+// === impl Plan ===
+
+impl Plan {
+    /// Of its actions, those that an engine has to do something about.
+    pub fn orders(&self) -> impl Iterator<Item = &Action> {
+        let is_order = |action: &&Action| !matches!(action, Action::Wait { .. });
+        self.actions.iter().filter(is_order)
+    }
+}
+
 // === impl Settings ===
 
 impl Default for Settings {

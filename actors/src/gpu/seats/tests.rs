@@ -1,0 +1,127 @@
+//! Who is told to start, and what that is charged as.
+
+use kvwarden_policy::lifecycle::Rungs;
+
+use super::*;
+
+const GIB: u64 = 1 << 30;
+
+fn needs(gib: u64) -> Needs {
+    Needs {
+        footprint: Footprint {
+            weights: gib * GIB,
+            ..Footprint::default()
+        },
+        is_elsewhere: false,
+        is_on_host: false,
+        gpus: Vec::new(),
+        width: 1,
+        idle_ttl: None,
+        costs: None,
+    }
+}
+
+fn reading(gpus: &[(&str, u64)]) -> Reading {
+    let device = |(index, (uuid, used)): (u32, &(&str, u64))| DeviceReading {
+        index,
+        uuid: (*uuid).to_owned(),
+        total: 80 * GIB,
+        used: used * GIB,
+        ..DeviceReading::default()
+    };
+    Reading::Devices {
+        devices: (0..).zip(gpus).map(device).collect(),
+    }
+}
+
+fn at(state: State, order: u64) -> Claim {
+    Claim {
+        state,
+        order,
+        rungs: Rungs::default(),
+        ..Claim::default()
+    }
+}
+
+const WAITING: State = State::Waiting { from: Rung::Cold };
+
+/// The seats of these engines on one GPU of 80 GiB, all of which wait.
+fn waiting(engines: &[(&str, Needs)]) -> (Seats, Instant) {
+    let now = tokio::time::Instant::now().into_std();
+    let mut seats = Seats::new(residency::Settings::default());
+    seats.see(&reading(&[("GPU-a", 0)]), None);
+    for (name, needs) in engines {
+        seats.enlist(ModelId::from(*name), needs.clone(), now);
+        seats.claim(&ModelId::from(*name), at(WAITING, 0), now);
+    }
+    (seats, now)
+}
+
+#[test]
+fn starts_on_one_gpu_go_one_after_the_other_and_memory_is_charged_before_it_is_taken() {
+    let (mut seats, now) = waiting(&[("a", needs(30)), ("b", needs(30))]);
+    let first = seats.decide();
+    assert_eq!(first.len(), 1);
+    let (engine, order, _) = first[0].clone();
+    assert_eq!(seats.memory()[0].taken, 30 * GIB);
+    assert!(seats.decide().is_empty(), "an order is given once");
+    // A claim from before the order does not undo it.
+    seats.claim(&engine, at(WAITING, 0), now);
+    assert_eq!(seats.memory()[0].taken, 30 * GIB);
+    seats.claim(&engine, at(State::Ready, order), now);
+    let second = seats.decide();
+    assert_eq!(second.len(), 1);
+    assert_ne!(second[0].0, engine);
+    assert_eq!(seats.memory()[0].taken, 60 * GIB);
+}
+
+#[test]
+fn what_others_use_is_not_given_away() {
+    let (mut seats, _) = waiting(&[("a", needs(30))]);
+    seats.see(&reading(&[("GPU-a", 60)]), None);
+    assert!(seats.decide().is_empty());
+    seats.see(&reading(&[("GPU-a", 40)]), None);
+    assert_eq!(seats.decide().len(), 1);
+    // Its own memory, as it loads, is no foreign one.
+    seats.see(&reading(&[("GPU-a", 70)]), None);
+    assert_eq!(seats.memory()[0].taken, 70 * GIB);
+}
+
+#[test]
+fn nothing_starts_on_a_gpu_that_does_not_answer() {
+    let (mut seats, _) = waiting(&[("a", needs(30))]);
+    let lost = Reading::Lost {
+        reason: "GPU is lost".to_owned(),
+    };
+    seats.see(&lost, None);
+    assert!(seats.decide().is_empty());
+    seats.see(&reading(&[("GPU-a", 0)]), None);
+    assert_eq!(seats.decide().len(), 1);
+}
+
+#[test]
+fn engine_keeps_to_the_gpus_it_may_use() {
+    let second = Needs {
+        gpus: vec!["1".to_owned()],
+        ..needs(30)
+    };
+    let now = tokio::time::Instant::now().into_std();
+    let mut seats = Seats::new(residency::Settings::default());
+    seats.see(&reading(&[("GPU-a", 0), ("GPU-b", 0)]), None);
+    seats.enlist(ModelId::from("a"), second, now);
+    seats.claim(&ModelId::from("a"), at(WAITING, 0), now);
+    let orders = seats.decide();
+    assert_eq!(orders[0].2, Order::Grant(vec!["GPU-b".into()]));
+}
+
+#[test]
+fn what_a_start_took_is_what_the_next_one_is_expected_to_take() {
+    let (mut seats, now) = waiting(&[("a", needs(1))]);
+    let (engine, order, _) = seats.decide().remove(0);
+    let before = seats.residents()[0].costs[Rung::Cold].promote;
+    let phase = kvwarden_policy::lifecycle::Phase::Spawned;
+    seats.claim(&engine, at(State::Starting { phase }, order), now);
+    let later = now + before * 10;
+    seats.claim(&engine, at(State::Ready, order), later);
+    assert!(seats.residents()[0].costs[Rung::Cold].promote > before * 2);
+}

@@ -1,0 +1,214 @@
+//! What becomes of engines, as the metrics and the event log have it; and the node's description,
+//! without which the log means nothing.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use actix::Addr;
+use kvwarden_actors::{
+    Router, Witness,
+    protocol::{Roster, Snapshot},
+};
+use kvwarden_policy::{
+    ModelId,
+    lifecycle::{Rung, State},
+    residency::{
+        self, Action, Limits,
+        sim::{Spec, World},
+    },
+};
+use prometheus_client::metrics::{family::Family, histogram::Histogram};
+use tokio::time::Instant;
+
+use crate::{
+    events::EventLog,
+    http::admin::Overview,
+    metrics::{self, Metrics, OfRung},
+    replay::log::{Event, Header, Line, What},
+};
+
+/// How often the node is looked at: what its models cost changes with every swap.
+const INTERVAL: Duration = Duration::from_secs(30);
+
+/// Counts how long engines take on their way, and writes down where they went.
+#[derive(Debug)]
+pub struct Watch {
+    wake: Family<OfRung, Histogram>,
+    demote: Family<OfRung, Histogram>,
+    events: Option<Arc<EventLog>>,
+    moving: Mutex<HashMap<ModelId, (Move, Instant)>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Move {
+    Up(Rung),
+    Down(Rung),
+}
+
+// === impl Watch ===
+
+impl Watch {
+    /// Nothing has happened yet.
+    #[must_use]
+    pub fn new(metrics: &Metrics, events: Option<Arc<EventLog>>) -> Self {
+        Self {
+            wake: metrics.wake.clone(),
+            demote: metrics.demote.clone(),
+            events,
+            moving: Mutex::default(),
+        }
+    }
+
+    /// How long a way took is known where it ends.
+    fn time(&self, engine: &ModelId, state: State) {
+        let begins = match state {
+            State::Waking { from } => Some(Move::Up(from)),
+            State::Demoting { to } => Some(Move::Down(to)),
+            State::Stopping => Some(Move::Down(Rung::Cold)),
+            State::Verifying { .. } => return,
+            State::Fetching
+            | State::Cold
+            | State::Waiting { .. }
+            | State::Adopting
+            | State::Starting { .. }
+            | State::Ready
+            | State::Draining { .. }
+            | State::Asleep { .. }
+            | State::Backoff { .. }
+            | State::Broken { .. } => None,
+        };
+        let mut moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = match begins {
+            Some(begins) => {
+                moving.insert(engine.clone(), (begins, Instant::now()));
+                return;
+            }
+            None => moving.remove(engine),
+        };
+        let (histogram, rung, since) = match (ended, state) {
+            (Some((Move::Up(from), since)), State::Ready) => (&self.wake, from, since),
+            (Some((Move::Down(to), since)), State::Asleep { .. } | State::Cold) => {
+                (&self.demote, to, since)
+            }
+            _ => return,
+        };
+        let labels = OfRung {
+            rung: metrics::rung(rung).to_owned(),
+        };
+        let took = since.elapsed().as_secs_f64();
+        histogram.get_or_create(&labels).observe(took);
+    }
+
+    fn say(&self, engine: &ModelId, what: What) {
+        if let Some(events) = &self.events {
+            events.say(Line::Event(Event {
+                t: events.now(),
+                engine: engine.to_string(),
+                what,
+            }));
+        }
+    }
+}
+
+impl Witness for Watch {
+    fn became(&self, engine: &ModelId, state: State) {
+        self.time(engine, state);
+        self.say(engine, What::Became { state });
+    }
+
+    fn ordered(&self, action: &Action) {
+        match action {
+            Action::Start { model, devices } => {
+                let devices = devices.iter().map(ToString::to_string).collect();
+                self.say(model, What::Start { devices });
+            }
+            Action::Demote { model, to, why } => {
+                let why = serde_json::to_value(why).unwrap_or_default();
+                self.say(model, What::Demote { to: *to, why });
+            }
+            Action::Wait { .. } => {}
+        }
+    }
+}
+
+/// Writes down what there is whenever that changed, for as long as it is polled.
+pub async fn describe(router: Addr<Router>, events: Arc<EventLog>) {
+    let mut last = None;
+    loop {
+        let header = header(&router).await;
+        if header != last
+            && let Some(header) = header
+        {
+            last = Some(header.clone());
+            events.say(Line::Header(header));
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// Writes down what there is in the end, and ends the log.
+pub async fn end(router: &Addr<Router>, events: Arc<EventLog>) {
+    if let Some(header) = header(router).await {
+        events.say(Line::Header(header));
+    }
+    if let Err(error) = tokio::task::spawn_blocking(move || events.close()).await {
+        tracing::error!(%error, "the event log was not written to its end");
+    }
+}
+
+async fn header(router: &Addr<Router>) -> Option<Header> {
+    let overview = Overview::of(router).await.ok()?;
+    let roster = router.send(Roster).await.ok()?;
+    let snapshot = roster.gpu.send(Snapshot::default()).await.ok()?;
+    let models = overview.models.iter().map(|model| model.id.clone());
+    Some(Header::of(&world(&snapshot, models)))
+}
+
+/// What the planner sees, and models that it does not: they take nothing.
+fn world(snapshot: &residency::Snapshot, models: impl Iterator<Item = ModelId>) -> World {
+    let device = |device: &residency::Device| {
+        let limits = Limits {
+            total: device.capacity,
+            reserved: 0,
+        };
+        (device.id.clone(), limits)
+    };
+    let mut world = World {
+        settings: snapshot.settings,
+        devices: snapshot.devices.iter().map(device).collect(),
+        models: snapshot.models.iter().map(spec).collect(),
+    };
+    let known: Vec<_> = world.models.iter().map(|spec| spec.id.clone()).collect();
+    let unknown = models.filter(|id| !known.contains(id));
+    world.models.extend(unknown.map(weightless));
+    world
+}
+
+fn spec(model: &residency::Model) -> Spec {
+    Spec {
+        id: model.id.clone(),
+        width: model.width,
+        allowed: model.allowed.clone(),
+        bytes: model.bytes,
+        rungs: model.rungs,
+        costs: model.costs,
+        is_pinned: model.is_pinned,
+        idle_ttl: model.idle_ttl,
+    }
+}
+
+fn weightless(id: ModelId) -> Spec {
+    Spec {
+        id,
+        width: 1,
+        allowed: Vec::new(),
+        bytes: residency::ByRung::default(),
+        rungs: kvwarden_policy::lifecycle::Rungs::default(),
+        costs: residency::Costs::default(),
+        is_pinned: false,
+        idle_ttl: None,
+    }
+}

@@ -254,6 +254,7 @@ fn model_params(
             },
         },
         queue_timeout: config.limits.queue_timeout,
+        stall_timeout: config.limits.stall_timeout,
         autostart: model.autostart,
         is_pinned: model.residency.pinned,
         idle_ttl: model.residency.idle_ttl,

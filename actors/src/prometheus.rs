@@ -15,6 +15,14 @@ pub const WAITING: [&str; 3] = [
     "llamacpp:requests_deferred",
 ];
 
+/// What an engine counts up as it computes, during a long prompt too where it can be told. `SGLang`
+/// counts a prompt's tokens as they are computed, llama.cpp its calls of `llama_decode`.
+pub const WORK: [&str; 3] = [
+    "vllm:iteration_tokens_total_count",
+    "sglang:realtime_tokens_total",
+    "llamacpp:n_decode_total",
+];
+
 /// The sum of a gauge, known by one of `names`, over its labels. None if the page has none of it.
 #[must_use]
 pub fn gauge(page: &str, names: &[&str]) -> Option<f64> {

@@ -67,16 +67,18 @@ pub struct SlotFreed {
     pub retry: Option<Ticket>,
 }
 
-/// The scrape of an engine's metrics -> Model: so many requests wait inside the engine.
+/// The scrape of an engine's metrics -> Model: what it says of itself.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct EngineWaiting {
+pub struct EngineSays {
     /// Which engine.
     pub engine: ModelId,
     /// Which start of it.
     pub generation: Generation,
-    /// How many; none if it did not say.
+    /// Requests that wait inside it; none if it did not say.
     pub waiting: Option<u64>,
+    /// What it has computed, by its own count; none if it did not say.
+    pub work: Option<u64>,
 }
 
 /// Permit or abandoned ticket -> Tenant: what was held against what was used.
@@ -200,6 +202,8 @@ pub enum Order {
     Stop,
     /// Change.
     Shift(Shift),
+    /// Prove that you still work, or end: nothing moves.
+    Probe,
 }
 
 /// What can be done to a live engine.

@@ -101,6 +101,7 @@ impl Setup {
                 }),
             },
             queue_timeout: self.queue_timeout,
+            stall_timeout: DEADLINE,
             autostart: true,
             is_pinned: false,
             idle_ttl: None,

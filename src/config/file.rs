@@ -74,6 +74,8 @@ pub struct Limits {
     pub queue_timeout: Option<DurationText>,
     /// How long an engine may be silent within an answer. Default: `"2m"`.
     pub stream_idle_timeout: Option<DurationText>,
+    /// How long nothing may move in an engine that has work, neither an answer nor its own count of steps; then it has 10 s to prove that it works, or it is started anew. Default: `"30s"`.
+    pub stall_timeout: Option<DurationText>,
     /// How long what an engine sent may wait for a client that does not read; then its answer is cut and the engine is free for others. Default: `"30s"`.
     pub client_stall_timeout: Option<DurationText>,
     /// How long running answers may take to end after SIGTERM. Default: `"30s"`.

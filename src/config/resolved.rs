@@ -132,6 +132,8 @@ pub struct Limits {
     pub queue_timeout: Duration,
     /// How long an engine may be silent within an answer.
     pub stream_idle_timeout: Duration,
+    /// How long nothing may move in an engine that has work.
+    pub stall_timeout: Duration,
     /// How long what an engine sent may wait for its client.
     pub client_stall_timeout: Duration,
     /// How long running answers may take to end after SIGTERM.

@@ -30,6 +30,8 @@ pub enum FailureClass {
     StartTimeout,
     /// It answered, but not like an engine that works.
     Canary,
+    /// It served, and then nothing moved any more.
+    Hung,
     /// Killed from outside: SIGKILL that was not ours, such as the kernel's OOM killer.
     Killed,
     /// It ended by itself and left no known sign.
@@ -48,6 +50,7 @@ impl fmt::Display for FailureClass {
             Self::NotInstalled => "it is not installed",
             Self::StartTimeout => "it did not start in time",
             Self::Canary => "it gave no first token",
+            Self::Hung => "it hung",
             Self::Killed => "killed from outside",
             Self::Crashed => "crashed",
         })

@@ -17,6 +17,7 @@
 //! | [`backoff`] | when a failed engine may try again, and when it must not |
 //! | [`failure`] | why an engine ended, from its exit status and last words |
 //! | [`steps`] | how long an engine step takes |
+//! | [`stall`] | when an engine that has work is suspected of doing none |
 //! | [`rng`] | nothing: random numbers for all that is made up |
 //! | [`batch`] | what a continuous-batching engine does in a step |
 
@@ -33,6 +34,7 @@ pub mod residency;
 pub mod rng;
 pub mod routing;
 pub mod scheduling;
+pub mod stall;
 pub mod steps;
 pub mod tier;
 

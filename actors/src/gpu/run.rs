@@ -31,6 +31,9 @@ use crate::protocol::{EngineGone, EngineNews, News, Order, Spawn};
 /// clients of an earlier kvwarden left in it.
 const STILL_WORKS: Duration = Duration::from_secs(20);
 
+/// How long an engine may take to prove itself in which nothing moves.
+const STILL_MOVES: Duration = Duration::from_secs(10);
+
 /// What an engine that does not work gets between SIGTERM and SIGKILL: time to give back what the
 /// kernel does not, such as files in /dev/shm.
 const BROKEN_GRACE: Duration = Duration::from_secs(2);
@@ -58,6 +61,7 @@ type Work<'a> = Pin<Box<dyn Future<Output = Done> + 'a>>;
 /// What came of it.
 enum Done {
     Proved(Result<Endpoint, String>),
+    Probed(Result<(), String>),
     Shifted(News),
     Parted,
 }
@@ -100,7 +104,7 @@ impl End {
 
     /// How long an engine may take to end for this reason.
     fn grace(&self, launch: &Launch) -> Duration {
-        if self.class == FailureClass::Canary {
+        if matches!(self.class, FailureClass::Canary | FailureClass::Hung) {
             BROKEN_GRACE.min(launch.stop_grace)
         } else {
             launch.stop_grace
@@ -201,20 +205,20 @@ impl Run {
                         stage = Stage::Serving;
                         endpoint = Arc::new(proved);
                         handover.endpoint = Endpoint::clone(&endpoint);
-                        handover.standing = Standing::Serving;
-                        self.note(&record, &handover).await;
+                        self.note(&record, &mut handover, Standing::Serving).await;
                         self.tell(News::Ready(endpoint.clone()));
                         continue;
                     }
                     Done::Proved(Err(reason)) => End::new(FailureClass::Canary, reason),
                     Done::Shifted(news) => {
                         if matches!(news, News::Verified) {
-                            handover.standing = Standing::Serving;
-                            self.note(&record, &handover).await;
+                            self.note(&record, &mut handover, Standing::Serving).await;
                         }
                         self.tell(news);
                         continue;
                     }
+                    Done::Probed(Ok(())) => continue,
+                    Done::Probed(Err(reason)) => End::new(FailureClass::Hung, reason),
                     Done::Parted => End::new(FailureClass::Stopped, "stopped"),
                 },
                 () = tokio::time::sleep_until(deadline),
@@ -224,8 +228,13 @@ impl Run {
                     End::new(FailureClass::StartTimeout, reason)
                 }
                 order = orders.recv(), if stage != Stage::Parting && cause.is_none() => {
-                    handover.standing = Standing::Away;
-                    self.note(&record, &handover).await;
+                    let is_probe = order == Some(Order::Probe);
+                    if is_probe && work.is_some() {
+                        continue;
+                    }
+                    if !is_probe {
+                        self.note(&record, &mut handover, Standing::Away).await;
+                    }
                     work = Some(self.obey(order, &mut stage, &endpoint, &token, launch));
                     continue;
                 }
@@ -282,6 +291,7 @@ impl Run {
         launch: &'a Launch,
     ) -> Work<'a> {
         match (order, *stage) {
+            (Some(Order::Probe), _) => Box::pin(probe(endpoint.clone())),
             (Some(Order::Shift(what)), _) => {
                 let shifter = self.shifter(endpoint.clone(), token);
                 Box::pin(async move { Done::Shifted(shifter.shift(what).await) })
@@ -337,6 +347,11 @@ impl Run {
         }
         Done::Parted
     }
+}
+
+/// An engine in which nothing moves proves that it is only slow.
+async fn probe(endpoint: Arc<Endpoint>) -> Done {
+    Done::Probed(Probe::new(&endpoint).still_works(STILL_MOVES).await)
 }
 
 /// An engine that served before proves that it still does.

@@ -38,7 +38,7 @@ impl Run {
         };
         let spec = self.shim_spec(launch, start);
         let (record, token) = (spec.record.clone(), spec.token.clone());
-        let handover = Handover {
+        let mut handover = Handover {
             fingerprint: launch.fingerprint(),
             devices: self.spawn.devices.clone(),
             bytes: self.bytes,
@@ -54,7 +54,7 @@ impl Run {
                 canary: None,
             },
         };
-        self.note(&record, &handover).await;
+        self.note(&record, &mut handover, Standing::Starting).await;
         match Child::start(&self.params.shim, spec).await {
             Ok(child) => Ok(Ward {
                 child,
@@ -94,7 +94,8 @@ impl Run {
     }
 
     /// Writes down what an heir would need, if engines outlive us at all.
-    pub(super) async fn note(&self, record: &Path, handover: &Handover) {
+    pub(super) async fn note(&self, record: &Path, handover: &mut Handover, standing: Standing) {
+        handover.standing = standing;
         if !self.params.orphan_grace.is_zero() {
             handover.write(record).await;
         }

@@ -1,4 +1,5 @@
-//! A slow look at an engine's own `/metrics`: how many requests wait inside it.
+//! A slow look at an engine's own `/metrics`: how many requests wait inside it, and whether it
+//! computes.
 //!
 //! The queue goes by what it sees itself; this only finds out when that went wrong. So an engine
 //! that tells nothing is served as well, and one that has no such page is not asked again.
@@ -10,7 +11,7 @@ use awc::{Client, http::StatusCode};
 use tokio::task::JoinHandle;
 
 use super::Model;
-use crate::{gpu::engine::Endpoint, prometheus, protocol::EngineWaiting};
+use crate::{gpu::engine::Endpoint, prometheus, protocol::EngineSays};
 
 /// How often is looked, and how long a look may take.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -35,7 +36,7 @@ impl Drop for Audit {
 
 /// What a look showed.
 enum Look {
-    Waiting(Option<u64>),
+    Page(String),
     NoSuchPage,
 }
 
@@ -46,16 +47,17 @@ async fn look_on(endpoint: Arc<Endpoint>, model: WeakAddr<Model>) {
         .finish();
     loop {
         tokio::time::sleep(PERIOD).await;
-        let Look::Waiting(waiting) = look(&client, &endpoint).await else {
+        let Look::Page(page) = look(&client, &endpoint).await else {
             return;
         };
         let Some(model) = model.upgrade() else {
             return;
         };
-        model.do_send(EngineWaiting {
+        model.do_send(EngineSays {
             engine: endpoint.model.clone(),
             generation: endpoint.generation,
-            waiting,
+            waiting: whole(&page, &prometheus::WAITING),
+            work: whole(&page, &prometheus::WORK),
         });
     }
 }
@@ -66,17 +68,21 @@ async fn look(client: &Client, endpoint: &Endpoint) -> Look {
         request = request.bearer_auth(key);
     }
     let Ok(mut answer) = request.send().await else {
-        return Look::Waiting(None);
+        return Look::Page(String::new());
     };
     if answer.status() == StatusCode::NOT_FOUND {
         return Look::NoSuchPage;
     }
     let page = answer.body().limit(MAX_PAGE).await.unwrap_or_default();
-    let waiting = prometheus::gauge(&String::from_utf8_lossy(&page), &prometheus::WAITING);
+    Look::Page(String::from_utf8_lossy(&page).into_owned())
+}
+
+fn whole(page: &str, names: &[&str]) -> Option<u64> {
+    let value = prometheus::gauge(page, names)?;
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "a gauge of whole requests; the cast saturates"
+        reason = "a number of whole things; the cast saturates"
     )]
-    Look::Waiting(waiting.map(|waiting| waiting as u64))
+    Some(value as u64)
 }

@@ -5,6 +5,7 @@ use kvwarden_policy::{
     Generation, ModelId,
     failure::FailureClass,
     lifecycle::{Effect, Event, Rung, State},
+    stall::Stall,
 };
 use tokio::time::Instant;
 
@@ -75,7 +76,7 @@ impl Model {
         });
     }
 
-    fn signal(&self, at: usize, what: Order) {
+    pub(super) fn signal(&self, at: usize, what: Order) {
         let replica = &self.replicas[at];
         self.gpu.do_send(Signal {
             engine: replica.engine.clone(),
@@ -171,6 +172,8 @@ impl Model {
         replica.endpoint = None;
         replica.audit = None;
         replica.waiting = None;
+        replica.signs.iterations = None;
+        replica.stall = Stall::default();
         replica.record.gone();
         if replica.life.state() == State::Adopting {
             tracing::info!(engine = %replica.engine, reason, "not adopted");

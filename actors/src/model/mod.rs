@@ -21,13 +21,14 @@ use kvwarden_policy::{
     lifecycle::Event,
     residency::{Costs, Rate},
     scheduling::{Key, Scheduler, Settings},
+    stall::Verdict,
 };
 use tokio::time::Instant;
 
 use crate::{
     Gpu, Refusal, Router, TICK, Ticket, Vitals, Witness,
     gpu::engine::EngineKind,
-    protocol::{Drain, Pulse, Snapshot},
+    protocol::{Drain, Order, Pulse, Snapshot},
 };
 
 use queue::Running;
@@ -58,6 +59,8 @@ pub struct Params {
     pub scheduling: Settings,
     /// How long a request may wait.
     pub queue_timeout: Duration,
+    /// How long nothing may move in an engine that has work.
+    pub stall_timeout: Duration,
     /// Start at once instead of at the first request.
     pub autostart: bool,
     /// Never reclaimed.
@@ -153,6 +156,11 @@ impl Model {
             self.happen(at, Event::Wanted, ctx);
         }
         self.demand(at);
+        let timeout = self.params.stall_timeout;
+        if self.replicas[at].look(now, timeout) == Verdict::Suspect {
+            tracing::warn!(engine = %self.replicas[at].engine, "nothing moves; it is asked to prove itself");
+            self.signal(at, Order::Probe);
+        }
     }
 
     /// The engine that is closest to serving.

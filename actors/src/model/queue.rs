@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::{LOST_PAUSE, Model, UNREACHABLE_PAUSE};
 use crate::{
     Refusal, Ticket,
-    protocol::{EngineWaiting, Enqueue, FirstToken, SlotFreed},
+    protocol::{EngineSays, Enqueue, FirstToken, SlotFreed},
     ticket::Turn,
 };
 
@@ -26,6 +26,8 @@ pub(super) struct Running {
     /// Tokens of its prompt, until its first token comes.
     unacked: u64,
     streamed: Arc<AtomicU64>,
+    /// How much of that was seen.
+    seen: u64,
     since: Instant,
 }
 
@@ -75,6 +77,7 @@ impl Model {
             replica: at,
             unacked: prompt_tokens,
             streamed: streamed.clone(),
+            seen: 0,
             since: now,
         };
         self.running.insert(next.key, running);
@@ -106,8 +109,10 @@ impl Model {
 
     /// Charges what was streamed since the last look.
     pub(super) fn true_up(&mut self, now: std::time::Instant) {
-        for (key, running) in &self.running {
+        for (key, running) in &mut self.running {
             let streamed = running.streamed.load(Ordering::Relaxed);
+            self.replicas[running.replica].signs.progress += streamed - running.seen;
+            running.seen = streamed;
             self.queue.streamed(*key, streamed, now);
         }
         self.queue.tick(now);
@@ -219,10 +224,10 @@ impl Handler<FirstToken> for Model {
     }
 }
 
-impl Handler<EngineWaiting> for Model {
+impl Handler<EngineSays> for Model {
     type Result = ();
 
-    fn handle(&mut self, news: EngineWaiting, _: &mut Context<Self>) {
+    fn handle(&mut self, news: EngineSays, _: &mut Context<Self>) {
         self.vitals.handled();
         let Some(at) = self.replica(&news.engine) else {
             return;
@@ -233,6 +238,7 @@ impl Handler<EngineWaiting> for Model {
             return;
         }
         replica.waiting = news.waiting;
+        replica.signs.iterations = news.work;
         // The fullest counts: that others' queues are empty does not help who waits in this one.
         let fullest = self
             .replicas
@@ -263,6 +269,9 @@ impl Handler<SlotFreed> for Model {
         self.queue.finish(freed.key, &freed.outcome, now.into_std());
         if let Outcome::Completed(usage) = freed.outcome {
             self.estimator.learn(&freed.size, usage.prompt_tokens);
+            if let Some(at) = replica {
+                self.replicas[at].signs.progress += 1;
+            }
         }
         if let Some(at) = replica {
             self.drained(at, ctx);

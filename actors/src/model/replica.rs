@@ -2,7 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kvwarden_policy::{DeviceId, Generation, ModelId, lifecycle::Lifecycle, routing::Load};
+use kvwarden_policy::{
+    DeviceId, Generation, ModelId,
+    lifecycle::Lifecycle,
+    routing::Load,
+    stall,
+    stall::{Signs, Stall},
+};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -31,6 +37,9 @@ pub(super) struct Replica {
     pub(super) audit: Option<Audit>,
     /// Requests that wait inside it, while it says so.
     pub(super) waiting: Option<u64>,
+    /// What is seen of its work, and since when that does not change.
+    pub(super) signs: Signs,
+    pub(super) stall: Stall,
     /// Nothing is sent to it until then.
     pub(super) paused_until: Option<Instant>,
     /// Since when an operator wants it to serve.
@@ -62,6 +71,8 @@ impl Replica {
             occupancy: Occupancy::default(),
             audit: None,
             waiting: None,
+            signs: Signs::default(),
+            stall: Stall::default(),
             paused_until: None,
             asked_since: None,
             record: Record::default(),
@@ -77,6 +88,18 @@ impl Replica {
         let is_paused = self.paused_until.is_some_and(|until| now < until);
         let admits = self.life.state().admits() && !is_paused;
         self.endpoint.as_ref().filter(|_| admits)
+    }
+
+    /// What to make of its work, if it is ours to end.
+    pub(super) fn look(&mut self, now: Instant, timeout: Duration) -> stall::Verdict {
+        let signs = Signs {
+            running: self.occupancy.running,
+            ..self.signs
+        };
+        if self.endpoint.is_none() || self.kind == EngineKind::Attach {
+            return stall::Verdict::Fine;
+        }
+        self.stall.look(now.into_std(), signs, timeout)
     }
 
     /// What it carries, for [`routing`](kvwarden_policy::routing).

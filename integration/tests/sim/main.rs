@@ -14,6 +14,7 @@ mod readers;
 mod residency;
 mod retries;
 mod routes;
+mod stalls;
 mod streams;
 
 use serde_json::{Value, json};

@@ -139,6 +139,7 @@ fn limits(limits: &file::Limits, report: &mut Report) -> Limits {
         body_timeout: duration("body_timeout", limits.body_timeout, 30),
         queue_timeout: duration("queue_timeout", limits.queue_timeout, 300),
         stream_idle_timeout: duration("stream_idle_timeout", limits.stream_idle_timeout, 120),
+        stall_timeout: duration("stall_timeout", limits.stall_timeout, 30),
         client_stall_timeout: duration("client_stall_timeout", limits.client_stall_timeout, 30),
         // Zero is a choice here: cut at once.
         drain_timeout: limits

@@ -3,10 +3,8 @@
 //! The planner keeps nothing ([`residency`]); this is its memory. No actor, no clock: the Gpu actor
 //! feeds it [`Claim`]s and readings and sends the [`Order`]s that come out.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+mod needs;
+use std::{collections::BTreeMap, time::Instant};
 
 use kvwarden_policy::{
     DeviceId, ModelId,
@@ -15,17 +13,11 @@ use kvwarden_policy::{
 };
 use serde::Serialize;
 
-use super::{
-    engine::{EngineSpec, Footprint},
-    vram::{DeviceReading, Reading},
-};
+use super::vram::{DeviceReading, Reading};
 use crate::protocol::Claim;
 
-/// What an engine keeps of a GPU while it sleeps, until that is measured.
-const RESIDUE: u64 = 1_400 << 20;
-
-/// What stands for the machine's memory, for engines that run on CPUs.
-pub const HOST: &str = "host";
+use needs::Size;
+pub use needs::{HOST, Needs};
 
 /// What to tell a model about one of its engines.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,25 +51,6 @@ pub struct Resident {
     pub until: Option<Until>,
 }
 
-/// What an engine takes of which devices.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Needs {
-    /// Bytes on each of them.
-    pub footprint: Footprint,
-    /// It starts and stops without touching any memory of ours.
-    pub is_elsewhere: bool,
-    /// It runs on the host's processors.
-    pub is_on_host: bool,
-    /// GPUs it may use, by index or UUID. Empty: all.
-    pub gpus: Vec<String>,
-    /// Over how many of them it is spread.
-    pub width: usize,
-    /// It is stopped when nobody has wanted it for this long.
-    pub idle_ttl: Option<Duration>,
-    /// What leaving and coming back cost, if it was measured before.
-    pub costs: Option<Costs>,
-}
-
 /// Seats of all engines, and the devices they share.
 #[derive(Debug, Default)]
 pub(super) struct Seats {
@@ -93,14 +66,6 @@ pub(super) struct Seats {
 
 /// Where an engine is, and how much of each of these devices it has.
 type Place = (Vec<DeviceId>, u64);
-
-#[derive(Clone, Copy, Debug)]
-struct Size {
-    /// The driver's index.
-    index: Option<u32>,
-    /// Bytes for engines.
-    total: u64,
-}
 
 #[derive(Debug)]
 struct Seat {
@@ -379,85 +344,6 @@ impl Seats {
             let here = self.seats.values().filter(|seat| seat.is_changing());
             here.flat_map(|seat| &seat.devices).any(|at| at == id)
         })
-    }
-}
-
-// === impl Needs ===
-
-impl Needs {
-    /// What a model wants, before anything is measured.
-    #[must_use]
-    pub fn of(spec: &EngineSpec) -> Self {
-        let nothing = Self {
-            footprint: Footprint::default(),
-            is_elsewhere: true,
-            is_on_host: true,
-            gpus: Vec::new(),
-            width: 1,
-            idle_ttl: None,
-            costs: None,
-        };
-        match spec {
-            EngineSpec::Attached(_) => nothing,
-            EngineSpec::Child(launch) => Self {
-                footprint: launch.footprint.unwrap_or_default(),
-                is_elsewhere: false,
-                is_on_host: !launch.uses_gpu(),
-                gpus: launch.gpus.clone(),
-                width: launch.flags.tensor_parallel as usize,
-                ..nothing
-            },
-        }
-    }
-
-    /// Bytes that a demotion gives back at least, on the smallest device there is.
-    pub(super) fn freed(&self, from: Rung, to: Rung) -> u64 {
-        let bytes = self.bytes(self.footprint.weights.saturating_add(self.footprint.kv));
-        bytes[from].saturating_sub(bytes[to])
-    }
-
-    /// Bytes on a device of that size, by rung. What a sleeping engine keeps (its CUDA context,
-    /// graphs and allocator) is measured at 1.3 GiB for 14B on vLLM.
-    fn bytes(&self, size: u64) -> ByRung<u64> {
-        let whole = self.footprint.on(size);
-        let residue = if self.is_on_host {
-            0
-        } else {
-            RESIDUE.min(whole)
-        };
-        ByRung::from_fn(|rung| match rung {
-            Rung::Ready => whole,
-            Rung::Parked => self.footprint.weights.saturating_add(residue).min(whole),
-            Rung::L1 | Rung::L2 => residue,
-            Rung::Cold => 0,
-        })
-    }
-
-    fn allowed(&self, devices: &BTreeMap<DeviceId, Size>) -> Vec<DeviceId> {
-        let is_named = |id: &DeviceId, size: &Size| {
-            let index = size.index.map(|index| index.to_string());
-            let names = [Some(id.as_str()), index.as_deref()];
-            self.gpus.is_empty() || self.gpus.iter().any(|gpu| names.contains(&Some(gpu)))
-        };
-        let is_host = |id: &DeviceId| id.as_str() == HOST;
-        let has_gpus = devices.keys().any(|id| !is_host(id));
-        let may = |(id, size): &(&DeviceId, &Size)| {
-            if self.is_on_host || !has_gpus {
-                is_host(id)
-            } else {
-                !is_host(id) && is_named(id, size)
-            }
-        };
-        let allowed = devices.iter().filter(may);
-        allowed.map(|(id, _)| id.clone()).collect()
-    }
-}
-
-// === impl Size ===
-
-impl Size {
-    fn of_host(total: u64) -> Self {
-        Self { index: None, total }
     }
 }
 

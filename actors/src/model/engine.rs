@@ -161,7 +161,16 @@ impl Model {
         }
     }
 
-    pub(super) fn replica(&self, engine: &ModelId) -> Option<usize> {
+    /// The engine that news is about, unless it is about an earlier start of it.
+    pub(super) fn current(&mut self, engine: &ModelId, generation: Generation) -> Option<usize> {
+        let at = self.replica(engine)?;
+        let replica = &mut self.replicas[at];
+        let is_current = generation == replica.generation();
+        replica.record.stale += u64::from(!is_current);
+        is_current.then_some(at)
+    }
+
+    fn replica(&self, engine: &ModelId) -> Option<usize> {
         self.replicas
             .iter()
             .position(|replica| replica.engine == *engine)
@@ -290,14 +299,10 @@ impl Handler<EngineNews> for Model {
 
     fn handle(&mut self, news: EngineNews, ctx: &mut Context<Self>) {
         self.vitals.handled();
-        let Some(at) = self.replica(&news.engine) else {
+        let Some(at) = self.current(&news.engine, news.generation) else {
             return;
         };
         let replica = &mut self.replicas[at];
-        if news.generation != replica.generation() {
-            replica.record.stale += 1;
-            return;
-        }
         match news.what {
             News::Progressed { phase, pid } => {
                 replica.record.progressed(pid);

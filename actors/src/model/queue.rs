@@ -229,14 +229,10 @@ impl Handler<EngineSays> for Model {
 
     fn handle(&mut self, news: EngineSays, _: &mut Context<Self>) {
         self.vitals.handled();
-        let Some(at) = self.replica(&news.engine) else {
+        let Some(at) = self.current(&news.engine, news.generation) else {
             return;
         };
         let replica = &mut self.replicas[at];
-        if news.generation != replica.generation() {
-            replica.record.stale += 1;
-            return;
-        }
         replica.waiting = news.waiting;
         replica.signs.iterations = news.work;
         // The fullest counts: that others' queues are empty does not help who waits in this one.

@@ -162,12 +162,13 @@ fn bodies_of_one_tenant_are_bounded_and_leave_others_their_room() {
     // Most of a body that never comes in full.
     let mut part = head.into_bytes();
     part.resize(part.len() + 1_000_000, b' ');
-    let half_sent = Exchange::raw(server.port, &part);
     let client = server.client().tenant("a");
     let padded = |bytes: usize| with(chat("tiny", 2), "padding", " ".repeat(bytes));
-    let refused = eventually("the half-sent body to fill the room", || {
+    // Whichever of the two comes first has the room; it shall be this one.
+    let (half_sent, refused) = eventually("the half-sent body to fill the room", || {
+        let half_sent = Exchange::raw(server.port, &part);
         let reply = client.post(CHAT, &padded(500_000));
-        (reply.status != 200).then_some(reply)
+        (reply.status != 200).then_some((half_sent, reply))
     });
     let reason = refused.header("x-kvwarden-dropped-reason");
     assert_eq!(reason, Some("tenant_bodies_full"));

@@ -58,7 +58,7 @@ impl Overview {
 fn standing(model: &ModelState, engine: &EngineState, until: Option<Until>) -> Standing {
     let record = &engine.record;
     // Its first start, or the one that has to make up for a failure.
-    let is_missed = record.is_failing || (model.autostart && record.starts == 0);
+    let is_missed = record.is_failing || (model.autostart && record.starts + record.adoptions == 0);
     match engine.state {
         State::Ready
         | State::Cold

@@ -238,7 +238,7 @@ fn no_secret_is_in_argv_log_or_state() {
         assert!(!process.args.concat().contains(&key), "{:?}", process.args);
     }
     assert!(!server.log().concat().contains(&key));
-    // What the next kvwarden takes the engine over by is its owner's alone.
+    // What the next kvwarden is handed over is the one exception; `adoption` looks at who may read it.
     let found = Command::new("grep")
         .args(["-rl", "--exclude=*.handover", &key])
         .arg(server.home())

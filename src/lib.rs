@@ -7,8 +7,8 @@
 //!  clients ── HTTP ──▶ http ── Admit ──▶ Router ── Reserve ──▶ Tenant
 //!                       │                  ▲ │ ◀── Reserved ────┘
 //!                       │           Demand │ │ Enqueue
-//!                       │            Grant ▼ ▼
-//!                       │ ◀──── Permit ── Model ── Spawn, Stop ──▶ Gpu ── task per engine
+//!                       │   Grant, Reclaim ▼ ▼
+//!                       │ ◀──── Permit ── Model ── Spawn, Signal ─▶ Gpu ── task per engine
 //!                       │                   ▲ ◀── EngineNews ─────────────┘      │
 //!                       │                   └── FirstToken, SlotFreed            │ Unix socket
 //!                       │                                                        ▼

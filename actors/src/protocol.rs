@@ -1,7 +1,7 @@
 //! Every message between actors, in the order a request meets them.
 //!
-//! Handlers return `()` and never await; only [`Snapshot`] and [`Roster`] are questions. A message
-//! about an engine carries its [`Generation`].
+//! Handlers return `()` and never await; only [`Snapshot`], [`Roster`] and [`Locate`] are questions. A
+//! message about an engine carries its [`Generation`].
 
 use std::{marker::PhantomData, sync::Arc, time::Duration};
 
@@ -374,6 +374,11 @@ impl<S: Send + 'static> Message for Snapshot<S> {
 #[derive(Message)]
 #[rtype(result = "Addresses")]
 pub struct Roster;
+
+/// http -> Router: who is the model of this name, by any of its names.
+#[derive(Message)]
+#[rtype(result = "Option<Addr<Model>>")]
+pub struct Locate(pub String);
 
 /// Everybody the router knows.
 pub struct Addresses {

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::{
     Gpu, Model, PULSE, Refusal, Tenant, Vitals,
     protocol::{
-        Addresses, Admit, Demand, Drain, Enqueue, Grant, Operate, Pulse, Reclaim, Reserve,
+        Addresses, Admit, Demand, Drain, Enqueue, Grant, Locate, Operate, Pulse, Reclaim, Reserve,
         Reserved, Retire, Roster, Snapshot,
     },
     tenant,
@@ -246,6 +246,15 @@ impl Handler<Roster> for Router {
             models: self.models.iter().map(|model| model.addr.clone()).collect(),
             gpu: self.gpu.clone(),
         })
+    }
+}
+
+impl Handler<Locate> for Router {
+    type Result = Option<Addr<Model>>;
+
+    fn handle(&mut self, Locate(name): Locate, _: &mut Context<Self>) -> Self::Result {
+        self.vitals.handled();
+        self.model(&name).map(|model| model.addr.clone())
     }
 }
 

@@ -12,9 +12,10 @@ use actix_web::{
 };
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, future, stream};
+use kvwarden_actors::protocol::{Locate, Snapshot};
 use kvwarden_policy::lifecycle::State;
 
-use super::{Shared, admin::Overview};
+use super::Shared;
 
 /// How long a stream may stay silent.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -44,12 +45,12 @@ pub async fn or_comments(mut coming: Coming, streamed: &Streamed, shared: &Share
 }
 
 async fn is_loading(name: &str, shared: &Shared) -> bool {
-    let Ok(overview) = Overview::of(&shared.router).await else {
-        return false;
+    let state = async {
+        let model = shared.router.send(Locate(name.to_owned())).await.ok()??;
+        model.send(Snapshot::<State>::default()).await.ok()
     };
-    let mut models = overview.models.iter();
-    let model = models.find(|model| model.names.iter().any(|own| own == name));
-    model.is_some_and(|model| model.state != State::Ready)
+    let state = tokio::time::timeout(PERIOD, state).await.ok().flatten();
+    state.is_some_and(|state| state != State::Ready)
 }
 
 fn comments(coming: Coming) -> HttpResponse {

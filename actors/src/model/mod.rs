@@ -18,7 +18,7 @@ use actix::{Actor, Addr, AsyncContext, Context, Handler, MessageResult, WeakAddr
 use kvwarden_policy::{
     ModelId,
     cost::PromptEstimator,
-    lifecycle::Event,
+    lifecycle::{Event, State},
     residency::{Costs, Rate},
     scheduling::{Key, Scheduler, Settings},
     stall::Verdict,
@@ -201,6 +201,16 @@ impl Handler<Pulse> for Model {
 
     fn handle(&mut self, Pulse(sent): Pulse, _: &mut Context<Self>) {
         self.vitals.pulse(sent);
+    }
+}
+
+impl Handler<Snapshot<State>> for Model {
+    type Result = MessageResult<Snapshot<State>>;
+
+    /// Where its best engine stands, without the cost of the whole.
+    fn handle(&mut self, _: Snapshot<State>, _: &mut Context<Self>) -> Self::Result {
+        self.vitals.handled();
+        MessageResult(self.lead().life.state())
     }
 }
 

@@ -290,15 +290,9 @@ impl Seats {
 
     /// What the planner is shown.
     pub(super) fn snapshot(&self) -> residency::Snapshot {
-        let busy: Vec<&DeviceId> = self
-            .seats
-            .values()
-            .filter(|seat| seat.is_changing())
-            .flat_map(|seat| &seat.devices)
-            .collect();
         residency::Snapshot {
             settings: self.settings,
-            devices: self.ledger.devices(|id| busy.contains(&id)),
+            devices: self.memory(),
             models: self
                 .seats
                 .iter()

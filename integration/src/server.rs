@@ -335,7 +335,11 @@ fn collect(output: Option<impl Read + Send + 'static>, log: &Arc<Mutex<Vec<Strin
 
 /// A free port that nobody is given by chance: below the range from which the kernel takes the
 /// ports of engines, stubs and clients, and never the same one twice.
-fn free_port() -> u16 {
+///
+/// # Panics
+/// Never; it looks until one is found.
+#[must_use]
+pub fn free_port() -> u16 {
     const FIRST: u32 = 10_000;
     const COUNT: u32 = 20_000;
     static TAKEN: AtomicU32 = AtomicU32::new(0);

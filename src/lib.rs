@@ -52,5 +52,6 @@ pub mod replay;
 pub mod serve;
 pub mod shim;
 pub mod sim;
+pub mod usage;
 pub mod watch;
 pub mod weights;

@@ -13,7 +13,7 @@ use actix_rt::Arbiter;
 use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
 use anyhow::Context as _;
 use kvwarden_actors::{
-    Gpu, Model, Router, Tenant, Witness,
+    Gpu, Ledger, Model, Router, Tenant, Witness,
     gpu::{
         self,
         engine::EngineKind,
@@ -44,6 +44,7 @@ use crate::{
     metrics::Metrics,
     prepare,
     remember::{self, Memory},
+    usage::{self, UsageLog},
     watch::{self, Watch},
 };
 
@@ -76,7 +77,12 @@ async fn serve(config: &Config, layout: &Layout) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::register());
     let events = open_events(config, &metrics)?;
     let witness = Arc::new(Watch::new(&metrics, events.clone()));
-    let router = start_actors(config, layout, orphans, &control, witness)?;
+    let usage = open_usage(config, layout, &metrics)?;
+    let ledger: Arc<dyn Ledger> = match &usage {
+        Some(usage) => usage.clone(),
+        None => Arc::new(()),
+    };
+    let router = start_actors(config, layout, orphans, &control, witness, ledger)?;
     let shared = Shared::new(config, router.clone(), metrics, events.clone());
     let shared = Arc::new(shared);
     let (server, handle) = listen(config, shared)?;
@@ -106,8 +112,23 @@ async fn serve(config: &Config, layout: &Layout) -> anyhow::Result<()> {
     if let Some(events) = events {
         watch::end(&router, events).await;
     }
+    if let Some(usage) = usage {
+        actix_web::rt::task::spawn_blocking(move || usage.close()).await?;
+    }
     control.stop();
     Ok(())
+}
+
+fn open_usage(
+    config: &Config,
+    layout: &Layout,
+    metrics: &Metrics,
+) -> anyhow::Result<Option<Arc<UsageLog>>> {
+    let Some(keep) = config.keep_usage else {
+        return Ok(None);
+    };
+    let log = UsageLog::open(usage::path(&layout.state), keep, metrics.usage.clone())?;
+    Ok(Some(Arc::new(log)))
 }
 
 fn open_events(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<Arc<EventLog>>> {
@@ -126,6 +147,7 @@ fn start_actors(
     orphans: Vec<Orphan>,
     control: &Arbiter,
     witness: Arc<dyn Witness>,
+    ledger: Arc<dyn Ledger>,
 ) -> anyhow::Result<Addr<Router>> {
     let params = gpu::Params {
         // The file may be replaced by an upgrade while this process runs.
@@ -151,11 +173,13 @@ fn start_actors(
         let unnamed = Unnamed {
             limits: tenant_limits(&config.tenant_defaults, None),
             at_most: config.limits.max_unnamed_tenants,
+            ledger: ledger.clone(),
         };
         let mut router = Router::new(below.clone(), unnamed);
         for tenant in &config.tenants {
             let limits = tenant_limits(&tenant.limits, tenant.group.as_ref());
-            let actor = Tenant::named(tenant.id.clone(), limits, me.clone()).start();
+            let actor = Tenant::named(tenant.id.clone(), limits, me.clone(), ledger.clone());
+            let actor = actor.start();
             router.add_tenant(tenant.id.clone(), actor);
         }
         for model in config.models.iter().filter(|model| !model.is_replica()) {

@@ -90,7 +90,9 @@ async fn serve(config: &Config, layout: &Layout) -> anyhow::Result<()> {
     tracing::info!(listen = %config.listen, models = config.models.len(), "serving");
 
     let roster = router.send(Roster).await?;
-    prepare::spawn(to_prepare(config, &roster.models, &running), layout.clone())?;
+    let wanted = to_prepare(config, &roster.models, &running);
+    let patience = config.limits.start_stall_timeout;
+    prepare::spawn(wanted, layout.clone(), patience)?;
     let remembering = actix_web::rt::spawn(remember::keep(router.clone(), layout.clone()));
     let describing = events
         .clone()
@@ -158,6 +160,7 @@ fn start_actors(
             ..residency::Settings::default()
         },
         orphan_grace: config.limits.orphan_grace,
+        start_stall_timeout: config.limits.start_stall_timeout,
         max_saved_kv: config.limits.max_saved_kv,
         witness: witness.clone(),
     };
@@ -279,6 +282,7 @@ fn model_params(
         },
         queue_timeout: config.limits.queue_timeout,
         stall_timeout: config.limits.stall_timeout,
+        broken_pause: config.limits.broken_pause,
         autostart: model.autostart,
         is_pinned: model.residency.pinned,
         idle_ttl: model.residency.idle_ttl,

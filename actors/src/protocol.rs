@@ -202,8 +202,10 @@ pub enum Order {
     Stop,
     /// Change.
     Shift(Shift),
-    /// Prove that you still work, or end: nothing moves.
+    /// Prove that you still work: nothing moves.
     Probe,
+    /// End at once: nothing moves, and you were asked.
+    GiveUp,
 }
 
 /// What can be done to a live engine.
@@ -265,6 +267,8 @@ pub enum News {
         /// Why.
         reason: String,
     },
+    /// It was suspected of doing nothing, and gave a token.
+    Proved,
     /// It answers as it did when it was new.
     Verified,
     /// It does not.
@@ -335,8 +339,13 @@ pub enum Preparation {
     Step(String),
     /// All is here.
     Done(Arc<EngineSpec>),
-    /// It can't be had.
-    Failed(String),
+    /// It can't be had. A download that failed is tried again.
+    Failed {
+        /// What kind of failure that is.
+        class: FailureClass,
+        /// Why, and what to do.
+        reason: String,
+    },
 }
 
 /// serve -> Router -> Models: let in nobody new.

@@ -102,6 +102,7 @@ impl Setup {
             },
             queue_timeout: self.queue_timeout,
             stall_timeout: DEADLINE,
+            broken_pause: DEADLINE,
             autostart: true,
             is_pinned: false,
             idle_ttl: None,
@@ -123,6 +124,7 @@ impl Node {
             memory: None,
             residency: residency::Settings::default(),
             orphan_grace: Duration::ZERO,
+            start_stall_timeout: DEADLINE,
             max_saved_kv: 0,
             witness: Arc::new(()),
         });

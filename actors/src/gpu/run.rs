@@ -4,7 +4,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use actix::{Addr, Recipient};
-use kvwarden_policy::{failure::FailureClass, lifecycle::Phase};
+use kvwarden_policy::{failure::FailureClass, lifecycle::Phase, stall};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -22,6 +22,8 @@ use super::{
     shift::Shifter,
     shim::ShimEvent,
     snapshot::{self, Shelf},
+    startup,
+    tree::ProcessId,
     vram::Reading,
     ward::Ward,
 };
@@ -30,9 +32,6 @@ use crate::protocol::{EngineGone, EngineNews, News, Order, Spawn};
 /// How long an engine that served may take to prove that it still does. It may be busy with what the
 /// clients of an earlier kvwarden left in it.
 const STILL_WORKS: Duration = Duration::from_secs(20);
-
-/// How long an engine may take to prove itself in which nothing moves.
-const STILL_MOVES: Duration = Duration::from_secs(10);
 
 /// What an engine that does not work gets between SIGTERM and SIGKILL: time to give back what the
 /// kernel does not, such as files in /dev/shm.
@@ -63,6 +62,7 @@ enum Done {
     Proved(Result<Endpoint, String>),
     Probed(Result<(), String>),
     Shifted(News),
+    GivenUp,
     Parted,
 }
 
@@ -104,7 +104,8 @@ impl End {
 
     /// How long an engine may take to end for this reason.
     fn grace(&self, launch: &Launch) -> Duration {
-        if matches!(self.class, FailureClass::Canary | FailureClass::Hung) {
+        use FailureClass::{Canary, Hung, StartStalled};
+        if matches!(self.class, Canary | Hung | StartStalled) {
             BROKEN_GRACE.min(launch.stop_grace)
         } else {
             launch.stop_grace
@@ -128,6 +129,10 @@ impl Run {
             reason,
             log_tail,
         } = end;
+        let reason = match class.advice() {
+            Some(advice) => format!("{reason}; {advice}"),
+            None => reason,
+        };
         self.tell(News::Exited {
             class,
             reason,
@@ -182,6 +187,7 @@ impl Run {
             mut handover,
         } = ward;
         let deadline = Instant::now() + launch.start_timeout;
+        let mut stalled = std::pin::pin!(self.stalled(child.shim()));
         let mut stage = Stage::Starting;
         let mut endpoint = Arc::new(handover.endpoint.clone());
         let mut work: Option<Work<'_>> = Some(match handover.standing {
@@ -217,10 +223,23 @@ impl Run {
                         self.tell(news);
                         continue;
                     }
-                    Done::Probed(Ok(())) => continue,
-                    Done::Probed(Err(reason)) => End::new(FailureClass::Hung, reason),
+                    Done::Probed(Ok(())) => {
+                        self.tell(News::Proved);
+                        continue;
+                    }
+                    Done::Probed(Err(reason)) => {
+                        tracing::warn!(engine = %self.spawn.engine, reason, "asked in vain");
+                        continue;
+                    }
+                    Done::GivenUp => {
+                        let reason = "nothing moved in it, nor when it was asked for a token";
+                        End::new(FailureClass::Hung, reason)
+                    }
                     Done::Parted => End::new(FailureClass::Stopped, "stopped"),
                 },
+                reason = &mut stalled, if stage == Stage::Starting && cause.is_none() => {
+                    End::new(FailureClass::StartStalled, reason)
+                }
                 () = tokio::time::sleep_until(deadline),
                     if stage == Stage::Starting && cause.is_none() =>
                 {
@@ -243,6 +262,16 @@ impl Run {
             child.stop(end.grace(launch));
             cause = Some(end);
         }
+    }
+
+    /// Comes back with a sentence once nothing moves in the engine that starts.
+    async fn stalled(&self, shim: Option<ProcessId>) -> String {
+        let Some(shim) = shim else {
+            return std::future::pending().await;
+        };
+        let patience = self.params.start_stall_timeout;
+        let last = startup::stalled(patience, shim, self.log()).await;
+        startup::reason(patience, last)
     }
 
     /// How the engine ended, if that is what its shim says.
@@ -292,6 +321,7 @@ impl Run {
     ) -> Work<'a> {
         match (order, *stage) {
             (Some(Order::Probe), _) => Box::pin(probe(endpoint.clone())),
+            (Some(Order::GiveUp), _) => Box::pin(std::future::ready(Done::GivenUp)),
             (Some(Order::Shift(what)), _) => {
                 let shifter = self.shifter(endpoint.clone(), token);
                 Box::pin(async move { Done::Shifted(shifter.shift(what).await) })
@@ -351,7 +381,7 @@ impl Run {
 
 /// An engine in which nothing moves proves that it is only slow.
 async fn probe(endpoint: Arc<Endpoint>) -> Done {
-    Done::Probed(Probe::new(&endpoint).still_works(STILL_MOVES).await)
+    Done::Probed(Probe::new(&endpoint).still_works(stall::PROOF).await)
 }
 
 /// An engine that served before proves that it still does.

@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use kvwarden_policy::startup::Traces;
 use nix::{libc, sys::signal, unistd::Pid};
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +38,8 @@ pub struct Table(BTreeMap<i32, Entry>);
 struct Entry {
     start: u64,
     parent: i32,
+    /// In clock ticks, of ended children that were waited for as well.
+    cpu: u64,
     /// A zombie without threads: nothing of it runs and nothing can be signalled.
     dead: bool,
 }
@@ -106,6 +109,20 @@ impl Table {
                 return self.living(below.difference(roots).copied());
             }
         }
+    }
+
+    /// What a process and all below it have done so far, by `/proc`.
+    #[must_use]
+    pub fn traces(&self, root: ProcessId) -> Traces {
+        let mut all = self.descendants(&BTreeSet::from([root.pid]));
+        all.insert(root);
+        let mut sum = Traces::default();
+        for process in all.iter().filter(|process| self.has(**process)) {
+            let ticks = self.0.get(&process.pid).map_or(0, |entry| entry.cpu);
+            sum.cpu += Duration::from_millis(ticks * MILLIS_PER_TICK);
+            sum.io += moved_bytes(process.pid);
+        }
+        sum
     }
 
     /// Every token that some process carries in its environment, this one left out.
@@ -187,6 +204,16 @@ pub async fn kill_tree(token: &str) -> usize {
     }
 }
 
+/// Kills a process and all that descends from it now.
+pub fn kill_below(root: ProcessId) {
+    if let Ok(table) = Table::read() {
+        for process in table.descendants(&BTreeSet::from([root.pid])) {
+            process.kill();
+        }
+    }
+    root.kill();
+}
+
 enum Pass {
     Gone,
     Killed(BTreeSet<ProcessId>),
@@ -214,6 +241,21 @@ fn kill_pass(token: &str, known: &BTreeSet<ProcessId>) -> io::Result<Pass> {
     Ok(Pass::Gone)
 }
 
+/// Ticks of `/proc` are hundredths of a second on every architecture (`USER_HZ`).
+const MILLIS_PER_TICK: u64 = 10;
+
+/// Bytes that a process moved by calls, files and pipes alike, and those that came from disk without
+/// a call, as mapped weights do (`/proc/PID/io`, see proc(5)).
+fn moved_bytes(pid: i32) -> u64 {
+    let io = read_proc(pid, "io").ok().flatten().unwrap_or_default();
+    let io = String::from_utf8_lossy(&io).into_owned();
+    let counts = io.lines().filter_map(|line| line.split_once(": "));
+    let counts = counts.filter(|(name, _)| matches!(*name, "rchar" | "wchar" | "read_bytes"));
+    counts
+        .filter_map(|(_, bytes)| bytes.parse::<u64>().ok())
+        .sum()
+}
+
 fn read_entry(pid: i32) -> io::Result<Option<Entry>> {
     let stat = read_proc(pid, "stat")?;
     Ok(stat.and_then(|stat| parse_stat(&String::from_utf8_lossy(&stat))))
@@ -238,6 +280,11 @@ fn parse_stat(stat: &str) -> Option<Entry> {
     Some(Entry {
         start: fields.get(19)?.parse().ok()?,
         parent: fields.get(1)?.parse().ok()?,
+        cpu: fields
+            .get(11..15)?
+            .iter()
+            .filter_map(|ticks| ticks.parse::<u64>().ok())
+            .sum(),
         // The main thread of a dying process is a zombie while others still hold its memory.
         dead: matches!(state, "Z" | "X") && threads <= 1,
     })
@@ -329,6 +376,29 @@ mod tests {
     }
 
     #[test]
+    fn what_a_tree_does_is_counted_with_its_children() {
+        let mut child = Command::new("sh")
+            .args([
+                "-c",
+                "head -c 3000000 /dev/zero | cat >/dev/null; echo; read line",
+            ])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        grown(&mut child);
+        let root = ProcessId::of(child.id().try_into().unwrap()).unwrap();
+        let here = ProcessId::of(std::process::id().try_into().unwrap()).unwrap();
+        let table = Table::read().unwrap();
+        // Children that ended took their bytes along; this process has read a good deal.
+        assert!(table.traces(here).io > table.traces(root).io);
+        assert!(table.traces(here).cpu >= table.traces(root).cpu);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!(Table::read().unwrap().traces(root), Traces::default());
+    }
+
+    #[test]
     fn reused_pid_is_not_killed() {
         let mut child = Command::new("sleep").arg("600").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
@@ -343,8 +413,9 @@ mod tests {
     #[test]
     fn stat_of_an_odd_name_is_read() {
         let stat =
-            "814 (a) R) b) S 7 814 814 0 -1 4194304 100 0 0 0 1 2 0 0 20 0 3 0 5150 2281472 199";
+            "814 (a) R) b) S 7 814 814 0 -1 4194304 100 0 0 0 1 2 3 4 20 0 3 0 5150 2281472 199";
         let entry = parse_stat(stat).unwrap();
+        assert_eq!(entry.cpu, 10);
         assert_eq!((entry.parent, entry.start, entry.dead), (7, 5150, false));
         let zombie =
             |threads| format!("9 (x) Z 1 9 9 0 -1 4 0 0 0 0 0 0 0 0 20 0 {threads} 0 77 0 0");

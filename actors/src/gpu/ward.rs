@@ -101,6 +101,12 @@ impl Run {
         }
     }
 
+    /// Where its output goes.
+    pub(super) fn log(&self) -> PathBuf {
+        let name = log_name(self.spawn.engine.as_str());
+        self.params.log_dir.join(name)
+    }
+
     fn shim_spec(&self, launch: &Launch, start: Start<'_>) -> ShimSpec {
         let command = launch.command(start, std::env::vars());
         let token = random_hex();
@@ -108,7 +114,6 @@ impl Run {
         let short = &token[..8];
         let Params {
             run_dir,
-            log_dir,
             orphan_grace,
             ..
         } = &self.params;
@@ -120,7 +125,7 @@ impl Run {
             env: command.env,
             socket: run_dir.join(format!("{short}.sock")),
             record: run_dir.join(format!("{short}.json")),
-            log: log_dir.join(log_name(self.spawn.engine.as_str())),
+            log: self.log(),
             orphan_grace: *orphan_grace,
             token,
         }

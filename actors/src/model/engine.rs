@@ -209,9 +209,9 @@ impl Handler<Prepared> for Model {
         let replica = &mut self.replicas[at];
         match how {
             Preparation::Step(step) => replica.record.note = Some(step),
-            Preparation::Failed(reason) => {
+            Preparation::Failed { class, reason } => {
                 replica.record.note = Some(reason);
-                self.happen(at, Event::FetchFailed(FailureClass::NotInstalled), ctx);
+                self.happen(at, Event::FetchFailed(class), ctx);
             }
             Preparation::Done(spec) => {
                 replica.record.note = None;
@@ -319,6 +319,7 @@ impl Handler<EngineNews> for Model {
                 self.served(at, ctx);
             }
             News::Demoted => self.happen(at, Event::Demoted, ctx),
+            News::Proved => replica.signs.progress += 1,
             News::Woken => self.happen(at, Event::Woken, ctx),
             News::Verified => self.served(at, ctx),
             News::DemoteFailed { reason } => {

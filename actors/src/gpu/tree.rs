@@ -20,6 +20,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{cgroup::Cgroup, shim::TREE_TOKEN};
 
+/// In which the kernel tells processor time, on every machine that Linux runs on today.
+const TICK: Duration = Duration::from_millis(10);
+
 /// One process, whatever becomes of its pid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ProcessId {
@@ -37,6 +40,8 @@ pub struct Table(BTreeMap<i32, Entry>);
 struct Entry {
     start: u64,
     parent: i32,
+    /// Processor time it has taken, in clock ticks.
+    ticks: u32,
     /// A zombie without threads: nothing of it runs and nothing can be signalled.
     dead: bool,
 }
@@ -167,6 +172,26 @@ impl Table {
     }
 }
 
+/// Processor time that each of the living processes which carry `token` has taken; none if that
+/// can't be told.
+pub async fn processor_times(token: &str) -> BTreeMap<ProcessId, Duration> {
+    let token = token.to_owned();
+    // Off this thread, as in `kill_tree`.
+    let read = tokio::task::spawn_blocking(move || -> io::Result<_> {
+        let table = Table::read()?;
+        let time = |id: ProcessId| Some((id, TICK * table.0.get(&id.pid)?.ticks));
+        Ok(table
+            .bearing(&token)?
+            .into_iter()
+            .filter_map(time)
+            .collect())
+    });
+    let times = read
+        .await
+        .unwrap_or_else(|error| Err(io::Error::other(error)));
+    times.unwrap_or_default()
+}
+
 /// Kills every process that carries `token`, shim included, and returns how many there were once
 /// none is left. It does not give up: a process stuck in the kernel still holds its GPU memory.
 pub async fn kill_tree(token: &str) -> usize {
@@ -235,9 +260,11 @@ fn parse_stat(stat: &str) -> Option<Entry> {
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
     let state = *fields.first()?;
     let threads: u32 = fields.get(17)?.parse().ok()?;
+    let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
     Some(Entry {
-        start: fields.get(19)?.parse().ok()?,
+        start: number(19)?,
         parent: fields.get(1)?.parse().ok()?,
+        ticks: u32::try_from(number(11)?.saturating_add(number(12)?)).unwrap_or(u32::MAX),
         // The main thread of a dying process is a zombie while others still hold its memory.
         dead: matches!(state, "Z" | "X") && threads <= 1,
     })

@@ -13,6 +13,7 @@
 
 mod hang_ups;
 mod kills;
+mod real;
 mod slow_clients;
 mod soak;
 mod streams;

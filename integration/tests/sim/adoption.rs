@@ -183,3 +183,80 @@ fn what_is_handed_over_is_for_the_owner_alone_and_gone_with_the_engine() {
     assert!(server.terminate().status.success());
     assert!(!files().iter().any(holds_key), "{:?}", files());
 }
+
+/// A model that can sleep, and starts when it is wanted.
+const SLEEPER: &str = r#"
+[[models]]
+id = "m"
+engine = "sim"
+preset = "tiny"
+autostart = false
+sleep = ["parked", "l1"]
+"#;
+
+fn asleep() -> Server {
+    let server = Server::start(SLEEPER);
+    let _ = server.client().post(CHAT, &chat("m", 2)).expect(200);
+    server.wish("m", "sleep");
+    server.wait_until_model_is("m", "asleep", SOON);
+    server
+}
+
+#[test]
+fn sleeping_engine_sleeps_on_under_the_next_kvwarden_and_wakes_when_it_is_wanted() {
+    let mut server = asleep();
+    let engine = server.engine();
+    for adoptions in 1..3 {
+        server.kill();
+        server.resume();
+        server.wait_until_ready(SOON);
+        server.wait_until_model_is("m", "asleep", SOON);
+        let model = server.model("m");
+        assert_eq!(model["rung"], "l1", "{model}");
+        assert_eq!(
+            model["record"]["adoptions"], 1,
+            "after {adoptions}: {model}"
+        );
+    }
+    let _ = server.client().post(CHAT, &chat("m", 2)).expect(200);
+    assert_eq!(server.engine(), engine, "the same process, port and key");
+    assert_eq!(record(&server, "m")["starts"], 0);
+    // Awake again, it is found so.
+    server.kill();
+    server.resume();
+    server.wait_until_ready(SOON);
+    server.wait_until_model_is("m", "ready", SOON);
+    assert_eq!(server.engine(), engine);
+    assert!(server.terminate().status.success());
+    server.wait_until_nothing_is_left(SOON);
+}
+
+#[test]
+fn sleeping_engine_that_ended_meanwhile_is_no_failure_and_another_starts() {
+    let mut server = asleep();
+    let old = server.engine();
+    server.kill();
+    old.kill();
+    server.resume();
+    server.wait_until_ready(SOON);
+    let _ = server.client().post(CHAT, &chat("m", 2)).expect(200);
+    assert_ne!(server.engine().pid, old.pid);
+    let record = record(&server, "m");
+    assert_eq!(
+        (&record["starts"], &record["failures"]),
+        (&1.into(), &0.into()),
+        "{record}"
+    );
+}
+
+#[test]
+fn engine_that_was_starting_goes_on_starting_under_the_next_kvwarden() {
+    let slow_start = "extra_args = [\"--fault-slow-start\", \"3s\"]\n";
+    let mut server = Server::launch(&format!("{TINY}{slow_start}"));
+    let engine = server.engine();
+    server.kill();
+    server.resume();
+    server.wait_until_ready(SOON);
+    assert_eq!(server.engine(), engine, "the same process, port and key");
+    let _ = server.client().post(CHAT, &chat("tiny", 2)).expect(200);
+}

@@ -124,6 +124,7 @@ impl Node {
             residency: residency::Settings::default(),
             orphan_grace: Duration::ZERO,
             max_saved_kv: 0,
+            charge: gpu::charge::Charge::sole(),
             witness: Arc::new(()),
         });
         let gpu = gpu.start();

@@ -53,11 +53,14 @@ use actix_web::{
     Error, HttpRequest, HttpResponse,
     body::MessageBody,
     dev::{ServiceRequest, ServiceResponse},
-    http::header::{HeaderName, HeaderValue},
+    http::{
+        ConnectionType,
+        header::{HeaderName, HeaderValue},
+    },
     middleware::Next,
     web,
 };
-use kvwarden_actors::Router;
+use kvwarden_actors::{Router, gpu::charge::Charge};
 
 use crate::{
     config::{Config, Limits},
@@ -87,6 +90,8 @@ pub struct Shared {
     pub events: Option<Arc<EventLog>>,
     /// Cache partitions of tenants.
     pub salts: Salts,
+    /// Whether this process still decides about engines.
+    pub charge: Charge,
     /// When this process began to serve.
     pub since: SystemTime,
     named_tenants: HashSet<String>,
@@ -106,6 +111,7 @@ impl Shared {
         router: Addr<Router>,
         metrics: Arc<Metrics>,
         events: Option<Arc<EventLog>>,
+        charge: Charge,
     ) -> Self {
         let weights = config.tenants.iter();
         let weights = weights.map(|tenant| (tenant.id.to_string(), tenant.limits.weight));
@@ -120,6 +126,7 @@ impl Shared {
             weights: weights.collect(),
             default_weight: config.tenant_defaults.weight,
             salts: Salts::new(),
+            charge,
             since: SystemTime::now(),
             bodies: Bodies::new(&config.limits, named.iter().cloned()),
             named_tenants: named,
@@ -244,7 +251,13 @@ pub async fn identify(
         }
     };
     request.headers_mut().insert(X_REQUEST_ID, id.clone());
+    let shared = request.app_data::<web::Data<Arc<Shared>>>().cloned();
     let mut response = next.call(request).await?;
+    if shared.is_some_and(|shared| !shared.charge.is_held()) {
+        // The client's next connection reaches the process that serves now.
+        let head = response.response_mut().head_mut();
+        head.set_connection_type(ConnectionType::Close);
+    }
     response.headers_mut().insert(X_REQUEST_ID, id.clone());
     response
         .headers_mut()

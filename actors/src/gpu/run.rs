@@ -152,7 +152,7 @@ impl Run {
             let reason = format!("cannot make {}: {error}", launch.kv_dir.display());
             return End::new(FailureClass::NotInstalled, reason);
         }
-        let _collector = Collector::of(launch);
+        let _collector = Collector::of(launch, &self.params.charge);
         let ward = match &self.orphan {
             Some(orphan) if orphan.generation() == self.spawn.generation => {
                 self.adopt(orphan, launch).await
@@ -167,7 +167,9 @@ impl Run {
             Ok(ward) => {
                 let record = ward.record.clone();
                 let end = self.follow(ward, launch, orders).await;
-                orphans::forget(&record);
+                if self.is_in_charge() {
+                    orphans::forget(&record);
+                }
                 end
             }
             Err(end) => end,
@@ -186,7 +188,9 @@ impl Run {
         let mut endpoint = Arc::new(handover.endpoint.clone());
         let mut work: Option<Work<'_>> = Some(match handover.standing {
             Standing::Starting => Box::pin(self.prove(handover.endpoint.clone(), launch)),
-            Standing::Serving | Standing::Away => Box::pin(still_works(endpoint.clone(), launch)),
+            Standing::Serving | Standing::Away => {
+                Box::pin(self.still_works(endpoint.clone(), launch))
+            }
         });
         // Why we ended it ourselves, if we did.
         let mut cause: Option<End> = None;
@@ -222,7 +226,7 @@ impl Run {
                     Done::Parted => End::new(FailureClass::Stopped, "stopped"),
                 },
                 () = tokio::time::sleep_until(deadline),
-                    if stage == Stage::Starting && cause.is_none() =>
+                    if stage == Stage::Starting && cause.is_none() && self.is_in_charge() =>
                 {
                     let reason = format!("not ready after {} s", launch.start_timeout.as_secs());
                     End::new(FailureClass::StartTimeout, reason)
@@ -240,9 +244,16 @@ impl Run {
                 }
             };
             work = None;
-            child.stop(end.grace(launch));
-            cause = Some(end);
+            // Somebody else's to end; what comes of it we hear from its shim.
+            if self.is_in_charge() {
+                child.stop(end.grace(launch));
+                cause = Some(end);
+            }
         }
+    }
+
+    fn is_in_charge(&self) -> bool {
+        self.params.charge.is_held()
     }
 
     /// How the engine ended, if that is what its shim says.
@@ -294,7 +305,10 @@ impl Run {
             (Some(Order::Probe), _) => Box::pin(probe(endpoint.clone())),
             (Some(Order::Shift(what)), _) => {
                 let shifter = self.shifter(endpoint.clone(), token);
-                Box::pin(async move { Done::Shifted(shifter.shift(what).await) })
+                Box::pin(async move {
+                    self.params.charge.vacated(&self.spawn.engine).await;
+                    Done::Shifted(shifter.shift(what).await)
+                })
             }
             (Some(Order::Stop) | None, Stage::Serving) => {
                 *stage = Stage::Parting;
@@ -329,6 +343,26 @@ impl Run {
         }))
     }
 
+    /// An engine that served before proves that it still does. Of one that serves guests no token is
+    /// asked: it may have no slot free for it.
+    async fn still_works(&self, endpoint: Arc<Endpoint>, launch: &Launch) -> Done {
+        let probe = Probe::new(&endpoint);
+        let works = if self.params.charge.has_guests(&self.spawn.engine) {
+            probe.lists_models().await
+        } else {
+            probe.still_works(STILL_WORKS).await
+        };
+        if let Err(reason) = works {
+            return Done::Proved(Err(reason));
+        }
+        // Which of them it may use does not belong to its start, and may have changed.
+        let rungs = rungs::supported(&endpoint, launch.flags.rungs).await;
+        Done::Proved(Ok(Endpoint {
+            rungs,
+            ..Endpoint::clone(&endpoint)
+        }))
+    }
+
     fn shifter(&self, endpoint: Arc<Endpoint>, token: &str) -> Shifter {
         let devices = self.spawn.devices.iter();
         Shifter {
@@ -342,6 +376,7 @@ impl Run {
 
     /// What is done with an engine that works before it is stopped.
     async fn part(&self, endpoint: Arc<Endpoint>, launch: &Launch) -> Done {
+        self.params.charge.vacated(&self.spawn.engine).await;
         if let Some(shelf) = Shelf::of(launch, self.params.max_saved_kv) {
             self.tell(News::Saved(shelf.save(&endpoint).await));
         }
@@ -352,19 +387,6 @@ impl Run {
 /// An engine in which nothing moves proves that it is only slow.
 async fn probe(endpoint: Arc<Endpoint>) -> Done {
     Done::Probed(Probe::new(&endpoint).still_works(STILL_MOVES).await)
-}
-
-/// An engine that served before proves that it still does.
-async fn still_works(endpoint: Arc<Endpoint>, launch: &Launch) -> Done {
-    if let Err(reason) = Probe::new(&endpoint).still_works(STILL_WORKS).await {
-        return Done::Proved(Err(reason));
-    }
-    // Which of them it may use does not belong to its start, and may have changed.
-    let rungs = rungs::supported(&endpoint, launch.flags.rungs).await;
-    Done::Proved(Ok(Endpoint {
-        rungs,
-        ..Endpoint::clone(&endpoint)
-    }))
 }
 
 /// Classes that forbid another start are read from the engine's output, which a prompt can reach

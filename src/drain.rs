@@ -12,7 +12,11 @@ use kvwarden_actors::{
 use tokio::time::Instant;
 
 use crate::{
-    config::Config, http::admin::Overview, signals::Signals, systemd, takeover::incumbent::Heir,
+    config::Config,
+    http::{Shared, admin::Overview},
+    signals::Signals,
+    systemd,
+    takeover::incumbent::Heir,
 };
 
 /// How often the end of a drain is looked for.
@@ -70,12 +74,13 @@ pub async fn stop(config: &Config, router: &Addr<Router>, signals: &mut Signals)
 /// Lets running answers end and tells the heir which engines they use. Engines are not touched.
 pub async fn leave(
     config: &Config,
-    router: &Addr<Router>,
+    shared: &Shared,
     server: &ServerHandle,
     signals: &mut Signals,
     mut heir: Heir,
 ) {
     let deadline = Instant::now() + config.limits.drain_timeout;
+    let router = &shared.router;
     router.do_send(Resign);
     server.pause().await;
     // Not at once: the server would drop connections that it has accepted and not looked at.
@@ -93,11 +98,13 @@ pub async fn leave(
         progress.tell("handed over", &Left::of(&now, deadline));
         tokio::select! {
             () = &mut ended => return,
-            () = signals.stop() => return tracing::warn!("ending at once"),
+            () = signals.stop() => break,
             () = tokio::time::sleep(LOOK) => {}
         }
     }
-    tracing::warn!("answers are cut off: they took longer than limits.drain_timeout");
+    tracing::warn!("answers are cut off");
+    shared.cut_streams();
+    let _ = tokio::time::timeout(LINGER, ended).await;
 }
 
 /// Closes what is open, with a little time for clients that are slow to read.

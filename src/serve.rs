@@ -82,18 +82,13 @@ async fn serve(config: &Config, layout: &Layout, takes_over: bool) -> anyhow::Re
     let events = open_events(config, &metrics)?;
     let witness = Arc::new(Watch::new(&metrics, events.clone()));
     let router = start_actors(config, layout, orphans, &control, &charge, witness)?;
-    let shared = Shared::new(
-        config,
-        router.clone(),
-        metrics,
-        events.clone(),
-        charge.clone(),
-    );
+    let (actors, log) = (router.clone(), events.clone());
+    let shared = Arc::new(Shared::new(config, actors, metrics, log, charge.clone()));
     let listener = holdings.listener.try_clone()?;
     if let Some(predecessor) = predecessor {
         predecessor.relieve().await?;
     }
-    let server = listen(config, Arc::new(shared), listener)?;
+    let server = listen(config, shared.clone(), listener)?;
     let handle = server.handle();
     // Ends with the handle's doing.
     drop(actix_web::rt::spawn(server));
@@ -126,7 +121,7 @@ async fn serve(config: &Config, layout: &Layout, takes_over: bool) -> anyhow::Re
     if let Some(heir) = heir {
         // Whoever comes after the heir finds the state directory free.
         drop(holdings);
-        drain::leave(config, &router, &handle, &mut signals, heir).await;
+        drain::leave(config, &shared, &handle, &mut signals, heir).await;
     } else {
         drain::stop(config, &router, &mut signals).await;
         remember::save(&router, layout).await;

@@ -61,6 +61,7 @@ use actix_web::{
     web,
 };
 use kvwarden_actors::{Router, gpu::charge::Charge};
+use tokio::sync::watch;
 
 use crate::{
     config::{Config, Limits},
@@ -99,6 +100,7 @@ pub struct Shared {
     default_weight: u32,
     models: HashMap<String, (String, &'static str)>,
     held: AtomicUsize,
+    is_cut: watch::Sender<bool>,
     bodies: Bodies,
     seen: observe::Seen,
 }
@@ -132,8 +134,21 @@ impl Shared {
             named_tenants: named,
             models: model_labels(config),
             held: AtomicUsize::new(0),
+            is_cut: watch::Sender::new(false),
             seen: observe::Seen::default(),
         }
+    }
+
+    /// Ends every stream, as if its engine had.
+    pub fn cut_streams(&self) {
+        self.is_cut.send_replace(true);
+    }
+
+    /// Comes back when streams are to end.
+    fn until_cut(&self) -> impl Future<Output = ()> + use<> {
+        let mut is_cut = self.is_cut.subscribe();
+        // An error says that nobody is left who could cut anything.
+        async move { drop(is_cut.wait_for(|is_cut| *is_cut).await) }
     }
 
     /// The tenant's name if the configuration knows it: labels must not grow with what clients send.

@@ -22,7 +22,7 @@ use super::{
     ANSWER, PROTOCOL, Reply, Request, TakeoverError,
     channel::{self, Channel},
     settle::{Hindrance, hindrance},
-    socket,
+    socket, unexpected,
 };
 use crate::{
     events::{EventLog, Hold},
@@ -129,7 +129,7 @@ impl Incumbent<'_> {
         channel.say(&Reply::Yours).await?;
         match channel.hear(BUILD).await {
             Ok(Request::Serving) => {}
-            Ok(other) => return Err(TakeoverError::Nonsense(format!("{other:?}"))),
+            Ok(other) => return Err(unexpected(&other)),
             Err(why) => {
                 // It may only be slow, and must not go on when we do.
                 if let (TakeoverError::Silent(_), Some(pid)) = (&why, channel.peer()) {
@@ -151,9 +151,12 @@ impl Incumbent<'_> {
 
     /// Shows what there is to have, and waits until the caller wants it.
     async fn offer(&self, channel: &Channel) -> Result<(), TakeoverError> {
-        let theirs = match channel.hear(ANSWER).await? {
-            Request::Hello { protocol, .. } => protocol,
-            other => return Err(TakeoverError::Nonsense(format!("{other:?}"))),
+        let hello: Request = channel.hear(ANSWER).await?;
+        let Request::Hello {
+            protocol: theirs, ..
+        } = hello
+        else {
+            return Err(unexpected(&hello));
         };
         if theirs != PROTOCOL {
             let why = TakeoverError::Protocol { theirs };
@@ -168,9 +171,11 @@ impl Incumbent<'_> {
         };
         let files: [BorrowedFd<'_>; 2] = [listener.as_fd(), lock.as_fd()];
         channel.say_with(&offer, &files).await?;
-        match channel.hear(ANSWER).await? {
-            Request::Take => Ok(()),
-            other => Err(TakeoverError::Nonsense(format!("{other:?}"))),
+        let wish: Request = channel.hear(ANSWER).await?;
+        if wish == Request::Take {
+            Ok(())
+        } else {
+            Err(unexpected(&wish))
         }
     }
 

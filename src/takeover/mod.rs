@@ -30,7 +30,7 @@ pub mod incumbent;
 mod settle;
 pub mod successor;
 
-use std::{collections::BTreeSet, io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, fmt, io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use kvwarden_policy::ModelId;
 use serde::{Deserialize, Serialize};
@@ -122,6 +122,11 @@ pub enum TakeoverError {
     /// The system.
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+/// Something that does not come next.
+fn unexpected(said: &impl fmt::Debug) -> TakeoverError {
+    TakeoverError::Nonsense(format!("{said:?}"))
 }
 
 fn socket(layout: &Layout) -> PathBuf {

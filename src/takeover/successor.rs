@@ -18,6 +18,7 @@ use tokio::{
 
 use super::{
     ANSWER, PROTOCOL, Reply, Request, TakeoverError, channel::Channel, incumbent::Holdings, socket,
+    unexpected,
 };
 use crate::{http::socket::bind, layout::Layout};
 
@@ -56,7 +57,9 @@ pub async fn take(
     let (theirs, version) = match offer {
         Reply::Offer { listen, version } => (listen, version),
         Reply::Refused { reason } => return Err(TakeoverError::Refused(reason)),
-        other => return Err(TakeoverError::Nonsense(format!("{other:?}"))),
+        other @ (Reply::Wait { .. } | Reply::Yours | Reply::Farewell | Reply::Using { .. }) => {
+            return Err(unexpected(&other));
+        }
     };
     tracing::info!(from = version, listen = %theirs, "taking over");
     let holdings = holdings(files, theirs, listen)?;
@@ -67,7 +70,9 @@ pub async fn take(
             Reply::Yours => return Ok((holdings, Predecessor { channel, lodged })),
             Reply::Wait { reason } => tracing::info!(reason, "waiting to take over"),
             Reply::Refused { reason } => return Err(TakeoverError::Refused(reason)),
-            other => return Err(TakeoverError::Nonsense(format!("{other:?}"))),
+            other @ (Reply::Offer { .. } | Reply::Farewell | Reply::Using { .. }) => {
+                return Err(unexpected(&other));
+            }
         }
     }
 }
@@ -115,9 +120,9 @@ impl Predecessor {
     pub async fn relieve(self) -> Result<(), TakeoverError> {
         let Self { channel, lodged } = self;
         channel.say(&Request::Serving).await?;
-        match channel.hear(ANSWER).await? {
-            Reply::Farewell => {}
-            other => return Err(TakeoverError::Nonsense(format!("{other:?}"))),
+        let last: Reply = channel.hear(ANSWER).await?;
+        if last != Reply::Farewell {
+            return Err(unexpected(&last));
         }
         // Ends when the predecessor does, or with this process.
         drop(actix_web::rt::spawn(listen_to(channel, lodged)));

@@ -186,12 +186,7 @@ impl Run {
         let deadline = Instant::now() + launch.start_timeout;
         let mut stage = Stage::Starting;
         let mut endpoint = Arc::new(handover.endpoint.clone());
-        let mut work: Option<Work<'_>> = Some(match handover.standing {
-            Standing::Starting => Box::pin(self.prove(handover.endpoint.clone(), launch)),
-            Standing::Serving | Standing::Away => {
-                Box::pin(self.still_works(endpoint.clone(), launch))
-            }
-        });
+        let mut work = Some(self.trial(handover.standing, &endpoint, launch));
         // Why we ended it ourselves, if we did.
         let mut cause: Option<End> = None;
         loop {
@@ -248,6 +243,21 @@ impl Run {
             if self.is_in_charge() {
                 child.stop(end.grace(launch));
                 cause = Some(end);
+            }
+        }
+    }
+
+    /// What an engine has to go through before it serves.
+    fn trial<'a>(
+        &'a self,
+        standing: Standing,
+        endpoint: &Arc<Endpoint>,
+        launch: &'a Launch,
+    ) -> Work<'a> {
+        match standing {
+            Standing::Starting => Box::pin(self.prove(Endpoint::clone(endpoint), launch)),
+            Standing::Serving | Standing::Away => {
+                Box::pin(self.still_works(endpoint.clone(), launch))
             }
         }
     }

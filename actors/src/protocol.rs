@@ -379,6 +379,12 @@ pub struct Drain {
     pub deadline: Instant,
 }
 
+/// serve -> Router -> Models: another process is in charge of the engines. What they can serve as they
+/// are is served; what would need an engine to be started is refused.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct Resign;
+
 /// Tenant -> Router: nobody has used me for long; forget me. Router -> Tenant: done, you may go.
 #[derive(Message)]
 #[rtype(result = "()")]

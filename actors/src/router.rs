@@ -12,7 +12,7 @@ use crate::{
     Gpu, Ledger, Model, PULSE, Refusal, Tenant, Vitals,
     protocol::{
         Addresses, Admit, Demand, Drain, Enqueue, Grant, Locate, Operate, Pulse, Reclaim, Reserve,
-        Reserved, Retire, Roster, Snapshot,
+        Reserved, Resign, Retire, Roster, Snapshot,
     },
     tenant,
 };
@@ -233,6 +233,17 @@ impl Handler<Drain> for Router {
         self.is_draining = true;
         for model in &self.models {
             model.addr.do_send(drain);
+        }
+    }
+}
+
+impl Handler<Resign> for Router {
+    type Result = ();
+
+    fn handle(&mut self, resign: Resign, _: &mut Context<Self>) {
+        self.vitals.handled();
+        for model in &self.models {
+            model.addr.do_send(resign);
         }
     }
 }

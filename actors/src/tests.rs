@@ -1,6 +1,7 @@
 //! The actors together, with an attached engine that answers everything with 200.
 
 mod disorder;
+mod resigned;
 
 use std::{
     io::{Read as _, Write as _},
@@ -126,6 +127,7 @@ impl Node {
             orphan_grace: Duration::ZERO,
             start_stall_timeout: DEADLINE,
             max_saved_kv: 0,
+            charge: gpu::charge::Charge::sole(),
             witness: Arc::new(()),
         });
         let gpu = gpu.start();

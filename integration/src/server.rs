@@ -52,6 +52,33 @@ pub struct Ended {
     pub took: Duration,
 }
 
+/// A process of kvwarden beside the one that serves. Dropping it kills it.
+#[derive(Debug)]
+pub struct Sibling(Child);
+
+impl Sibling {
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// If it goes on.
+    #[must_use]
+    pub fn wait_for_end(&mut self) -> Ended {
+        end_of(&mut self.0)
+    }
+
+    /// Kills it and waits for its end.
+    pub fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Sibling {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
 impl Server {
     /// Starts a server and waits until `/health` says that all of it is there. `config` is TOML
     /// without `listen`.
@@ -71,13 +98,22 @@ impl Server {
     /// If it can't be started.
     #[must_use]
     pub fn launch(config: &str) -> Self {
+        Self::launch_with(config, &[], &[])
+    }
+
+    /// The same, with further arguments of `serve` and further environment.
+    ///
+    /// # Panics
+    /// If it can't be started.
+    #[must_use]
+    pub fn launch_with(config: &str, args: &[&str], env: &[(&str, &Path)]) -> Self {
         let port = free_port();
         let home = tempfile::Builder::new().prefix("kvw").tempdir();
         let home = home.expect("a temporary directory");
         fs::create_dir(home.path().join("tmp")).expect("a directory is made");
         let log = Arc::default();
         Self {
-            child: spawn(port, home.path(), config, &log),
+            child: spawn(port, home.path(), config, args, env, &log),
             port,
             home,
             log,
@@ -100,12 +136,49 @@ impl Server {
 
     /// Starts the server anew, after its end, with what it left behind and what still runs there.
     pub fn start_again(&mut self, config: &str) {
-        self.child = spawn(self.port, self.home.path(), config, &self.log);
+        self.child = spawn(self.port, self.home.path(), config, &[], &[], &self.log);
+    }
+
+    /// Starts a process that is to take over, with another configuration.
+    #[must_use]
+    pub fn successor(&self, config: &str) -> Sibling {
+        let args = ["--takeover"];
+        Sibling(spawn(
+            self.port,
+            self.home.path(),
+            config,
+            &args,
+            &[],
+            &self.log,
+        ))
+    }
+
+    /// Lets another process take over, waits until it serves, and returns the one that did before.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn take_over(&mut self, config: &str) -> Sibling {
+        let before = self.count("another process serves now");
+        let mut successor = self.successor(config);
+        eventually_within(READY, "a takeover", || {
+            let ended = successor.0.try_wait().ok().flatten();
+            assert!(ended.is_none(), "the successor ended: {ended:?}");
+            (self.count("another process serves now") > before).then_some(())
+        });
+        std::mem::swap(&mut self.child, &mut successor.0);
+        successor
+    }
+
+    /// Lines of the log that hold `text`.
+    #[must_use]
+    pub fn count(&self, text: &str) -> usize {
+        let log = self.log();
+        log.iter().filter(|line| line.contains(text)).count()
     }
 
     /// As [`Self::start_again`], with the configuration that is there.
     pub fn resume(&mut self) {
-        self.child = serve(self.home.path(), &self.log);
+        self.child = serve(self.home.path(), &[], &[], &self.log);
     }
 
     /// Kills it, as the kernel's OOM killer would, and waits for its end. Its engines stay.
@@ -264,14 +337,13 @@ impl Server {
     /// If it goes on.
     #[must_use]
     pub fn wait_for_end(&mut self) -> Ended {
-        let watch = Stopwatch::start();
-        let status = eventually_within(GONE, "kvwarden to end", || {
-            self.child.try_wait().ok().flatten()
-        });
-        Ended {
-            status,
-            took: watch.elapsed(),
-        }
+        end_of(&mut self.child)
+    }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub fn has_ended(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
     }
 
     /// SIGTERM, and its end.
@@ -324,17 +396,40 @@ impl Drop for Server {
     }
 }
 
-fn spawn(port: u16, home: &Path, config: &str, log: &Arc<Mutex<Vec<String>>>) -> Child {
+fn end_of(child: &mut Child) -> Ended {
+    let watch = Stopwatch::start();
+    let status = eventually_within(GONE, "kvwarden to end", || child.try_wait().ok().flatten());
+    Ended {
+        status,
+        took: watch.elapsed(),
+    }
+}
+
+fn spawn(
+    port: u16,
+    home: &Path,
+    config: &str,
+    args: &[&str],
+    env: &[(&str, &Path)],
+    log: &Arc<Mutex<Vec<String>>>,
+) -> Child {
     let file = config_file(home);
     let text = format!("listen = \"127.0.0.1:{port}\"\n{config}");
     fs::write(&file, text).expect("the configuration is written");
-    serve(home, log)
+    serve(home, args, env, log)
 }
 
-fn serve(home: &Path, log: &Arc<Mutex<Vec<String>>>) -> Child {
+fn serve(
+    home: &Path,
+    args: &[&str],
+    env: &[(&str, &Path)],
+    log: &Arc<Mutex<Vec<String>>>,
+) -> Child {
     let mut child = Command::new(kvwarden())
         .args(["serve", "--config"])
         .arg(config_file(home))
+        .args(args)
+        .envs(env.iter().copied())
         .env("KVWARDEN_STATE_DIR", home.join("state"))
         .env("TMPDIR", home.join("tmp"))
         .env("NO_COLOR", "1")

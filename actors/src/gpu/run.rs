@@ -1,7 +1,7 @@
 //! The life of one engine: spawn it, see it become ready, see it end. One task per engine, which
 //! owns the connection to its shim; nobody else stops it.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{path::Path, pin::Pin, sync::Arc, time::Duration};
 
 use actix::{Addr, Recipient};
 use kvwarden_policy::{
@@ -9,16 +9,13 @@ use kvwarden_policy::{
     lifecycle::{Phase, Rung},
     stall,
 };
-use tokio::{
-    sync::{mpsc, watch},
-    time::Instant,
-};
+use tokio::sync::{mpsc, watch};
 
 use super::{
     Gpu, Params, attached,
     collector::Collector,
     engine::{Endpoint, EngineSpec, Launch},
-    handover::Standing,
+    handover::{Handover, Standing},
     orphans::{self, Orphan},
     probe::Probe,
     rungs,
@@ -166,7 +163,7 @@ impl Run {
             let reason = format!("cannot make {}: {error}", launch.kv_dir.display());
             return End::new(FailureClass::NotInstalled, reason);
         }
-        let _collector = Collector::of(launch);
+        let _collector = Collector::of(launch, &self.params.charge);
         let ward = match &self.orphan {
             Some(orphan) if orphan.generation() == self.spawn.generation => {
                 self.adopt(orphan, launch).await
@@ -181,7 +178,9 @@ impl Run {
             Ok(ward) => {
                 let record = ward.record.clone();
                 let end = self.follow(ward, launch, orders).await;
-                orphans::forget(&record);
+                if self.is_in_charge() {
+                    orphans::forget(&record);
+                }
                 end
             }
             Err(end) => end,
@@ -195,26 +194,17 @@ impl Run {
             record,
             mut handover,
         } = ward;
-        let deadline = Instant::now() + launch.start_timeout;
-        let mut stalled = std::pin::pin!(self.stalled(child.shim()));
+        let mut overdue = std::pin::pin!(self.overdue(child.shim(), launch));
         let mut stage = Stage::Starting;
         let mut endpoint = Arc::new(handover.endpoint.clone());
-        let mut work: Option<Work<'_>> = match handover.standing {
-            Standing::Starting => Some(Box::pin(self.prove(handover.endpoint.clone(), launch))),
-            Standing::Serving | Standing::Away => Some(Box::pin(still_works(
-                endpoint.clone(),
-                token.clone(),
-                launch,
-            ))),
-            Standing::Asleep { rung, .. } => {
-                stage = Stage::Serving;
-                self.tell(News::FoundAsleep {
-                    rung,
-                    endpoint: endpoint.clone(),
-                });
-                None
-            }
-        };
+        let mut work = self.trial(handover.standing, &endpoint, &token, launch);
+        if let Standing::Asleep { rung, .. } = handover.standing {
+            stage = Stage::Serving;
+            self.tell(News::FoundAsleep {
+                rung,
+                endpoint: endpoint.clone(),
+            });
+        }
         // Why we ended it ourselves, if we did.
         let mut cause: Option<End> = None;
         loop {
@@ -227,46 +217,18 @@ impl Run {
                     (Some(end), Some(cause)) => return End { log_tail: end.log_tail, ..cause },
                     (Some(end), None) => return end,
                 },
-                done = done(&mut work), if cause.is_none() => match done {
-                    Done::Proved(Ok(proved)) => {
+                done = done(&mut work), if cause.is_none() => {
+                    if let Done::Proved(Ok(proved)) = &done {
                         stage = Stage::Serving;
-                        endpoint = Arc::new(proved);
-                        handover.endpoint = Endpoint::clone(&endpoint);
-                        self.note(&record, &mut handover, Standing::Serving).await;
-                        self.tell(News::Ready(endpoint.clone()));
-                        continue;
+                        endpoint = Arc::new(proved.clone());
                     }
-                    Done::Proved(Err(reason)) => End::new(FailureClass::Canary, reason),
-                    Done::Shifted(what, news) => {
-                        if let Some(standing) = self.standing_after(what, &news, handover.bytes) {
-                            self.note(&record, &mut handover, standing).await;
-                        }
-                        self.tell(news);
-                        continue;
+                    match self.heed(done, &record, &mut handover).await {
+                        Some(end) => end,
+                        None => continue,
                     }
-                    Done::Probed(Ok(())) => {
-                        self.tell(News::Proved);
-                        continue;
-                    }
-                    Done::Probed(Err(reason)) => {
-                        tracing::warn!(engine = %self.spawn.engine, reason, "asked in vain");
-                        continue;
-                    }
-                    Done::GivenUp => {
-                        let reason = "nothing moved in it, nor when it was asked for a token";
-                        End::new(FailureClass::Hung, reason)
-                    }
-                    Done::Parted => End::new(FailureClass::Stopped, "stopped"),
-                },
-                reason = &mut stalled, if stage == Stage::Starting && cause.is_none() => {
-                    End::new(FailureClass::StartStalled, reason)
                 }
-                () = tokio::time::sleep_until(deadline),
-                    if stage == Stage::Starting && cause.is_none() =>
-                {
-                    let reason = format!("not ready after {} s", launch.start_timeout.as_secs());
-                    End::new(FailureClass::StartTimeout, reason)
-                }
+                end = &mut overdue,
+                    if stage == Stage::Starting && cause.is_none() && self.is_in_charge() => end,
                 order = orders.recv(), if stage != Stage::Parting && cause.is_none() => {
                     let is_probe = order == Some(Order::Probe);
                     if is_probe && work.is_some() {
@@ -280,19 +242,84 @@ impl Run {
                 }
             };
             work = None;
-            child.stop(end.grace(launch));
-            cause = Some(end);
+            // Somebody else's to end; what comes of it we hear from its shim.
+            if self.is_in_charge() {
+                child.stop(end.grace(launch));
+                cause = Some(end);
+            }
         }
     }
 
-    /// Comes back with a sentence once nothing moves in the engine that starts.
-    async fn stalled(&self, shim: Option<ProcessId>) -> String {
-        let Some(shim) = shim else {
-            return std::future::pending().await;
-        };
+    /// Goes on from what was done to the engine, or ends it.
+    async fn heed(&self, done: Done, record: &Path, handover: &mut Handover) -> Option<End> {
+        match done {
+            Done::Proved(Ok(endpoint)) => {
+                handover.endpoint = endpoint.clone();
+                self.note(record, handover, Standing::Serving).await;
+                self.tell(News::Ready(Arc::new(endpoint)));
+            }
+            Done::Proved(Err(reason)) => return Some(End::new(FailureClass::Canary, reason)),
+            Done::Shifted(what, news) => {
+                if let Some(standing) = self.standing_after(what, &news, handover.bytes) {
+                    self.note(record, handover, standing).await;
+                }
+                self.tell(news);
+            }
+            Done::Probed(Ok(())) => self.tell(News::Proved),
+            Done::Probed(Err(reason)) => {
+                tracing::warn!(engine = %self.spawn.engine, reason, "asked in vain");
+            }
+            Done::GivenUp => {
+                let reason = "nothing moved in it, nor when it was asked for a token";
+                return Some(End::new(FailureClass::Hung, reason));
+            }
+            Done::Parted => return Some(End::new(FailureClass::Stopped, "stopped")),
+        }
+        None
+    }
+
+    /// Comes back once the engine should have started by now: nothing moves in it, or it took too
+    /// long in any case.
+    async fn overdue(&self, shim: Option<ProcessId>, launch: &Launch) -> End {
         let patience = self.params.start_stall_timeout;
-        let last = startup::stalled(patience, shim, self.log()).await;
-        startup::reason(patience, last)
+        let stalled = async {
+            match shim {
+                Some(shim) => startup::stalled(patience, shim, self.log()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            last = stalled => {
+                End::new(FailureClass::StartStalled, startup::reason(patience, last))
+            }
+            () = tokio::time::sleep(launch.start_timeout) => {
+                let reason = format!("not ready after {} s", launch.start_timeout.as_secs());
+                End::new(FailureClass::StartTimeout, reason)
+            }
+        }
+    }
+
+    /// What an engine has to go through before it serves. One that sleeps does that when it wakes.
+    fn trial<'a>(
+        &'a self,
+        standing: Standing,
+        endpoint: &Arc<Endpoint>,
+        token: &str,
+        launch: &'a Launch,
+    ) -> Option<Work<'a>> {
+        match standing {
+            Standing::Starting => Some(Box::pin(self.prove(Endpoint::clone(endpoint), launch))),
+            Standing::Serving | Standing::Away => Some(Box::pin(self.still_works(
+                endpoint.clone(),
+                token.to_owned(),
+                launch,
+            ))),
+            Standing::Asleep { .. } => None,
+        }
+    }
+
+    fn is_in_charge(&self) -> bool {
+        self.params.charge.is_held()
     }
 
     /// How the engine ended, if that is what its shim says.
@@ -345,7 +372,10 @@ impl Run {
             (Some(Order::GiveUp), _) => Box::pin(std::future::ready(Done::GivenUp)),
             (Some(Order::Shift(what)), _) => {
                 let shifter = self.shifter(endpoint.clone(), token);
-                Box::pin(async move { Done::Shifted(what, shifter.shift(what).await) })
+                Box::pin(async move {
+                    self.params.charge.vacated(&self.spawn.engine).await;
+                    Done::Shifted(what, shifter.shift(what).await)
+                })
             }
             (Some(Order::Stop) | None, Stage::Serving) => {
                 *stage = Stage::Parting;
@@ -396,6 +426,25 @@ impl Run {
         }
     }
 
+    /// An engine that served before proves that it still does. Of one that serves guests no token is
+    /// asked: it may have no slot free for it.
+    async fn still_works(&self, endpoint: Arc<Endpoint>, token: String, launch: &Launch) -> Done {
+        let works = if self.params.charge.has_guests(&self.spawn.engine) {
+            Probe::new(&endpoint).lists_models().await
+        } else {
+            at_most_slow(&endpoint, &token, launch, STILL_WORKS).await
+        };
+        if let Err(reason) = works {
+            return Done::Proved(Err(reason));
+        }
+        // Which of them it may use does not belong to its start, and may have changed.
+        let rungs = rungs::supported(&endpoint, launch.flags.rungs).await;
+        Done::Proved(Ok(Endpoint {
+            rungs,
+            ..Endpoint::clone(&endpoint)
+        }))
+    }
+
     fn shifter(&self, endpoint: Arc<Endpoint>, token: &str) -> Shifter {
         let devices = self.spawn.devices.iter();
         Shifter {
@@ -409,6 +458,7 @@ impl Run {
 
     /// What is done with an engine that works before it is stopped.
     async fn part(&self, endpoint: Arc<Endpoint>, launch: &Launch) -> Done {
+        self.params.charge.vacated(&self.spawn.engine).await;
         if let Some(shelf) = Shelf::of(launch, self.params.max_saved_kv) {
             self.tell(News::Saved(shelf.save(&endpoint).await));
         }
@@ -443,19 +493,6 @@ async fn at_most_slow(
 /// An engine in which nothing moves proves that it is only slow.
 async fn probe(endpoint: Arc<Endpoint>, token: String, launch: &Launch) -> Done {
     Done::Probed(at_most_slow(&endpoint, &token, launch, stall::PROOF).await)
-}
-
-/// An engine that served before proves that it still does.
-async fn still_works(endpoint: Arc<Endpoint>, token: String, launch: &Launch) -> Done {
-    if let Err(reason) = at_most_slow(&endpoint, &token, launch, STILL_WORKS).await {
-        return Done::Proved(Err(reason));
-    }
-    // Which of them it may use does not belong to its start, and may have changed.
-    let rungs = rungs::supported(&endpoint, launch.flags.rungs).await;
-    Done::Proved(Ok(Endpoint {
-        rungs,
-        ..Endpoint::clone(&endpoint)
-    }))
 }
 
 /// Classes that forbid another start are read from the engine's output, which a prompt can reach

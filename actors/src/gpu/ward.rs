@@ -100,7 +100,7 @@ impl Run {
     /// Writes down what an heir would need, if engines outlive us at all.
     pub(super) async fn note(&self, record: &Path, handover: &mut Handover, standing: Standing) {
         handover.standing = standing;
-        if !self.params.orphan_grace.is_zero() {
+        if !self.params.orphan_grace.is_zero() && self.params.charge.is_held() {
             handover.write(record).await;
         }
     }

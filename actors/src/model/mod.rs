@@ -28,7 +28,7 @@ use tokio::time::Instant;
 use crate::{
     Gpu, Refusal, Router, TICK, Ticket, Vitals, Witness,
     gpu::engine::EngineKind,
-    protocol::{Drain, Order, Pulse, Snapshot},
+    protocol::{Drain, Order, Pulse, Resign, Snapshot},
 };
 
 use claim::Clock;
@@ -92,6 +92,8 @@ pub struct Model {
     busy_at: Instant,
     service_time: Duration,
     drain: Option<Instant>,
+    /// Another process is in charge of the engines now.
+    has_resigned: bool,
     vitals: Vitals,
 }
 
@@ -118,6 +120,7 @@ impl Model {
             busy_at: Instant::now(),
             service_time: ASSUMED_SERVICE,
             drain: None,
+            has_resigned: false,
             vitals: Vitals::default(),
         }
     }
@@ -138,13 +141,14 @@ impl Model {
         if self.queue.total().waiting > 0 && self.drain.is_none() {
             self.want(ctx);
         }
+        if self.has_resigned && !self.may_serve() {
+            self.refuse_all(&Refusal::Draining, now);
+        }
         for at in 0..self.replicas.len() {
             self.tick_engine(at, now, ctx);
         }
         if self.is_drained(now) {
-            for ticket in self.queue.remove_if(|_| true, now.into_std()) {
-                ticket.refuse(Refusal::Draining);
-            }
+            self.refuse_all(&Refusal::Draining, now);
             for at in 0..self.replicas.len() {
                 self.happen(at, Event::Unwanted, ctx);
             }
@@ -204,6 +208,16 @@ impl Handler<Drain> for Model {
     fn handle(&mut self, drain: Drain, ctx: &mut Context<Self>) {
         self.vitals.handled();
         self.drain = Some(drain.deadline);
+        self.tick(ctx);
+    }
+}
+
+impl Handler<Resign> for Model {
+    type Result = ();
+
+    fn handle(&mut self, _: Resign, ctx: &mut Context<Self>) {
+        self.vitals.handled();
+        self.has_resigned = true;
         self.tick(ctx);
     }
 }

@@ -69,6 +69,20 @@ fn engine_of_a_killed_kvwarden_goes_on_serving_under_the_next() {
 }
 
 #[test]
+fn engine_of_a_kvwarden_that_aborted_is_not_loaded_again() {
+    let mut server = Server::start(SLOW);
+    let engine = server.engine();
+    // As a panic ends it, of whichever thread.
+    server.signal(Signal::SIGABRT);
+    assert!(!server.wait_for_end().status.success());
+    server.start_again(SLOW);
+    server.wait_until_ready(SOON);
+    assert_eq!(server.engine(), engine);
+    let record = record(&server, "slow");
+    assert_eq!(record["starts"], 0, "{record}");
+}
+
+#[test]
 fn engine_whose_configuration_changed_is_stopped_before_another_starts() {
     let mut server = Server::start(SLOW);
     let old = server.engine();

@@ -39,6 +39,7 @@ pub struct Server {
     /// Where the API listens.
     pub port: u16,
     home: tempfile::TempDir,
+    env: Vec<(&'static str, String)>,
     log: Arc<Mutex<Vec<String>>>,
     trees: Mutex<BTreeSet<String>>,
 }
@@ -71,15 +72,25 @@ impl Server {
     /// If it can't be started.
     #[must_use]
     pub fn launch(config: &str) -> Self {
+        Self::launch_in(config, Vec::new())
+    }
+
+    /// The same with more in its environment.
+    ///
+    /// # Panics
+    /// If it can't be started.
+    #[must_use]
+    pub fn launch_in(config: &str, env: Vec<(&'static str, String)>) -> Self {
         let port = free_port();
         let home = tempfile::Builder::new().prefix("kvw").tempdir();
         let home = home.expect("a temporary directory");
         fs::create_dir(home.path().join("tmp")).expect("a directory is made");
         let log = Arc::default();
         Self {
-            child: spawn(port, home.path(), config, &log),
+            child: spawn(port, home.path(), config, &env, &log),
             port,
             home,
+            env,
             log,
             trees: Mutex::default(),
         }
@@ -100,7 +111,7 @@ impl Server {
 
     /// Starts the server anew, after its end, with what it left behind and what still runs there.
     pub fn start_again(&mut self, config: &str) {
-        self.child = spawn(self.port, self.home.path(), config, &self.log);
+        self.child = spawn(self.port, self.home.path(), config, &self.env, &self.log);
     }
 
     /// Kills it, as the kernel's OOM killer would, and waits for its end. Its engines stay.
@@ -296,7 +307,13 @@ impl Drop for Server {
     }
 }
 
-fn spawn(port: u16, home: &Path, config: &str, log: &Arc<Mutex<Vec<String>>>) -> Child {
+fn spawn(
+    port: u16,
+    home: &Path,
+    config: &str,
+    env: &[(&'static str, String)],
+    log: &Arc<Mutex<Vec<String>>>,
+) -> Child {
     let file = home.join("kvwarden.toml");
     let text = format!("listen = \"127.0.0.1:{port}\"\n{config}");
     fs::write(&file, text).expect("the configuration is written");
@@ -307,6 +324,7 @@ fn spawn(port: u16, home: &Path, config: &str, log: &Arc<Mutex<Vec<String>>>) ->
         .env("TMPDIR", home.join("tmp"))
         .env("NO_COLOR", "1")
         .env_remove("RUST_LOG")
+        .envs(env.iter().map(|(name, value)| (name, value)))
         .current_dir(workspace())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

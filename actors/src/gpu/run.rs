@@ -4,7 +4,11 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use actix::{Addr, Recipient};
-use kvwarden_policy::{failure::FailureClass, lifecycle::Phase, stall};
+use kvwarden_policy::{
+    failure::{self, FailureClass},
+    lifecycle::Phase,
+    stall,
+};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -32,6 +36,10 @@ use crate::protocol::{EngineGone, EngineNews, News, Order, Spawn};
 /// How long an engine that served may take to prove that it still does. It may be busy with what the
 /// clients of an earlier kvwarden left in it.
 const STILL_WORKS: Duration = Duration::from_secs(20);
+
+/// How long an engine that gave no first token is left alone. If it dies of that, its connections
+/// break a moment before its end is known, and its end says why.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// What an engine that does not work gets between SIGTERM and SIGKILL: time to give back what the
 /// kernel does not, such as files in /dev/shm.
@@ -346,7 +354,10 @@ impl Run {
         });
         let canary = match probe.canary().await {
             Ok(canary) => canary,
-            Err(reason) => return Done::Proved(Err(reason)),
+            Err(reason) => {
+                tokio::time::sleep(LAST_WORDS).await;
+                return Done::Proved(Err(reason));
+            }
         };
         let rungs = rungs::supported(&endpoint, launch.flags.rungs).await;
         if let Some(shelf) = Shelf::of(launch, self.params.max_saved_kv) {
@@ -428,8 +439,12 @@ fn describe(
     } else {
         String::new()
     };
+    // vLLM's last line only says that the cause is above.
+    let cause = tail
+        .iter()
+        .find(|line| failure::cause_in(line) == Some(class));
     let last = tail.iter().rev().find(|line| !line.trim().is_empty());
-    last.map_or_else(
+    cause.or(last).map_or_else(
         || format!("{how}{what}"),
         |line| format!("{how}{what} ({})", line.trim()),
     )

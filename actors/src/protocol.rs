@@ -13,6 +13,7 @@ use kvwarden_policy::{
     lifecycle::{Phase, Rung, Rungs, State},
     scheduling::{Key, Outcome},
 };
+use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::{
@@ -77,7 +78,7 @@ pub struct EngineSays {
     pub generation: Generation,
     /// Requests that wait inside it; none if it did not say.
     pub waiting: Option<u64>,
-    /// What it has computed, by its own count; none if it did not say.
+    /// A number that changes as it computes; none if it did not say.
     pub work: Option<u64>,
 }
 
@@ -253,6 +254,13 @@ pub enum News {
     Restored(Kept),
     /// It answered its first token.
     Ready(Arc<Endpoint>),
+    /// An earlier kvwarden left it asleep.
+    FoundAsleep {
+        /// How deep.
+        rung: Rung,
+        /// Where it will answer.
+        endpoint: Arc<Endpoint>,
+    },
     /// It gave its memory back.
     Demoted,
     /// It did not.
@@ -310,7 +318,8 @@ pub struct Operate {
 }
 
 /// What an operator can want of a model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Wish {
     /// It shall serve as soon as there is room.
     Load,
@@ -318,6 +327,20 @@ pub enum Wish {
     Sleep(Rung),
     /// It shall stay where it is, or not any more.
     Pin(bool),
+}
+
+impl Wish {
+    /// Nothing is left to do for it: the engine serves or, as deep as it can, does not.
+    pub(crate) fn is_fulfilled_by(self, state: State) -> bool {
+        match self {
+            Self::Load => state.admits(),
+            Self::Sleep(_) => matches!(
+                state,
+                State::Cold | State::Asleep { .. } | State::Broken { .. }
+            ),
+            Self::Pin(_) => true,
+        }
+    }
 }
 
 // === before and after ===

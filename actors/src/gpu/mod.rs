@@ -11,6 +11,7 @@ mod collector;
 mod control;
 pub mod engine;
 pub mod handover;
+mod life;
 pub mod orphans;
 pub mod private;
 pub mod probe;

@@ -1,24 +1,22 @@
-//! The life of one engine: spawn it, see it become ready, see it end. One task per engine, which
-//! owns the connection to its shim; nobody else stops it.
+//! One engine: how it is brought into our care, proves itself and is told apart by how it ended.
+//! One task per engine, which owns the connection to its shim; nobody else stops it.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use actix::{Addr, Recipient};
 use kvwarden_policy::{
     failure::{self, FailureClass},
-    lifecycle::Phase,
+    lifecycle::{Phase, Rung},
     stall,
 };
-use tokio::{
-    sync::{mpsc, watch},
-    time::Instant,
-};
+use tokio::sync::watch;
 
 use super::{
     Gpu, Params, attached,
     collector::Collector,
     engine::{Endpoint, EngineSpec, Launch},
     handover::Standing,
+    life::{Done, Orders, Stage},
     orphans::{self, Orphan},
     probe::Probe,
     rungs,
@@ -27,11 +25,10 @@ use super::{
     shim::ShimEvent,
     snapshot::{self, Shelf},
     startup,
-    tree::ProcessId,
+    tree::{ProcessId, processor_times},
     vram::Reading,
-    ward::Ward,
 };
-use crate::protocol::{EngineGone, EngineNews, News, Order, Spawn};
+use crate::protocol::{EngineGone, EngineNews, News, Shift, Spawn};
 
 /// How long an engine that served may take to prove that it still does. It may be busy with what the
 /// clients of an earlier kvwarden left in it.
@@ -40,6 +37,11 @@ const STILL_WORKS: Duration = Duration::from_secs(20);
 /// How long an engine that gave no first token is left alone. If it dies of that, its connections
 /// break a moment before its end is known, and its end says why.
 const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// The part of a processor that a process takes which computes: a tenth. Where it hangs, none takes
+/// more than a twentieth, for `/metrics` above all; among twenty busy processes of others the one
+/// that computes took a third.
+const COMPUTES: u32 = 10;
 
 /// What an engine that does not work gets between SIGTERM and SIGKILL: time to give back what the
 /// kernel does not, such as files in /dev/shm.
@@ -59,41 +61,6 @@ pub(super) struct Run {
     pub(super) readings: watch::Receiver<Reading>,
 }
 
-/// What an engine is told to do.
-pub(super) type Orders = mpsc::UnboundedReceiver<Order>;
-
-/// What is done to an engine at the moment; one thing at a time.
-type Work<'a> = Pin<Box<dyn Future<Output = Done> + 'a>>;
-
-/// What came of it.
-enum Done {
-    Proved(Result<Endpoint, String>),
-    Probed(Result<(), String>),
-    Shifted(News),
-    GivenUp,
-    Parted,
-}
-
-/// How far an engine's life has got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    Starting,
-    Serving,
-    Parting,
-}
-
-/// The end of the work; never, if there is none.
-async fn done(work: &mut Option<Work<'_>>) -> Done {
-    match work {
-        Some(running) => {
-            let done = running.await;
-            *work = None;
-            done
-        }
-        None => std::future::pending().await,
-    }
-}
-
 /// How an engine ended.
 pub(super) struct End {
     pub(super) class: FailureClass,
@@ -111,7 +78,7 @@ impl End {
     }
 
     /// How long an engine may take to end for this reason.
-    fn grace(&self, launch: &Launch) -> Duration {
+    pub(super) fn grace(&self, launch: &Launch) -> Duration {
         use FailureClass::{Canary, Hung, StartStalled};
         if matches!(self.class, Canary | Hung | StartStalled) {
             BROKEN_GRACE.min(launch.stop_grace)
@@ -187,93 +154,8 @@ impl Run {
         }
     }
 
-    async fn follow(&self, ward: Ward, launch: &Launch, orders: &mut Orders) -> End {
-        let Ward {
-            mut child,
-            token,
-            record,
-            mut handover,
-        } = ward;
-        let deadline = Instant::now() + launch.start_timeout;
-        let mut stalled = std::pin::pin!(self.stalled(child.shim()));
-        let mut stage = Stage::Starting;
-        let mut endpoint = Arc::new(handover.endpoint.clone());
-        let mut work: Option<Work<'_>> = Some(match handover.standing {
-            Standing::Starting => Box::pin(self.prove(handover.endpoint.clone(), launch)),
-            Standing::Serving | Standing::Away => Box::pin(still_works(endpoint.clone(), launch)),
-        });
-        // Why we ended it ourselves, if we did.
-        let mut cause: Option<End> = None;
-        loop {
-            let end = tokio::select! {
-                event = child.next_event() => match (self.heard(event, stage), cause) {
-                    (None, before) => {
-                        cause = before;
-                        continue;
-                    }
-                    (Some(end), Some(cause)) => return End { log_tail: end.log_tail, ..cause },
-                    (Some(end), None) => return end,
-                },
-                done = done(&mut work), if cause.is_none() => match done {
-                    Done::Proved(Ok(proved)) => {
-                        stage = Stage::Serving;
-                        endpoint = Arc::new(proved);
-                        handover.endpoint = Endpoint::clone(&endpoint);
-                        self.note(&record, &mut handover, Standing::Serving).await;
-                        self.tell(News::Ready(endpoint.clone()));
-                        continue;
-                    }
-                    Done::Proved(Err(reason)) => End::new(FailureClass::Canary, reason),
-                    Done::Shifted(news) => {
-                        if matches!(news, News::Verified) {
-                            self.note(&record, &mut handover, Standing::Serving).await;
-                        }
-                        self.tell(news);
-                        continue;
-                    }
-                    Done::Probed(Ok(())) => {
-                        self.tell(News::Proved);
-                        continue;
-                    }
-                    Done::Probed(Err(reason)) => {
-                        tracing::warn!(engine = %self.spawn.engine, reason, "asked in vain");
-                        continue;
-                    }
-                    Done::GivenUp => {
-                        let reason = "nothing moved in it, nor when it was asked for a token";
-                        End::new(FailureClass::Hung, reason)
-                    }
-                    Done::Parted => End::new(FailureClass::Stopped, "stopped"),
-                },
-                reason = &mut stalled, if stage == Stage::Starting && cause.is_none() => {
-                    End::new(FailureClass::StartStalled, reason)
-                }
-                () = tokio::time::sleep_until(deadline),
-                    if stage == Stage::Starting && cause.is_none() =>
-                {
-                    let reason = format!("not ready after {} s", launch.start_timeout.as_secs());
-                    End::new(FailureClass::StartTimeout, reason)
-                }
-                order = orders.recv(), if stage != Stage::Parting && cause.is_none() => {
-                    let is_probe = order == Some(Order::Probe);
-                    if is_probe && work.is_some() {
-                        continue;
-                    }
-                    if !is_probe {
-                        self.note(&record, &mut handover, Standing::Away).await;
-                    }
-                    work = Some(self.obey(order, &mut stage, &endpoint, &token, launch));
-                    continue;
-                }
-            };
-            work = None;
-            child.stop(end.grace(launch));
-            cause = Some(end);
-        }
-    }
-
     /// Comes back with a sentence once nothing moves in the engine that starts.
-    async fn stalled(&self, shim: Option<ProcessId>) -> String {
+    pub(super) async fn stalled(&self, shim: Option<ProcessId>) -> String {
         let Some(shim) = shim else {
             return std::future::pending().await;
         };
@@ -283,7 +165,7 @@ impl Run {
     }
 
     /// How the engine ended, if that is what its shim says.
-    fn heard(&self, event: Option<ShimEvent>, stage: Stage) -> Option<End> {
+    pub(super) fn heard(&self, event: Option<ShimEvent>, stage: Stage) -> Option<End> {
         match event {
             Some(ShimEvent::Started { pid }) => {
                 let (phase, pid) = (Phase::Loading, Some(pid));
@@ -318,34 +200,8 @@ impl Run {
         }
     }
 
-    /// The work that an order makes.
-    fn obey<'a>(
-        &'a self,
-        order: Option<Order>,
-        stage: &mut Stage,
-        endpoint: &Arc<Endpoint>,
-        token: &str,
-        launch: &'a Launch,
-    ) -> Work<'a> {
-        match (order, *stage) {
-            (Some(Order::Probe), _) => Box::pin(probe(endpoint.clone())),
-            (Some(Order::GiveUp), _) => Box::pin(std::future::ready(Done::GivenUp)),
-            (Some(Order::Shift(what)), _) => {
-                let shifter = self.shifter(endpoint.clone(), token);
-                Box::pin(async move { Done::Shifted(shifter.shift(what).await) })
-            }
-            (Some(Order::Stop) | None, Stage::Serving) => {
-                *stage = Stage::Parting;
-                Box::pin(self.part(endpoint.clone(), launch))
-            }
-            (Some(Order::Stop) | None, Stage::Starting | Stage::Parting) => {
-                Box::pin(std::future::ready(Done::Parted))
-            }
-        }
-    }
-
     /// Comes back once the engine has proved itself and KV of an earlier one is in it again.
-    async fn prove(&self, endpoint: Endpoint, launch: &Launch) -> Done {
+    pub(super) async fn prove(&self, endpoint: Endpoint, launch: &Launch) -> Done {
         let probe = Probe::new(&endpoint);
         probe.until_healthy().await;
         self.tell(News::Progressed {
@@ -370,7 +226,23 @@ impl Run {
         }))
     }
 
-    fn shifter(&self, endpoint: Arc<Endpoint>, token: &str) -> Shifter {
+    /// Where an engine that holds `whole` while it serves stands for its heir once it was told to
+    /// change; none if that is uncertain.
+    pub(super) fn standing_after(&self, what: Shift, news: &News, whole: u64) -> Option<Standing> {
+        match (what, news) {
+            (Shift::Demote { to, .. }, News::Demoted) => {
+                let freed = Needs::of(&self.spawn.spec).freed(Rung::Ready, to);
+                Some(Standing::Asleep {
+                    rung: to,
+                    bytes: whole.saturating_sub(freed),
+                })
+            }
+            (Shift::Verify, News::Verified) => Some(Standing::Serving),
+            (Shift::Demote { .. } | Shift::Wake { .. } | Shift::Verify, _) => None,
+        }
+    }
+
+    pub(super) fn shifter(&self, endpoint: Arc<Endpoint>, token: &str) -> Shifter {
         let devices = self.spawn.devices.iter();
         Shifter {
             endpoint,
@@ -382,7 +254,7 @@ impl Run {
     }
 
     /// What is done with an engine that works before it is stopped.
-    async fn part(&self, endpoint: Arc<Endpoint>, launch: &Launch) -> Done {
+    pub(super) async fn part(&self, endpoint: Arc<Endpoint>, launch: &Launch) -> Done {
         if let Some(shelf) = Shelf::of(launch, self.params.max_saved_kv) {
             self.tell(News::Saved(shelf.save(&endpoint).await));
         }
@@ -390,14 +262,38 @@ impl Run {
     }
 }
 
+/// An engine that was proved before proves that it is at most slow: by a token or, where it computes
+/// on the host's processors, by the time that one of its processes takes of them. One step of a long
+/// prompt lasts minutes there if the machine is busy.
+async fn at_most_slow(
+    endpoint: &Endpoint,
+    token: &str,
+    launch: &Launch,
+    within: Duration,
+) -> Result<(), String> {
+    let before = processor_times(token).await;
+    let proof = Probe::new(endpoint).still_works(within).await;
+    if proof.is_ok() || launch.uses_gpu() {
+        return proof;
+    }
+    let now = processor_times(token).await;
+    let taken = now
+        .iter()
+        .filter_map(|(id, time)| Some(time.saturating_sub(*before.get(id)?)));
+    match taken.max() {
+        Some(time) if time >= within / COMPUTES => Ok(()),
+        Some(_) | None => proof,
+    }
+}
+
 /// An engine in which nothing moves proves that it is only slow.
-async fn probe(endpoint: Arc<Endpoint>) -> Done {
-    Done::Probed(Probe::new(&endpoint).still_works(stall::PROOF).await)
+pub(super) async fn probe(endpoint: Arc<Endpoint>, token: String, launch: &Launch) -> Done {
+    Done::Probed(at_most_slow(&endpoint, &token, launch, stall::ANSWER).await)
 }
 
 /// An engine that served before proves that it still does.
-async fn still_works(endpoint: Arc<Endpoint>, launch: &Launch) -> Done {
-    if let Err(reason) = Probe::new(&endpoint).still_works(STILL_WORKS).await {
+pub(super) async fn still_works(endpoint: Arc<Endpoint>, token: String, launch: &Launch) -> Done {
+    if let Err(reason) = at_most_slow(&endpoint, &token, launch, STILL_WORKS).await {
         return Done::Proved(Err(reason));
     }
     // Which of them it may use does not belong to its start, and may have changed.

@@ -21,6 +21,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{cgroup::Cgroup, shim::TREE_TOKEN};
 
+/// Ticks of `/proc` are hundredths of a second on every architecture (`USER_HZ`).
+const MILLIS_PER_TICK: u64 = 10;
+
 /// One process, whatever becomes of its pid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ProcessId {
@@ -38,8 +41,8 @@ pub struct Table(BTreeMap<i32, Entry>);
 struct Entry {
     start: u64,
     parent: i32,
-    /// In clock ticks, of ended children that were waited for as well.
-    cpu: u64,
+    /// Processor time, of ended children that were waited for as well.
+    cpu: Duration,
     /// A zombie without threads: nothing of it runs and nothing can be signalled.
     dead: bool,
 }
@@ -118,8 +121,11 @@ impl Table {
         all.insert(root);
         let mut sum = Traces::default();
         for process in all.iter().filter(|process| self.has(**process)) {
-            let ticks = self.0.get(&process.pid).map_or(0, |entry| entry.cpu);
-            sum.cpu += Duration::from_millis(ticks * MILLIS_PER_TICK);
+            sum.cpu += self
+                .0
+                .get(&process.pid)
+                .map(|entry| entry.cpu)
+                .unwrap_or_default();
             sum.io += moved_bytes(process.pid);
         }
         sum
@@ -184,6 +190,26 @@ impl Table {
     }
 }
 
+/// Processor time that each of the living processes which carry `token` has taken; none if that
+/// can't be told.
+pub async fn processor_times(token: &str) -> BTreeMap<ProcessId, Duration> {
+    let token = token.to_owned();
+    // Off this thread, as in `kill_tree`.
+    let read = tokio::task::spawn_blocking(move || -> io::Result<_> {
+        let table = Table::read()?;
+        let time = |id: ProcessId| Some((id, table.0.get(&id.pid)?.cpu));
+        Ok(table
+            .bearing(&token)?
+            .into_iter()
+            .filter_map(time)
+            .collect())
+    });
+    let times = read
+        .await
+        .unwrap_or_else(|error| Err(io::Error::other(error)));
+    times.unwrap_or_default()
+}
+
 /// Kills every process that carries `token`, shim included, and returns how many there were once
 /// none is left. It does not give up: a process stuck in the kernel still holds its GPU memory.
 pub async fn kill_tree(token: &str) -> usize {
@@ -241,9 +267,6 @@ fn kill_pass(token: &str, known: &BTreeSet<ProcessId>) -> io::Result<Pass> {
     Ok(Pass::Gone)
 }
 
-/// Ticks of `/proc` are hundredths of a second on every architecture (`USER_HZ`).
-const MILLIS_PER_TICK: u64 = 10;
-
 /// Bytes that a process moved by calls, files and pipes alike, and those that came from disk without
 /// a call, as mapped weights do (`/proc/PID/io`, see proc(5)).
 fn moved_bytes(pid: i32) -> u64 {
@@ -277,14 +300,11 @@ fn parse_stat(stat: &str) -> Option<Entry> {
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
     let state = *fields.first()?;
     let threads: u32 = fields.get(17)?.parse().ok()?;
+    let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
     Some(Entry {
-        start: fields.get(19)?.parse().ok()?,
+        start: number(19)?,
         parent: fields.get(1)?.parse().ok()?,
-        cpu: fields
-            .get(11..15)?
-            .iter()
-            .filter_map(|ticks| ticks.parse::<u64>().ok())
-            .sum(),
+        cpu: Duration::from_millis((11..15).filter_map(number).sum::<u64>() * MILLIS_PER_TICK),
         // The main thread of a dying process is a zombie while others still hold its memory.
         dead: matches!(state, "Z" | "X") && threads <= 1,
     })
@@ -415,7 +435,7 @@ mod tests {
         let stat =
             "814 (a) R) b) S 7 814 814 0 -1 4194304 100 0 0 0 1 2 3 4 20 0 3 0 5150 2281472 199";
         let entry = parse_stat(stat).unwrap();
-        assert_eq!(entry.cpu, 10);
+        assert_eq!(entry.cpu, Duration::from_millis(100));
         assert_eq!((entry.parent, entry.start, entry.dead), (7, 5150, false));
         let zombie =
             |threads| format!("9 (x) Z 1 9 9 0 -1 4 0 0 0 0 0 0 0 0 20 0 {threads} 0 77 0 0");

@@ -74,11 +74,15 @@ impl Run {
         let fits = |handover: &Handover| {
             handover.standing != Standing::Away && handover.fingerprint == launch.fingerprint()
         };
-        let Some(handover) = orphan.handover.clone().filter(fits) else {
+        let Some(mut handover) = orphan.handover.clone().filter(fits) else {
             orphan.clone().end().await;
-            let reason = "it was asleep, or its configuration has changed";
+            let reason = "it was changing, or its configuration has changed";
             return Err(End::new(FailureClass::Stopped, reason));
         };
+        // Which of them it may use may have changed.
+        let known = handover.endpoint.rungs.iter();
+        let allowed = known.filter(|rung| launch.flags.rungs.contains(*rung));
+        handover.endpoint.rungs = allowed.collect();
         match Child::adopt(&orphan.path, orphan.record.clone()).await {
             Ok(child) => Ok(Ward {
                 child,

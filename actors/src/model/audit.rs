@@ -60,7 +60,8 @@ async fn look_on(endpoint: Arc<Endpoint>, model: WeakAddr<Model>) {
             engine: endpoint.model.clone(),
             generation: endpoint.generation,
             waiting: whole(&page, &prometheus::WAITING),
-            work: whole(&page, &prometheus::WORK),
+            // Only whether it changes matters, and a share of memory changes by fractions.
+            work: prometheus::gauge(&page, &prometheus::WORK).map(f64::to_bits),
         });
     }
 }

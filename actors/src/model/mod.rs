@@ -160,8 +160,8 @@ impl Model {
         {
             self.happen(at, Event::RetryDue, ctx);
         }
-        if self.replicas[at].asked_since.is_some() {
-            self.happen(at, Event::Wanted, ctx);
+        if self.drain.is_none() {
+            self.remind(at, ctx);
         }
         self.demand(at);
         let timeout = self.params.stall_timeout;

@@ -13,9 +13,7 @@ use kvwarden_integration::{
 };
 use serde_json::{Value, json};
 
-use crate::rounds;
-
-const CHAT: &str = "/v1/chat/completions";
+use crate::{CHAT, percentile, rounds};
 
 /// A backoff and a start, on a machine that also compiles.
 const SOON: Duration = Duration::from_secs(60);
@@ -160,12 +158,8 @@ fn latency(client: &Client) -> Duration {
     watch.elapsed()
 }
 
-fn p99(mut all: Vec<Duration>) -> Duration {
-    all.sort_unstable();
-    all[(all.len() - 1) * 99 / 100]
-}
-
 /// Does it as often as it is to be done, while the model beside is asked all the time.
+#[expect(clippy::print_stdout, reason = "the figures of a test")]
 fn at(point: &str, start: impl Fn() -> Rig, strike: impl Fn(&Rig) + Sync) {
     let count = rounds(1, 20);
     let (mut before, mut meanwhile) = (Vec::new(), Vec::new());
@@ -193,8 +187,8 @@ fn at(point: &str, start: impl Fn() -> Rig, strike: impl Fn(&Rig) + Sync) {
     }
     println!(
         "R1: killed {point}: {count} of {count} recovered; p99 of the model beside it {:.1} ms, before {:.1} ms",
-        p99(meanwhile).as_secs_f64() * 1e3,
-        p99(before).as_secs_f64() * 1e3,
+        percentile(&meanwhile, 99).as_secs_f64() * 1e3,
+        percentile(&before, 99).as_secs_f64() * 1e3,
     );
 }
 

@@ -6,11 +6,11 @@ use kvwarden_integration::{Server, Stopwatch, eventually_within};
 use serde_json::Value;
 
 use crate::{
+    CHAT,
     crashes::{Rig, chat, is_answered},
     rounds,
 };
 
-const CHAT: &str = "/v1/chat/completions";
 const SOON: Duration = Duration::from_secs(60);
 
 /// Waits until `m` has failed in this way, and returns why.

@@ -7,8 +7,8 @@
 //!   │   └─▶ Waking ──▶ Verifying ───────┘                          ▼             ▼
 //!   └──────── Wanted ───────── Cold ◀── Exited ──────────────── Stopping ◀──── Asleep
 //! ```
-//! An engine that an earlier kvwarden left running goes from Cold through Adopting to Ready, or it
-//! ends and is started anew.
+//! An engine that an earlier kvwarden left running goes from Cold through Adopting to Ready, or to
+//! Asleep if it slept, or it ends and is started anew.
 //!
 //! Every start has its [`Generation`]; the shell drops messages of older ones before they come
 //! here. The machine never spawns or stops anything: it answers with an [`Effect`].
@@ -124,9 +124,9 @@ impl Lifecycle {
     )]
     pub fn on(&mut self, event: Event, now: Instant, entropy: u64) -> Effect {
         use Event::{
-            DemoteFailed, Demoted, Drained, Exited, FetchFailed, Fetched, Granted, Inherited, Pin,
-            Progressed, Reclaim, RetryDue, Sleep, Unwanted, Verified, VerifyFailed, WakeFailed,
-            Wanted, Woken,
+            DemoteFailed, Demoted, Drained, Exited, FetchFailed, Fetched, FoundAsleep, Granted,
+            Inherited, Pin, Progressed, Reclaim, RetryDue, Sleep, Unwanted, Verified, VerifyFailed,
+            WakeFailed, Wanted, Woken,
         };
         use State::{
             Adopting, Asleep, Backoff, Broken, Cold, Demoting, Draining, Fetching, Ready, Starting,
@@ -151,6 +151,7 @@ impl Lifecycle {
                 self.generation = generation;
                 self.go(Adopting, Effect::Adopt(generation))
             }
+            (Adopting, FoundAsleep(rung)) => self.rest(rung),
             (Starting { .. }, Progressed(phase)) => self.go(Starting { phase }, Effect::None),
             (Waking { from }, Woken) => self.go(Verifying { from }, Effect::Verify),
             (Adopting | Starting { .. } | Verifying { .. }, Verified) => {
@@ -265,9 +266,9 @@ impl Lifecycle {
             // any more, the progress of what was given up.
             (
                 _,
-                Fetched | FetchFailed(_) | Wanted | Granted | Inherited(_) | Progressed(_) | Woken
-                | WakeFailed | Verified | VerifyFailed | Drained | Demoted | DemoteFailed
-                | RetryDue,
+                Fetched | FetchFailed(_) | Wanted | Granted | Inherited(_) | FoundAsleep(_)
+                | Progressed(_) | Woken | WakeFailed | Verified | VerifyFailed | Drained | Demoted
+                | DemoteFailed | RetryDue,
             ) => Effect::None,
         }
     }

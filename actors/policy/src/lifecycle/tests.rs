@@ -146,6 +146,22 @@ fn an_inherited_engine_that_cannot_be_used_is_no_failure_and_another_starts() {
     assert_eq!(life.on(Event::Unwanted, epoch(), 0), Effect::Stop);
 }
 
+#[test]
+fn an_inherited_engine_that_sleeps_goes_on_sleeping_and_wakes_when_it_is_wanted() {
+    let (mut life, effect) = after(&[
+        Event::Fetched,
+        Event::Inherited(Generation(7)),
+        Event::FoundAsleep(Rung::L1),
+    ]);
+    assert_eq!(
+        (life.state(), effect),
+        (State::Asleep { rung: Rung::L1 }, Effect::None)
+    );
+    assert_eq!(life.on(Event::Wanted, epoch(), 0), Effect::Demand);
+    assert_eq!(life.on(Event::Granted, epoch(), 0), Effect::Wake(Rung::L1));
+    assert_eq!(life.generation(), Generation(7));
+}
+
 fn asleep_at(rung: Rung) -> Lifecycle {
     let (mut life, _) = after(&TO_READY);
     life.supports(Rungs::default().with(rung));
@@ -224,6 +240,7 @@ fn event() -> impl Strategy<Value = Event> {
         3 => Just(Event::Wanted),
         3 => Just(Event::Granted),
         1 => (1..9_u64).prop_map(|n| Event::Inherited(Generation(n))),
+        1 => prop::sample::select(&Rung::ASLEEP[..]).prop_map(Event::FoundAsleep),
         1 => Just(Event::Progressed(Phase::Loading)),
         3 => Just(Event::Woken),
         1 => Just(Event::WakeFailed),

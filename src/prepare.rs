@@ -14,7 +14,7 @@ use kvwarden_actors::{
     gpu::engine::{Attached, EngineKind, EngineSpec, Launch},
     protocol::{Preparation, Prepared},
 };
-use kvwarden_policy::failure::FailureClass;
+use kvwarden_policy::{backoff::DOWNLOAD_AGAIN, failure::FailureClass};
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -26,9 +26,6 @@ use crate::{
     layout::Layout,
     weights,
 };
-
-/// How long after a download failed it is tried again.
-const AGAIN: Duration = Duration::from_secs(30);
 
 /// Why a model can't be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +85,7 @@ pub fn spawn(mut models: Vec<Wanted>, layout: Layout, patience: Duration) -> std
             if models.is_empty() {
                 return;
             }
-            std::thread::sleep(AGAIN);
+            std::thread::sleep(DOWNLOAD_AGAIN);
         }
     };
     std::thread::Builder::new()

@@ -39,6 +39,7 @@ pub struct Server {
     /// Where the API listens.
     pub port: u16,
     home: tempfile::TempDir,
+    env: Vec<(&'static str, String)>,
     log: Arc<Mutex<Vec<String>>>,
     trees: Mutex<BTreeSet<String>>,
 }
@@ -98,7 +99,7 @@ impl Server {
     /// If it can't be started.
     #[must_use]
     pub fn launch(config: &str) -> Self {
-        Self::launch_with(config, &[], &[])
+        Self::launch_with(config, &[], Vec::new())
     }
 
     /// The same, with further arguments of `serve` and further environment.
@@ -106,16 +107,17 @@ impl Server {
     /// # Panics
     /// If it can't be started.
     #[must_use]
-    pub fn launch_with(config: &str, args: &[&str], env: &[(&str, &Path)]) -> Self {
+    pub fn launch_with(config: &str, args: &[&str], env: Vec<(&'static str, String)>) -> Self {
         let port = free_port();
         let home = tempfile::Builder::new().prefix("kvw").tempdir();
         let home = home.expect("a temporary directory");
         fs::create_dir(home.path().join("tmp")).expect("a directory is made");
         let log = Arc::default();
         Self {
-            child: spawn(port, home.path(), config, args, env, &log),
+            child: spawn(port, home.path(), config, args, &env, &log),
             port,
             home,
+            env,
             log,
             trees: Mutex::default(),
         }
@@ -136,21 +138,21 @@ impl Server {
 
     /// Starts the server anew, after its end, with what it left behind and what still runs there.
     pub fn start_again(&mut self, config: &str) {
-        self.child = spawn(self.port, self.home.path(), config, &[], &[], &self.log);
+        self.child = spawn(
+            self.port,
+            self.home.path(),
+            config,
+            &[],
+            &self.env,
+            &self.log,
+        );
     }
 
     /// Starts a process that is to take over, with another configuration.
     #[must_use]
     pub fn successor(&self, config: &str) -> Sibling {
-        let args = ["--takeover"];
-        Sibling(spawn(
-            self.port,
-            self.home.path(),
-            config,
-            &args,
-            &[],
-            &self.log,
-        ))
+        let (args, home) = (["--takeover"], self.home.path());
+        Sibling(spawn(self.port, home, config, &args, &self.env, &self.log))
     }
 
     /// Lets another process take over, waits until it serves, and returns the one that did before.
@@ -178,7 +180,7 @@ impl Server {
 
     /// As [`Self::start_again`], with the configuration that is there.
     pub fn resume(&mut self) {
-        self.child = serve(self.home.path(), &[], &[], &self.log);
+        self.child = serve(self.home.path(), &[], &self.env, &self.log);
     }
 
     /// Kills it, as the kernel's OOM killer would, and waits for its end. Its engines stay.
@@ -410,7 +412,7 @@ fn spawn(
     home: &Path,
     config: &str,
     args: &[&str],
-    env: &[(&str, &Path)],
+    env: &[(&'static str, String)],
     log: &Arc<Mutex<Vec<String>>>,
 ) -> Child {
     let file = config_file(home);
@@ -422,18 +424,18 @@ fn spawn(
 fn serve(
     home: &Path,
     args: &[&str],
-    env: &[(&str, &Path)],
+    env: &[(&'static str, String)],
     log: &Arc<Mutex<Vec<String>>>,
 ) -> Child {
     let mut child = Command::new(kvwarden())
         .args(["serve", "--config"])
         .arg(config_file(home))
         .args(args)
-        .envs(env.iter().copied())
         .env("KVWARDEN_STATE_DIR", home.join("state"))
         .env("TMPDIR", home.join("tmp"))
         .env("NO_COLOR", "1")
         .env_remove("RUST_LOG")
+        .envs(env.iter().map(|(name, value)| (name, value)))
         .current_dir(workspace())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

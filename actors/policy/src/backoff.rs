@@ -19,6 +19,8 @@ pub const MAX_FAILURES: usize = 5;
 pub const WINDOW: Duration = Duration::from_secs(600);
 /// How long an open breaker refuses before one more try, unless it is told otherwise.
 pub const COOL_DOWN: Duration = Duration::from_secs(300);
+/// How long after a download failed it is tried again.
+pub const DOWNLOAD_AGAIN: Duration = Duration::from_secs(30);
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(60);
 

@@ -351,12 +351,12 @@ pub fn classify(exit: Exit, log_tail: &[String], asked_to_stop: bool) -> Failure
     }
 }
 
-/// Whether a line names a cause. A log tail keeps such a line even when later ones push it out:
-/// vLLM prints the traceback of the core that failed, then a longer one of its API server that
-/// says `See root cause above`.
+/// The cause that a line names, if it names one. A log tail keeps such a line even when later ones
+/// push it out: vLLM prints the traceback of the core that failed, then a longer one of its API
+/// server that says `See root cause above`.
 #[must_use]
-pub fn names_a_cause(line: &str) -> bool {
-    first_sign(&[line]).is_some()
+pub fn cause_in(line: &str) -> Option<FailureClass> {
+    first_sign(&[line])
 }
 
 fn first_sign(lines: &[impl AsRef<str>]) -> Option<FailureClass> {
@@ -368,7 +368,7 @@ fn first_sign(lines: &[impl AsRef<str>]) -> Option<FailureClass> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Exit, FailureClass, FailureClass::*, classify, names_a_cause};
+    use super::{Exit, FailureClass, FailureClass::*, cause_in, classify};
 
     fn code(code: i32) -> Exit {
         Exit {
@@ -593,14 +593,14 @@ mod tests {
         for (line, class) in LINES {
             let found = classify(code(1), &tail(&[line]), false);
             assert_eq!(found, *class, "{line}");
-            assert!(names_a_cause(line), "{line}");
+            assert_eq!(cause_in(line), Some(*class), "{line}");
         }
     }
 
     #[test]
     fn what_working_engines_log_names_nothing() {
         for line in HARMLESS {
-            assert!(!names_a_cause(line), "{line}");
+            assert_eq!(cause_in(line), None, "{line}");
             assert_eq!(classify(code(1), &tail(&[line]), false), Crashed);
         }
     }

@@ -12,6 +12,7 @@ mod collector;
 mod control;
 pub mod engine;
 pub mod handover;
+mod life;
 pub mod orphans;
 pub mod private;
 pub mod probe;

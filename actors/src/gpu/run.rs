@@ -1,21 +1,22 @@
-//! The life of one engine: spawn it, see it become ready, see it end. One task per engine, which
-//! owns the connection to its shim; nobody else stops it.
+//! One engine: how it is brought into our care, proves itself and is told apart by how it ended.
+//! One task per engine, which owns the connection to its shim; nobody else stops it.
 
-use std::{path::Path, pin::Pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use actix::{Addr, Recipient};
 use kvwarden_policy::{
-    failure::FailureClass,
+    failure::{self, FailureClass},
     lifecycle::{Phase, Rung},
     stall,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use super::{
     Gpu, Params, attached,
     collector::Collector,
     engine::{Endpoint, EngineSpec, Launch},
-    handover::{Handover, Standing},
+    handover::Standing,
+    life::{Done, Orders, Stage},
     orphans::{self, Orphan},
     probe::Probe,
     rungs,
@@ -26,13 +27,16 @@ use super::{
     startup,
     tree::{ProcessId, processor_times},
     vram::Reading,
-    ward::Ward,
 };
-use crate::protocol::{EngineGone, EngineNews, News, Order, Shift, Spawn};
+use crate::protocol::{EngineGone, EngineNews, News, Shift, Spawn};
 
 /// How long an engine that served may take to prove that it still does. It may be busy with what the
 /// clients of an earlier kvwarden left in it.
 const STILL_WORKS: Duration = Duration::from_secs(20);
+
+/// How long an engine that gave no first token is left alone. If it dies of that, its connections
+/// break a moment before its end is known, and its end says why.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// The part of a processor that a process takes which computes: a tenth. Where it hangs, none takes
 /// more than a twentieth, for `/metrics` above all; among twenty busy processes of others the one
@@ -57,41 +61,6 @@ pub(super) struct Run {
     pub(super) readings: watch::Receiver<Reading>,
 }
 
-/// What an engine is told to do.
-pub(super) type Orders = mpsc::UnboundedReceiver<Order>;
-
-/// What is done to an engine at the moment; one thing at a time.
-type Work<'a> = Pin<Box<dyn Future<Output = Done> + 'a>>;
-
-/// What came of it.
-enum Done {
-    Proved(Result<Endpoint, String>),
-    Probed(Result<(), String>),
-    Shifted(Shift, News),
-    GivenUp,
-    Parted,
-}
-
-/// How far an engine's life has got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    Starting,
-    Serving,
-    Parting,
-}
-
-/// The end of the work; never, if there is none.
-async fn done(work: &mut Option<Work<'_>>) -> Done {
-    match work {
-        Some(running) => {
-            let done = running.await;
-            *work = None;
-            done
-        }
-        None => std::future::pending().await,
-    }
-}
-
 /// How an engine ended.
 pub(super) struct End {
     pub(super) class: FailureClass,
@@ -109,7 +78,7 @@ impl End {
     }
 
     /// How long an engine may take to end for this reason.
-    fn grace(&self, launch: &Launch) -> Duration {
+    pub(super) fn grace(&self, launch: &Launch) -> Duration {
         use FailureClass::{Canary, Hung, StartStalled};
         if matches!(self.class, Canary | Hung | StartStalled) {
             BROKEN_GRACE.min(launch.stop_grace)
@@ -187,100 +156,9 @@ impl Run {
         }
     }
 
-    async fn follow(&self, ward: Ward, launch: &Launch, orders: &mut Orders) -> End {
-        let Ward {
-            mut child,
-            token,
-            record,
-            mut handover,
-        } = ward;
-        let mut overdue = std::pin::pin!(self.overdue(child.shim(), launch));
-        let mut stage = Stage::Starting;
-        let mut endpoint = Arc::new(handover.endpoint.clone());
-        let mut work = self.trial(handover.standing, &endpoint, &token, launch);
-        if let Standing::Asleep { rung, .. } = handover.standing {
-            stage = Stage::Serving;
-            self.tell(News::FoundAsleep {
-                rung,
-                endpoint: endpoint.clone(),
-            });
-        }
-        // Why we ended it ourselves, if we did.
-        let mut cause: Option<End> = None;
-        loop {
-            let end = tokio::select! {
-                event = child.next_event() => match (self.heard(event, stage), cause) {
-                    (None, before) => {
-                        cause = before;
-                        continue;
-                    }
-                    (Some(end), Some(cause)) => return End { log_tail: end.log_tail, ..cause },
-                    (Some(end), None) => return end,
-                },
-                done = done(&mut work), if cause.is_none() => {
-                    if let Done::Proved(Ok(proved)) = &done {
-                        stage = Stage::Serving;
-                        endpoint = Arc::new(proved.clone());
-                    }
-                    match self.heed(done, &record, &mut handover).await {
-                        Some(end) => end,
-                        None => continue,
-                    }
-                }
-                end = &mut overdue,
-                    if stage == Stage::Starting && cause.is_none() && self.is_in_charge() => end,
-                order = orders.recv(), if stage != Stage::Parting && cause.is_none() => {
-                    let is_probe = order == Some(Order::Probe);
-                    if is_probe && work.is_some() {
-                        continue;
-                    }
-                    if !is_probe {
-                        self.note(&record, &mut handover, Standing::Away).await;
-                    }
-                    work = Some(self.obey(order, &mut stage, &endpoint, &token, launch));
-                    continue;
-                }
-            };
-            work = None;
-            // Somebody else's to end; what comes of it we hear from its shim.
-            if self.is_in_charge() {
-                child.stop(end.grace(launch));
-                cause = Some(end);
-            }
-        }
-    }
-
-    /// Goes on from what was done to the engine, or ends it.
-    async fn heed(&self, done: Done, record: &Path, handover: &mut Handover) -> Option<End> {
-        match done {
-            Done::Proved(Ok(endpoint)) => {
-                handover.endpoint = endpoint.clone();
-                self.note(record, handover, Standing::Serving).await;
-                self.tell(News::Ready(Arc::new(endpoint)));
-            }
-            Done::Proved(Err(reason)) => return Some(End::new(FailureClass::Canary, reason)),
-            Done::Shifted(what, news) => {
-                if let Some(standing) = self.standing_after(what, &news, handover.bytes) {
-                    self.note(record, handover, standing).await;
-                }
-                self.tell(news);
-            }
-            Done::Probed(Ok(())) => self.tell(News::Proved),
-            Done::Probed(Err(reason)) => {
-                tracing::warn!(engine = %self.spawn.engine, reason, "asked in vain");
-            }
-            Done::GivenUp => {
-                let reason = "nothing moved in it, nor when it was asked for a token";
-                return Some(End::new(FailureClass::Hung, reason));
-            }
-            Done::Parted => return Some(End::new(FailureClass::Stopped, "stopped")),
-        }
-        None
-    }
-
     /// Comes back once the engine should have started by now: nothing moves in it, or it took too
     /// long in any case.
-    async fn overdue(&self, shim: Option<ProcessId>, launch: &Launch) -> End {
+    pub(super) async fn overdue(&self, shim: Option<ProcessId>, launch: &Launch) -> End {
         let patience = self.params.start_stall_timeout;
         let stalled = async {
             match shim {
@@ -299,31 +177,12 @@ impl Run {
         }
     }
 
-    /// What an engine has to go through before it serves. One that sleeps does that when it wakes.
-    fn trial<'a>(
-        &'a self,
-        standing: Standing,
-        endpoint: &Arc<Endpoint>,
-        token: &str,
-        launch: &'a Launch,
-    ) -> Option<Work<'a>> {
-        match standing {
-            Standing::Starting => Some(Box::pin(self.prove(Endpoint::clone(endpoint), launch))),
-            Standing::Serving | Standing::Away => Some(Box::pin(self.still_works(
-                endpoint.clone(),
-                token.to_owned(),
-                launch,
-            ))),
-            Standing::Asleep { .. } => None,
-        }
-    }
-
-    fn is_in_charge(&self) -> bool {
+    pub(super) fn is_in_charge(&self) -> bool {
         self.params.charge.is_held()
     }
 
     /// How the engine ended, if that is what its shim says.
-    fn heard(&self, event: Option<ShimEvent>, stage: Stage) -> Option<End> {
+    pub(super) fn heard(&self, event: Option<ShimEvent>, stage: Stage) -> Option<End> {
         match event {
             Some(ShimEvent::Started { pid }) => {
                 let (phase, pid) = (Phase::Loading, Some(pid));
@@ -358,37 +217,8 @@ impl Run {
         }
     }
 
-    /// The work that an order makes.
-    fn obey<'a>(
-        &'a self,
-        order: Option<Order>,
-        stage: &mut Stage,
-        endpoint: &Arc<Endpoint>,
-        token: &str,
-        launch: &'a Launch,
-    ) -> Work<'a> {
-        match (order, *stage) {
-            (Some(Order::Probe), _) => Box::pin(probe(endpoint.clone(), token.to_owned(), launch)),
-            (Some(Order::GiveUp), _) => Box::pin(std::future::ready(Done::GivenUp)),
-            (Some(Order::Shift(what)), _) => {
-                let shifter = self.shifter(endpoint.clone(), token);
-                Box::pin(async move {
-                    self.params.charge.vacated(&self.spawn.engine).await;
-                    Done::Shifted(what, shifter.shift(what).await)
-                })
-            }
-            (Some(Order::Stop) | None, Stage::Serving) => {
-                *stage = Stage::Parting;
-                Box::pin(self.part(endpoint.clone(), launch))
-            }
-            (Some(Order::Stop) | None, Stage::Starting | Stage::Parting) => {
-                Box::pin(std::future::ready(Done::Parted))
-            }
-        }
-    }
-
     /// Comes back once the engine has proved itself and KV of an earlier one is in it again.
-    async fn prove(&self, endpoint: Endpoint, launch: &Launch) -> Done {
+    pub(super) async fn prove(&self, endpoint: Endpoint, launch: &Launch) -> Done {
         let probe = Probe::new(&endpoint);
         probe.until_healthy().await;
         self.tell(News::Progressed {
@@ -397,7 +227,10 @@ impl Run {
         });
         let canary = match probe.canary().await {
             Ok(canary) => canary,
-            Err(reason) => return Done::Proved(Err(reason)),
+            Err(reason) => {
+                tokio::time::sleep(LAST_WORDS).await;
+                return Done::Proved(Err(reason));
+            }
         };
         let rungs = rungs::supported(&endpoint, launch.flags.rungs).await;
         if let Some(shelf) = Shelf::of(launch, self.params.max_saved_kv) {
@@ -410,25 +243,14 @@ impl Run {
         }))
     }
 
-    /// Where an engine that holds `whole` while it serves stands for its heir once it was told to
-    /// change; none if that is uncertain.
-    fn standing_after(&self, what: Shift, news: &News, whole: u64) -> Option<Standing> {
-        match (what, news) {
-            (Shift::Demote { to, .. }, News::Demoted) => {
-                let freed = Needs::of(&self.spawn.spec).freed(Rung::Ready, to);
-                Some(Standing::Asleep {
-                    rung: to,
-                    bytes: whole.saturating_sub(freed),
-                })
-            }
-            (Shift::Verify, News::Verified) => Some(Standing::Serving),
-            (Shift::Demote { .. } | Shift::Wake { .. } | Shift::Verify, _) => None,
-        }
-    }
-
     /// An engine that served before proves that it still does. Of one that serves guests no token is
     /// asked: it may have no slot free for it.
-    async fn still_works(&self, endpoint: Arc<Endpoint>, token: String, launch: &Launch) -> Done {
+    pub(super) async fn still_works(
+        &self,
+        endpoint: Arc<Endpoint>,
+        token: String,
+        launch: &Launch,
+    ) -> Done {
         let works = if self.params.charge.has_guests(&self.spawn.engine) {
             Probe::new(&endpoint).lists_models().await
         } else {
@@ -445,7 +267,23 @@ impl Run {
         }))
     }
 
-    fn shifter(&self, endpoint: Arc<Endpoint>, token: &str) -> Shifter {
+    /// Where an engine that holds `whole` while it serves stands for its heir once it was told to
+    /// change; none if that is uncertain.
+    pub(super) fn standing_after(&self, what: Shift, news: &News, whole: u64) -> Option<Standing> {
+        match (what, news) {
+            (Shift::Demote { to, .. }, News::Demoted) => {
+                let freed = Needs::of(&self.spawn.spec).freed(Rung::Ready, to);
+                Some(Standing::Asleep {
+                    rung: to,
+                    bytes: whole.saturating_sub(freed),
+                })
+            }
+            (Shift::Verify, News::Verified) => Some(Standing::Serving),
+            (Shift::Demote { .. } | Shift::Wake { .. } | Shift::Verify, _) => None,
+        }
+    }
+
+    pub(super) fn shifter(&self, endpoint: Arc<Endpoint>, token: &str) -> Shifter {
         let devices = self.spawn.devices.iter();
         Shifter {
             endpoint,
@@ -457,8 +295,7 @@ impl Run {
     }
 
     /// What is done with an engine that works before it is stopped.
-    async fn part(&self, endpoint: Arc<Endpoint>, launch: &Launch) -> Done {
-        self.params.charge.vacated(&self.spawn.engine).await;
+    pub(super) async fn part(&self, endpoint: Arc<Endpoint>, launch: &Launch) -> Done {
         if let Some(shelf) = Shelf::of(launch, self.params.max_saved_kv) {
             self.tell(News::Saved(shelf.save(&endpoint).await));
         }
@@ -491,8 +328,8 @@ async fn at_most_slow(
 }
 
 /// An engine in which nothing moves proves that it is only slow.
-async fn probe(endpoint: Arc<Endpoint>, token: String, launch: &Launch) -> Done {
-    Done::Probed(at_most_slow(&endpoint, &token, launch, stall::PROOF).await)
+pub(super) async fn probe(endpoint: Arc<Endpoint>, token: String, launch: &Launch) -> Done {
+    Done::Probed(at_most_slow(&endpoint, &token, launch, stall::ANSWER).await)
 }
 
 /// Classes that forbid another start are read from the engine's output, which a prompt can reach
@@ -526,8 +363,12 @@ fn describe(
     } else {
         String::new()
     };
+    // vLLM's last line only says that the cause is above.
+    let cause = tail
+        .iter()
+        .find(|line| failure::cause_in(line) == Some(class));
     let last = tail.iter().rev().find(|line| !line.trim().is_empty());
-    last.map_or_else(
+    cause.or(last).map_or_else(
         || format!("{how}{what}"),
         |line| format!("{how}{what} ({})", line.trim()),
     )

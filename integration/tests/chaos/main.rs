@@ -11,6 +11,8 @@
 //!     cargo test --release -p kvwarden-integration --test chaos -- --nocapture --test-threads=1
 //! ```
 
+mod crashes;
+mod faults;
 mod hang_ups;
 mod kills;
 mod real;

@@ -89,7 +89,7 @@ fn each_successor_can_be_taken_over_from_and_the_last_one_ends_everything() {
 
 #[test]
 fn where_none_serves_a_successor_just_serves() {
-    let mut server = Server::launch_with(TINY, &["--takeover"], &[]);
+    let mut server = Server::launch_with(TINY, &["--takeover"], Vec::new());
     server.wait_until_ready(SOON);
     let _ = server.client().post(CHAT, &chat("tiny", 2)).expect(200);
 }
@@ -254,11 +254,11 @@ fn sigusr2_starts_a_successor_and_the_service_manager_can_follow() {
     let manager = Manager(UnixDatagram::bind(&path).expect("it listens"));
     let blocking = manager.0.set_nonblocking(true);
     blocking.expect("a socket can be non-blocking");
-    let env = [
-        ("NOTIFY_SOCKET", path.as_path()),
-        ("WATCHDOG_USEC", "1000000".as_ref()),
+    let env = vec![
+        ("NOTIFY_SOCKET", path.display().to_string()),
+        ("WATCHDOG_USEC", "1000000".to_owned()),
     ];
-    let mut server = Server::launch_with(TINY, &[], &env);
+    let mut server = Server::launch_with(TINY, &[], env);
     manager.until("READY=1");
     manager.until("WATCHDOG=1");
     assert!(manager.until("STATUS=").contains("of 1 models"));

@@ -13,6 +13,10 @@ use std::time::{Duration, Instant};
 /// than window and proof together.
 pub const PROOF: Duration = Duration::from_secs(8);
 
+/// How long it may take over the token it is asked for. What is known then has to be heard before
+/// [`PROOF`] is over, from a machine that may be busy.
+pub const ANSWER: Duration = Duration::from_secs(6);
+
 /// What can be seen of an engine's work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Signs {

@@ -23,7 +23,8 @@ mod swaps;
 
 use std::time::Duration;
 
-use kvwarden_integration::Footprint;
+use kvwarden_integration::{Footprint, eventually_within};
+use nix::unistd::Pid;
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -48,6 +49,19 @@ fn percentile(times: &[Duration], percent: usize) -> Duration {
         .get(rank.saturating_sub(1))
         .copied()
         .unwrap_or_default()
+}
+
+/// Waits until a process has no more files and sockets open than once before.
+///
+/// # Panics
+/// If that takes a minute.
+fn closed_again(pid: Pid, before: Footprint) -> Footprint {
+    // Engines are asked for their metrics, and for that a connection comes and goes.
+    const PASSING: usize = 3;
+    eventually_within(Duration::from_secs(60), "all to be closed", || {
+        let now = Footprint::of(pid);
+        (now.descriptors <= before.descriptors + PASSING).then_some(now)
+    })
 }
 
 /// By how many per cent more memory is held than before.

@@ -1,11 +1,9 @@
 //! L5: two models take turns where one fits, and what kvwarden holds stays the same.
 
-use std::time::Duration;
-
-use kvwarden_integration::{Footprint, Server, eventually_within};
+use kvwarden_integration::{Footprint, Server};
 use serde_json::json;
 
-use crate::{CHAT, growth, rounds};
+use crate::{CHAT, closed_again, growth, rounds};
 
 /// Each takes 8.5 MiB, and is stopped when it makes room: another process and another port each time.
 const CONFIG: &str = r#"
@@ -26,9 +24,6 @@ preset = "tiny"
 sleep = []
 "#;
 
-/// What connections that nobody uses any more may take to go.
-const IDLE: Duration = Duration::from_secs(60);
-
 #[test]
 fn what_is_held_does_not_grow_with_swaps() {
     let count = rounds(6, 500);
@@ -46,10 +41,7 @@ fn what_is_held_does_not_grow_with_swaps() {
     let warm = Footprint::of(server.pid());
     (0..count / 2).for_each(|_| ask_both());
     let last = Footprint::of(server.pid());
-    let idle = eventually_within(IDLE, "what is not used to be closed", || {
-        let now = Footprint::of(server.pid());
-        (now.descriptors <= warm.descriptors).then_some(now)
-    });
+    let idle = closed_again(server.pid(), warm);
     println!(
         "L5: {count} swaps: {} KiB and {} descriptors warm, {} KiB and {} at last ({:+.1} %), {} idle",
         warm.resident,

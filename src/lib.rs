@@ -57,5 +57,6 @@ pub mod signals;
 pub mod sim;
 pub mod systemd;
 pub mod takeover;
+pub mod usage;
 pub mod watch;
 pub mod weights;

@@ -14,7 +14,7 @@ use actix_rt::Arbiter;
 use actix_web::{App, HttpServer, middleware::from_fn, web};
 use anyhow::Context as _;
 use kvwarden_actors::{
-    Gpu, Model, Router, Tenant, Witness,
+    Gpu, Ledger, Model, Router, Tenant, Witness,
     gpu::{
         self,
         charge::{Charge, Lodged},
@@ -50,6 +50,7 @@ use crate::{
         incumbent::{Door, Heir, Holdings, Incumbent},
         successor::{self, Predecessor},
     },
+    usage::{self, UsageLog},
     watch::{self, Watch},
 };
 
@@ -81,7 +82,12 @@ async fn serve(config: &Config, layout: &Layout, takes_over: bool) -> anyhow::Re
     let metrics = Arc::new(Metrics::register());
     let events = open_events(config, &metrics)?;
     let witness = Arc::new(Watch::new(&metrics, events.clone()));
-    let router = start_actors(config, layout, orphans, &control, &charge, witness)?;
+    let usage = open_usage(config, layout, &metrics)?;
+    let ledger: Arc<dyn Ledger> = match &usage {
+        Some(usage) => usage.clone(),
+        None => Arc::new(()),
+    };
+    let router = start_actors(config, layout, orphans, &control, &charge, witness, ledger)?;
     let (actors, log) = (router.clone(), events.clone());
     let shared = Arc::new(Shared::new(config, actors, metrics, log, charge.clone()));
     let listener = holdings.listener.try_clone()?;
@@ -97,18 +103,7 @@ async fn serve(config: &Config, layout: &Layout, takes_over: bool) -> anyhow::Re
 
     let roster = router.send(Roster).await?;
     prepare::spawn(to_prepare(config, &roster.models, &running), layout.clone())?;
-    let remembering = remember::keep(router.clone(), layout.clone(), charge);
-    let mut tasks = vec![
-        actix_web::rt::spawn(remembering),
-        actix_web::rt::spawn(greet(config.clone(), router.clone())),
-        actix_web::rt::spawn(systemd::attend(router.clone())),
-    ];
-    if let Some(events) = events.clone() {
-        tasks.push(actix_web::rt::spawn(watch::describe(
-            router.clone(),
-            events,
-        )));
-    }
+    let tasks = look_after(config, layout, &router, events.as_ref(), charge);
     let incumbent = Incumbent {
         holdings: &holdings,
         router: &router,
@@ -130,8 +125,31 @@ async fn serve(config: &Config, layout: &Layout, takes_over: bool) -> anyhow::Re
             watch::end(&router, events).await;
         }
     }
+    if let Some(usage) = usage {
+        actix_web::rt::task::spawn_blocking(move || usage.close()).await?;
+    }
     control.stop();
     Ok(())
+}
+
+/// What is done beside serving, until it is aborted.
+fn look_after(
+    config: &Config,
+    layout: &Layout,
+    router: &Addr<Router>,
+    events: Option<&Arc<EventLog>>,
+    charge: Charge,
+) -> Vec<JoinHandle<()>> {
+    use actix_web::rt::spawn;
+    let remembering = remember::keep(router.clone(), layout.clone(), charge);
+    let describing = events.map(|events| watch::describe(router.clone(), events.clone()));
+    let mut tasks = vec![
+        spawn(remembering),
+        spawn(greet(config.clone(), router.clone())),
+        spawn(systemd::attend(router.clone())),
+    ];
+    tasks.extend(describing.map(spawn));
+    tasks
 }
 
 /// What it takes to serve: of our own, or of the one that serves until now.
@@ -189,6 +207,18 @@ async fn until_the_end(incumbent: &Incumbent<'_>, signals: &mut Signals) -> Opti
     }
 }
 
+fn open_usage(
+    config: &Config,
+    layout: &Layout,
+    metrics: &Metrics,
+) -> anyhow::Result<Option<Arc<UsageLog>>> {
+    let Some(keep) = config.keep_usage else {
+        return Ok(None);
+    };
+    let log = UsageLog::open(usage::path(&layout.state), keep, metrics.usage.clone())?;
+    Ok(Some(Arc::new(log)))
+}
+
 fn open_events(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<Arc<EventLog>>> {
     let Some(config) = &config.events else {
         return Ok(None);
@@ -206,6 +236,7 @@ fn start_actors(
     control: &Arbiter,
     charge: &Charge,
     witness: Arc<dyn Witness>,
+    ledger: Arc<dyn Ledger>,
 ) -> anyhow::Result<Addr<Router>> {
     let params = gpu::Params {
         // The file may be replaced by an upgrade while this process runs.
@@ -231,11 +262,13 @@ fn start_actors(
         let unnamed = Unnamed {
             limits: tenant_limits(&config.tenant_defaults, None),
             at_most: config.limits.max_unnamed_tenants,
+            ledger: ledger.clone(),
         };
         let mut router = Router::new(below.clone(), unnamed);
         for tenant in &config.tenants {
             let limits = tenant_limits(&tenant.limits, tenant.group.as_ref());
-            let actor = Tenant::named(tenant.id.clone(), limits, me.clone()).start();
+            let actor = Tenant::named(tenant.id.clone(), limits, me.clone(), ledger.clone());
+            let actor = actor.start();
             router.add_tenant(tenant.id.clone(), actor);
         }
         for model in config.models.iter().filter(|model| !model.is_replica()) {

@@ -16,7 +16,7 @@ use kvwarden_policy::{
 use tokio::time::Instant;
 
 use crate::{
-    Gpu, Held, Model, Tenant, Ticket, Used,
+    Gpu, Held, Model, Spent, Tenant, Ticket,
     gpu::{
         engine::{Endpoint, EngineSpec},
         seats::Needs,
@@ -88,7 +88,7 @@ pub struct Settle {
     /// What was held.
     pub held: Held,
     /// What was used. `None`: the request never reached an engine.
-    pub used: Option<Used>,
+    pub spent: Option<Spent>,
 }
 
 // === places and engines ===

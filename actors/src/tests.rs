@@ -135,10 +135,11 @@ impl Node {
             let unnamed = Unnamed {
                 limits: tenant::Limits::default(),
                 at_most: setup.unnamed,
+                ledger: Arc::new(()),
             };
             let mut router = Router::new(below.clone(), unnamed);
             let id = TenantId::from("t");
-            let tenant = Tenant::named(id.clone(), setup.limits.clone(), me.clone());
+            let tenant = Tenant::named(id.clone(), setup.limits.clone(), me.clone(), Arc::new(()));
             router.add_tenant(id, tenant.start());
             let params = setup.model();
             let names = params.names.clone();

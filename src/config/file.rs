@@ -106,6 +106,8 @@ pub struct Log {
     pub events: Option<PathBuf>,
     /// How large that file and its predecessor (`.1`) get together. Default: `"256MiB"`.
     pub max_size: Option<SizeText>,
+    /// How long `usage.db` in the state directory keeps what each request used, for `kvwarden usage` and for `tokens_per_day` over a restart. `"0s"`: nothing is written. Default: `"90d"`.
+    pub keep_usage: Option<DurationText>,
 }
 
 /// What a tenant gets where it says nothing itself, and what a tenant gets that the file does not name.
@@ -122,7 +124,7 @@ pub struct TenantDefaults {
     pub rate_limit_burst: Option<u32>,
     /// Prompt and output tokens per minute. Default: unlimited.
     pub tokens_per_minute: Option<u64>,
-    /// Prompt and output tokens per day, which ends at midnight UTC. What was used is not remembered over a restart. Default: unlimited.
+    /// Prompt and output tokens per day, which ends at midnight UTC. Default: unlimited.
     pub tokens_per_day: Option<u64>,
     /// Requests waiting and running at once. Default: unlimited.
     pub max_concurrent_requests: Option<u32>,

@@ -31,6 +31,8 @@ pub struct Config {
     pub tenant_defaults: TenantLimits,
     /// Where events are written down, if they are.
     pub events: Option<EventsConfig>,
+    /// How long what requests used is kept, if it is.
+    pub keep_usage: Option<Duration>,
     /// Log filter (`info`, `kvwarden=debug`).
     pub log_level: String,
     /// Overrides `Layout::data`.

@@ -17,6 +17,7 @@ mod routes;
 mod stalls;
 mod streams;
 mod takeover;
+mod usage;
 
 use serde_json::{Value, json};
 

@@ -101,18 +101,7 @@ async fn serve(config: &Config, layout: &Layout, takes_over: bool) -> anyhow::Re
     let wanted = to_prepare(config, &roster.models, &running);
     let patience = config.limits.start_stall_timeout;
     prepare::spawn(wanted, layout.clone(), patience)?;
-    let remembering = remember::keep(router.clone(), layout.clone(), charge);
-    let mut tasks = vec![
-        actix_web::rt::spawn(remembering),
-        actix_web::rt::spawn(greet(config.clone(), router.clone())),
-        actix_web::rt::spawn(systemd::attend(router.clone())),
-    ];
-    if let Some(events) = events.clone() {
-        tasks.push(actix_web::rt::spawn(watch::describe(
-            router.clone(),
-            events,
-        )));
-    }
+    let tasks = look_after(config, layout, &router, events.as_ref(), charge);
     let incumbent = Incumbent {
         holdings: &holdings,
         router: &router,
@@ -139,6 +128,26 @@ async fn serve(config: &Config, layout: &Layout, takes_over: bool) -> anyhow::Re
     }
     control.stop();
     Ok(())
+}
+
+/// What is done beside serving, until it is aborted.
+fn look_after(
+    config: &Config,
+    layout: &Layout,
+    router: &Addr<Router>,
+    events: Option<&Arc<EventLog>>,
+    charge: Charge,
+) -> Vec<JoinHandle<()>> {
+    use actix_web::rt::spawn;
+    let remembering = remember::keep(router.clone(), layout.clone(), charge);
+    let describing = events.map(|events| watch::describe(router.clone(), events.clone()));
+    let mut tasks = vec![
+        spawn(remembering),
+        spawn(greet(config.clone(), router.clone())),
+        spawn(systemd::attend(router.clone())),
+    ];
+    tasks.extend(describing.map(spawn));
+    tasks
 }
 
 /// The books of what tenants use, as they are closed and as they are written; none are kept if the

@@ -82,7 +82,8 @@ async fn serve(config: &Config, layout: &Layout, takes_over: bool) -> anyhow::Re
     let metrics = Arc::new(Metrics::register());
     let events = open_events(config, &metrics)?;
     let witness = Arc::new(Watch::new(&metrics, events.clone()));
-    let (usage, ledger) = open_usage(config, layout, &metrics)?;
+    let usage = open_usage(config, layout, &metrics)?;
+    let ledger = ledger(usage.clone());
     let router = start_actors(config, layout, orphans, &control, &charge, witness, ledger)?;
     let (actors, log) = (router.clone(), events.clone());
     let shared = Arc::new(Shared::new(config, actors, metrics, log, charge.clone()));
@@ -150,19 +151,24 @@ fn look_after(
     tasks
 }
 
-/// The books of what tenants use, as they are closed and as they are written; none are kept if the
-/// configuration says so.
+/// Nothing is kept if the configuration says so.
 fn open_usage(
     config: &Config,
     layout: &Layout,
     metrics: &Metrics,
-) -> anyhow::Result<(Option<Arc<UsageLog>>, Arc<dyn Ledger>)> {
+) -> anyhow::Result<Option<Arc<UsageLog>>> {
     let Some(keep) = config.keep_usage else {
-        return Ok((None, Arc::new(())));
+        return Ok(None);
     };
     let log = UsageLog::open(usage::path(&layout.state), keep, metrics.usage.clone())?;
-    let log = Arc::new(log);
-    Ok((Some(log.clone()), log))
+    Ok(Some(Arc::new(log)))
+}
+
+fn ledger(usage: Option<Arc<UsageLog>>) -> Arc<dyn Ledger> {
+    match usage {
+        Some(usage) => usage,
+        None => Arc::new(()),
+    }
 }
 
 /// What it takes to serve: of our own, or of the one that serves until now.

@@ -13,7 +13,7 @@ use kvwarden_integration::{
     eventually_within,
 };
 use kvwarden_policy::rng::SplitMix;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::sleep};
 
 use crate::{CHAT, percentile, rounds};
@@ -167,6 +167,14 @@ async fn one(port: u16, moment: Moment, random: &mut SplitMix) -> std::io::Resul
     Ok(())
 }
 
+/// Minutes of output: it ends when its client does.
+fn endless() -> Value {
+    json!({
+        "model": "watched", "stream": true, "max_tokens": 30_000, "ignore_eos": true,
+        "messages": [{"role": "user", "content": "Write one sentence about the sea."}],
+    })
+}
+
 /// Hangs up on an engine of its own until the load is over; from each hang-up until the engine
 /// counts it.
 fn watch_aborts(server: &Server, over: &AtomicBool) -> Vec<Duration> {
@@ -175,10 +183,7 @@ fn watch_aborts(server: &Server, over: &AtomicBool) -> Vec<Duration> {
         let reason = ["finished_reason=\"abort\""];
         metrics.sum("vllm:request_success_total", &reason)
     };
-    let endless = json!({
-        "model": "watched", "stream": true, "max_tokens": 30_000, "ignore_eos": true,
-        "messages": [{"role": "user", "content": "Write one sentence about the sea."}],
-    });
+    let endless = endless();
     let mut delays = Vec::new();
     while !over.load(Ordering::Relaxed) {
         let mut answer = server.exchange(CHAT, "watching", &endless).answer();
@@ -211,11 +216,7 @@ fn wait_until_all_is_back(server: &Server, engine: &Gauges) {
 
 /// All places of the node, and of the tenant, can be taken at once, and not one more.
 fn assert_places_are_free(server: &Server) {
-    let ask = json!({
-        "model": "m", "stream": true, "max_tokens": 1500, "ignore_eos": true,
-        "messages": [{"role": "user", "content": "sea"}],
-    });
-    let open = || server.exchange(CHAT, "t", &ask);
+    let open = || server.exchange(CHAT, "t", &endless());
     let held: Vec<Exchange> = (0..PLACES).map(|_| open()).collect();
     eventually("every place to be taken", || {
         let taken = server.metrics().sum("kvwarden_tenant_in_flight", &[]);

@@ -38,7 +38,7 @@ def doctor(figures):
         return
     yield from (f"{device['name']} {device['uuid']}, {gib(device['total'])}" for device in devices)
     gone = f"gone {foreign['gone_after_s']:.2f} s after its kill"
-    yield f"a foreign process: {gib(foreign['process_bytes'])} by pid, {gone}"
+    yield f"a foreign process: {gib(foreign['bytes']['process'])} by pid, {gone}"
     yield ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
 
 

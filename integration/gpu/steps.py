@@ -68,10 +68,13 @@ def foreign_process(args, server):
     """Another program's memory is seen by its pid, and seen to be gone when it is killed."""
 
     def seen(pid):
-        for device in server.devices():
+        gpu = server.status()["gpu"]
+        for device in gpu["devices"]["devices"]:
             for process in device["processes"]:
                 if process["pid"] == pid:
-                    return {"uuid": device["uuid"], "process_bytes": process["used"], "device_bytes": device["used"]}
+                    taken = next(one["taken"] for one in gpu["memory"] if one["id"] == device["uuid"])
+                    bytes_by = {"process": process["used"], "device": device["used"], "planner": taken}
+                    return {"uuid": device["uuid"], "bytes": bytes_by}
         return None
 
     used = server.devices()[0]["used"]
@@ -88,7 +91,7 @@ def foreign_process(args, server):
     begin = time.monotonic()
     until(10, "the process to be gone", lambda: not seen(holder.pid))
     until(10, "its memory to be back", lambda: server.devices()[0]["used"] < used + (256 << 20))
-    return found | {"device_bytes_before": used, "gone_after_s": time.monotonic() - begin}
+    return found | {"device_before": used, "gone_after_s": time.monotonic() - begin}
 
 
 def versions(args):

@@ -17,7 +17,7 @@ use super::{
     Gpu, Params, attached,
     collector::Collector,
     engine::{Endpoint, EngineSpec, Launch},
-    handover::Standing,
+    handover::{Handover, Standing},
     orphans::{self, Orphan},
     probe::Probe,
     rungs,
@@ -191,24 +191,8 @@ impl Run {
             mut handover,
         } = ward;
         let deadline = Instant::now() + launch.start_timeout;
-        let mut stage = Stage::Starting;
         let mut endpoint = Arc::new(handover.endpoint.clone());
-        let mut work: Option<Work<'_>> = match handover.standing {
-            Standing::Starting => Some(Box::pin(self.prove(handover.endpoint.clone(), launch))),
-            Standing::Serving | Standing::Away => Some(Box::pin(still_works(
-                endpoint.clone(),
-                token.clone(),
-                launch,
-            ))),
-            Standing::Asleep { rung, .. } => {
-                stage = Stage::Serving;
-                self.tell(News::FoundAsleep {
-                    rung,
-                    endpoint: endpoint.clone(),
-                });
-                None
-            }
-        };
+        let (mut stage, mut work) = self.welcome(&handover, &endpoint, &token, launch);
         // Why we ended it ourselves, if we did.
         let mut cause: Option<End> = None;
         loop {
@@ -263,6 +247,33 @@ impl Run {
             work = None;
             child.stop(end.grace(launch));
             cause = Some(end);
+        }
+    }
+
+    /// What an engine is asked first that came into our care.
+    fn welcome<'a>(
+        &'a self,
+        handover: &Handover,
+        endpoint: &Arc<Endpoint>,
+        token: &str,
+        launch: &'a Launch,
+    ) -> (Stage, Option<Work<'a>>) {
+        match handover.standing {
+            Standing::Starting => {
+                let work = self.prove(Endpoint::clone(endpoint), launch);
+                (Stage::Starting, Some(Box::pin(work)))
+            }
+            Standing::Serving | Standing::Away => {
+                let work = still_works(endpoint.clone(), token.to_owned(), launch);
+                (Stage::Starting, Some(Box::pin(work)))
+            }
+            Standing::Asleep { rung, .. } => {
+                self.tell(News::FoundAsleep {
+                    rung,
+                    endpoint: endpoint.clone(),
+                });
+                (Stage::Serving, None)
+            }
         }
     }
 

@@ -12,13 +12,14 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime},
 };
 
 use prometheus_client::metrics::counter::Counter;
+use tokio::sync::oneshot;
 
 use crate::{
     config::EventsConfig,
@@ -34,6 +35,9 @@ const BURST: usize = 256 << 10;
 /// Longest line that a crash may have cut off.
 const LONGEST_CUT: u64 = 64 << 10;
 
+/// Pause before another attempt to have the log held.
+const PAUSE: Duration = Duration::from_millis(5);
+
 /// Takes lines, and never waits.
 #[derive(Debug)]
 pub struct EventLog {
@@ -46,7 +50,15 @@ pub struct EventLog {
 #[derive(Debug)]
 enum Entry {
     Line(Box<Line>),
+    /// Say when all before this is written, and write nothing until the other end is dropped.
+    Hold(oneshot::Sender<()>, Receiver<()>),
     End,
+}
+
+/// While it exists, nothing is written.
+#[derive(Debug)]
+pub struct Hold {
+    _held: SyncSender<()>,
 }
 
 // === impl EventLog ===
@@ -89,6 +101,21 @@ impl EventLog {
     #[must_use]
     pub fn now(&self) -> f64 {
         self.time(now())
+    }
+
+    /// Comes back once all that was said is written. Until what it returns is dropped no more is
+    /// written, and another process may go on with the file.
+    pub async fn hold(&self) -> Option<Hold> {
+        let (written, is_written) = oneshot::channel();
+        let (held, until) = sync_channel(0);
+        // A queue that is full at this moment is emptied soon.
+        let mut entry = Entry::Hold(written, until);
+        while let Err(TrySendError::Full(back)) = self.lines.try_send(entry) {
+            entry = back;
+            tokio::time::sleep(PAUSE).await;
+        }
+        is_written.await.ok()?;
+        Some(Hold { _held: held })
     }
 
     /// Waits until all that was said is written. What is said later is lost.
@@ -144,11 +171,24 @@ impl Writer {
             while let Some(entry) = next {
                 match entry {
                     Entry::Line(line) => self.take(&line),
+                    Entry::Hold(written, until) => self.hold(written, &until),
                     Entry::End => return self.flush(),
                 }
                 next = queue.try_recv().ok();
             }
             self.flush();
+        }
+    }
+
+    fn hold(&mut self, written: oneshot::Sender<()>, until: &Receiver<()>) {
+        self.flush();
+        let _ = written.send(());
+        // Nothing is ever sent: it ends when the sender is dropped.
+        let _ = until.recv();
+        // Another process may have begun a new file meanwhile.
+        match create(&self.path).and_then(|file| Ok((file.metadata()?.len(), file))) {
+            Ok((length, file)) => (self.length, self.file) = (length, file),
+            Err(error) => tracing::warn!(%error, "the event log can't be opened again"),
         }
     }
 
@@ -291,6 +331,31 @@ mod tests {
         assert_eq!(lines.len(), 3, "{text}");
         assert_eq!(lines[0], "{\"whole\":1}");
         assert!(lines[2].contains("queue_full"), "{text}");
+    }
+
+    #[actix_web::rt::test]
+    async fn while_it_is_held_another_may_write_and_nothing_is_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), 1 << 20);
+        let log = EventLog::open(&config, Counter::default()).unwrap();
+        log.say(refused(1.0));
+        let hold = log.hold().await;
+        log.say(refused(3.0));
+        let other = EventLog::open(&config, Counter::default()).unwrap();
+        other.say(refused(2.0));
+        other.close();
+        assert_eq!(read(&config.path).lines().count(), 2);
+        drop(hold);
+        log.close();
+        let text = read(&config.path);
+        let times: Vec<_> = ["1.0", "2.0", "3.0"]
+            .iter()
+            .map(|t| text.find(&format!("\"t\":{t}")))
+            .collect();
+        assert!(
+            times.is_sorted() && times.iter().all(Option::is_some),
+            "{text}"
+        );
     }
 
     #[test]

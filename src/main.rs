@@ -6,6 +6,7 @@ use clap::Parser as _;
 use kvwarden::cli::Cli;
 
 fn main() -> ExitCode {
+    kvwarden::panic::end_the_process();
     match Cli::parse().run() {
         Ok(code) => code,
         // `kvwarden status | head` is no error.

@@ -13,6 +13,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use crate::usage;
+
 /// A gauge that holds a fraction.
 pub type FloatGauge = Gauge<f64, AtomicU64>;
 
@@ -82,6 +84,8 @@ pub struct Metrics {
     pub demote: Family<OfRung, Histogram>,
     /// Lines that the event log lost.
     pub events_dropped: Counter,
+    /// Requests whose use is written down, and those whose use is not.
+    pub usage: usage::Counts,
     /// Whether an engine serves.
     pub engine_up: Family<Engine, Gauge>,
     /// Spawn to first proven token.
@@ -188,6 +192,18 @@ impl Metrics {
                 "events_dropped",
                 "Lines that the event log could not take or write",
             ),
+            usage: usage::Counts {
+                kept: add(
+                    r,
+                    "usage_rows_kept",
+                    "Requests whose use of tokens is in the usage database",
+                ),
+                dropped: add(
+                    r,
+                    "usage_rows_dropped",
+                    "Requests whose use of tokens could not be written down",
+                ),
+            },
             engine_up: add(r, "engine_up", "1 while the model's engine serves, else 0"),
             engine_cold_start: seconds(
                 r,

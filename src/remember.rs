@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, io, path::PathBuf, time::Duration};
 
 use actix::Addr;
-use kvwarden_actors::Router;
+use kvwarden_actors::{Router, gpu::charge::Charge};
 use kvwarden_policy::residency::{Costs, Rate};
 use serde::{Deserialize, Serialize};
 
@@ -74,11 +74,13 @@ pub async fn save(router: &Addr<Router>, layout: &Layout) {
     }
 }
 
-/// Writes it now and then, for as long as it is polled.
-pub async fn keep(router: Addr<Router>, layout: Layout) {
+/// Writes it now and then, for as long as it is polled and this process is in charge.
+pub async fn keep(router: Addr<Router>, layout: Layout, charge: Charge) {
     loop {
         tokio::time::sleep(INTERVAL).await;
-        save(&router, &layout).await;
+        if charge.is_held() {
+            save(&router, &layout).await;
+        }
     }
 }
 

@@ -2,25 +2,27 @@
 //! here runs once per request.
 
 use std::{
-    fs::File,
-    io::{self, Write as _},
+    fs::{File, TryLockError},
+    io::Write as _,
+    net::TcpListener,
     sync::Arc,
     time::Duration,
 };
 
 use actix::{Actor as _, Addr};
 use actix_rt::Arbiter;
-use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
+use actix_web::{App, HttpServer, middleware::from_fn, web};
 use anyhow::Context as _;
 use kvwarden_actors::{
-    Gpu, Model, Router, Tenant, Witness,
+    Gpu, Ledger, Model, Router, Tenant, Witness,
     gpu::{
         self,
+        charge::{Charge, Lodged},
         engine::EngineKind,
         orphans::{self, Orphan},
     },
     model::{self, ModelState},
-    protocol::{Drain, Roster},
+    protocol::Roster,
     router::{ModelEntry, Unnamed},
     tenant,
 };
@@ -31,81 +33,191 @@ use kvwarden_policy::{
     scheduling::{Bounds, FairSettings, Group, Settings, TenantBounds},
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    time::Instant,
-};
+use tokio::{task::JoinHandle, time::Instant};
 
 use crate::{
     config::{Config, GroupConfig, ModelConfig, TenantLimits},
+    drain,
     events::EventLog,
     http::{self, Shared, admin::Overview, upstream::Engines},
     layout::Layout,
     metrics::Metrics,
     prepare,
     remember::{self, Memory},
+    signals::{Signals, Wish},
+    systemd,
+    takeover::{
+        incumbent::{Door, Heir, Holdings, Incumbent},
+        successor::{self, Predecessor},
+    },
+    usage::{self, UsageLog},
     watch::{self, Watch},
 };
 
 /// Requests that wait for one model, in bytes: a thousand of a megabyte.
 const MAX_WAITING_BYTES: u64 = 1 << 30;
 
-/// How often the end of a drain is looked for.
+/// How often it is looked whether everything is ready.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// After its grace an engine is killed; by this much later it must be gone.
-const KILL_MARGIN: Duration = Duration::from_secs(10);
-
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM or SIGINT, or until another process has taken over.
 ///
 /// # Errors
 /// When the address is taken or the system refuses what serving needs.
-pub fn run(config: &Config, layout: &Layout) -> anyhow::Result<()> {
+pub fn run(config: &Config, layout: &Layout, takes_over: bool) -> anyhow::Result<()> {
     raise_descriptor_limit();
     make_private_dirs(layout)?;
-    let _only_one = lock(layout)?;
-    actix_web::rt::System::new().block_on(serve(config, layout))
+    actix_web::rt::System::new().block_on(serve(config, layout, takes_over))
 }
 
-async fn serve(config: &Config, layout: &Layout) -> anyhow::Result<()> {
+async fn serve(config: &Config, layout: &Layout, takes_over: bool) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
+    let (told, lodged) = tokio::sync::watch::channel(None);
+    let (holdings, predecessor) = move_in(config, layout, takes_over, told).await?;
+    let (charge, mandate) = Charge::new(lodged);
     let control = Arbiter::new();
     let configured = config.models.iter().map(|model| model.engine_name.clone());
-    let orphans = orphans::survey(&layout.run(), &configured.collect()).await?;
+    let orphans = orphans::survey(&layout.run(), &configured.collect(), &charge).await?;
     let running: Vec<ModelId> = orphans.iter().map(Orphan::engine).collect();
     let metrics = Arc::new(Metrics::register());
     let events = open_events(config, &metrics)?;
     let witness = Arc::new(Watch::new(&metrics, events.clone()));
-    let router = start_actors(config, layout, orphans, &control, witness)?;
-    let shared = Shared::new(config, router.clone(), metrics, events.clone());
-    let shared = Arc::new(shared);
-    let (server, handle) = listen(config, shared)?;
-    let server = actix_web::rt::spawn(server);
+    let (usage, ledger) = open_usage(config, layout, &metrics)?;
+    let router = start_actors(config, layout, orphans, &control, &charge, witness, ledger)?;
+    let (actors, log) = (router.clone(), events.clone());
+    let shared = Arc::new(Shared::new(config, actors, metrics, log, charge.clone()));
+    let listener = holdings.listener.try_clone()?;
+    if let Some(predecessor) = predecessor {
+        predecessor.relieve().await?;
+    }
+    let server = listen(config, shared.clone(), listener)?;
+    let handle = server.handle();
+    // Ends with the handle's doing.
+    drop(actix_web::rt::spawn(server));
+    systemd::ready();
     tracing::info!(listen = %config.listen, models = config.models.len(), "serving");
 
     let roster = router.send(Roster).await?;
-    prepare::spawn(to_prepare(config, &roster.models, &running), layout.clone())?;
-    let remembering = actix_web::rt::spawn(remember::keep(router.clone(), layout.clone()));
-    let describing = events
-        .clone()
-        .map(|events| actix_web::rt::spawn(watch::describe(router.clone(), events)));
-    let greeting = actix_web::rt::spawn(greet(config.clone(), router.clone()));
-
-    signals.next().await;
-    greeting.abort();
-    remembering.abort();
-    drain(config, &router, &mut signals).await;
-    remember::save(&router, layout).await;
-    handle.stop(true).await;
-    server.await??;
-    if let Some(describing) = describing {
-        describing.abort();
+    let wanted = to_prepare(config, &roster.models, &running);
+    let patience = config.limits.start_stall_timeout;
+    prepare::spawn(wanted, layout.clone(), patience)?;
+    let tasks = look_after(config, layout, &router, events.as_ref(), charge);
+    let incumbent = Incumbent {
+        holdings: &holdings,
+        router: &router,
+        mandate: &mandate,
+        events: events.as_deref(),
+        layout,
+    };
+    let heir = until_the_end(&incumbent, &mut signals).await;
+    tasks.iter().for_each(JoinHandle::abort);
+    if let Some(heir) = heir {
+        // Whoever comes after the heir finds the state directory free.
+        drop(holdings);
+        drain::leave(config, &shared, &handle, &mut signals, heir).await;
+    } else {
+        drain::stop(config, &router, &mut signals).await;
+        remember::save(&router, layout).await;
+        drain::close(&handle).await;
+        if let Some(events) = events {
+            watch::end(&router, events).await;
+        }
     }
-    if let Some(events) = events {
-        watch::end(&router, events).await;
+    if let Some(usage) = usage {
+        actix_web::rt::task::spawn_blocking(move || usage.close()).await?;
     }
     control.stop();
     Ok(())
+}
+
+/// What is done beside serving, until it is aborted.
+fn look_after(
+    config: &Config,
+    layout: &Layout,
+    router: &Addr<Router>,
+    events: Option<&Arc<EventLog>>,
+    charge: Charge,
+) -> Vec<JoinHandle<()>> {
+    use actix_web::rt::spawn;
+    let remembering = remember::keep(router.clone(), layout.clone(), charge);
+    let describing = events.map(|events| watch::describe(router.clone(), events.clone()));
+    let mut tasks = vec![
+        spawn(remembering),
+        spawn(greet(config.clone(), router.clone())),
+        spawn(systemd::attend(router.clone())),
+    ];
+    tasks.extend(describing.map(spawn));
+    tasks
+}
+
+/// The books of what tenants use, as they are closed and as they are written; none are kept if the
+/// configuration says so.
+fn open_usage(
+    config: &Config,
+    layout: &Layout,
+    metrics: &Metrics,
+) -> anyhow::Result<(Option<Arc<UsageLog>>, Arc<dyn Ledger>)> {
+    let Some(keep) = config.keep_usage else {
+        return Ok((None, Arc::new(())));
+    };
+    let log = UsageLog::open(usage::path(&layout.state), keep, metrics.usage.clone())?;
+    let log = Arc::new(log);
+    Ok((Some(log.clone()), log))
+}
+
+/// What it takes to serve: of our own, or of the one that serves until now.
+async fn move_in(
+    config: &Config,
+    layout: &Layout,
+    takes_over: bool,
+    told: tokio::sync::watch::Sender<Lodged>,
+) -> anyhow::Result<(Holdings, Option<Predecessor>)> {
+    let Some(lock) = lock(layout)? else {
+        anyhow::ensure!(
+            takes_over,
+            "another kvwarden serves with the state directory {}; take over from it with --takeover, \
+             or give this one its own with KVWARDEN_STATE_DIR",
+            layout.state.display()
+        );
+        let (holdings, predecessor) = successor::take(layout, config.listen, told).await?;
+        return Ok((holdings, Some(predecessor)));
+    };
+    let listener = http::socket::bind(config.listen).with_context(|| {
+        format!(
+            "cannot listen on {}; is another server there? Choose one with --port",
+            config.listen
+        )
+    })?;
+    Ok((Holdings { listener, lock }, None))
+}
+
+/// Comes back when it is time to end, with the heir if there is one.
+async fn until_the_end(incumbent: &Incumbent<'_>, signals: &mut Signals) -> Option<Heir> {
+    let mut door = Door::open(incumbent.layout);
+    loop {
+        let caller = tokio::select! {
+            caller = door.knock() => caller,
+            wish = signals.next() => match wish {
+                Wish::Stop => return None,
+                Wish::Succeed => {
+                    successor::start();
+                    continue;
+                }
+            },
+        };
+        let handed_over = tokio::select! {
+            handed_over = incumbent.hand_over(caller) => handed_over,
+            () = signals.stop() => return None,
+        };
+        match handed_over {
+            Ok(heir) => return Some(heir),
+            Err(error) => {
+                tracing::warn!(%error, "not handed over; this process goes on");
+                systemd::main_pid(i32::try_from(std::process::id()).ok());
+                systemd::ready();
+            }
+        }
+    }
 }
 
 fn open_events(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<Arc<EventLog>>> {
@@ -123,7 +235,9 @@ fn start_actors(
     layout: &Layout,
     orphans: Vec<Orphan>,
     control: &Arbiter,
+    charge: &Charge,
     witness: Arc<dyn Witness>,
+    ledger: Arc<dyn Ledger>,
 ) -> anyhow::Result<Addr<Router>> {
     let params = gpu::Params {
         // The file may be replaced by an upgrade while this process runs.
@@ -136,7 +250,9 @@ fn start_actors(
             ..residency::Settings::default()
         },
         orphan_grace: config.limits.orphan_grace,
+        start_stall_timeout: config.limits.start_stall_timeout,
         max_saved_kv: config.limits.max_saved_kv,
+        charge: charge.clone(),
         witness: witness.clone(),
     };
     let gpu = Gpu::start_in_arbiter(&control.handle(), |_| Gpu::new(params).inheriting(orphans));
@@ -148,11 +264,13 @@ fn start_actors(
         let unnamed = Unnamed {
             limits: tenant_limits(&config.tenant_defaults, None),
             at_most: config.limits.max_unnamed_tenants,
+            ledger: ledger.clone(),
         };
         let mut router = Router::new(below.clone(), unnamed);
         for tenant in &config.tenants {
             let limits = tenant_limits(&tenant.limits, tenant.group.as_ref());
-            let actor = Tenant::named(tenant.id.clone(), limits, me.clone()).start();
+            let actor = Tenant::named(tenant.id.clone(), limits, me.clone(), ledger.clone());
+            let actor = actor.start();
             router.add_tenant(tenant.id.clone(), actor);
         }
         for model in config.models.iter().filter(|model| !model.is_replica()) {
@@ -255,6 +373,7 @@ fn model_params(
         },
         queue_timeout: config.limits.queue_timeout,
         stall_timeout: config.limits.stall_timeout,
+        broken_pause: config.limits.broken_pause,
         autostart: model.autostart,
         is_pinned: model.residency.pinned,
         idle_ttl: model.residency.idle_ttl,
@@ -271,11 +390,11 @@ fn model_params(
     }
 }
 
-/// The server and the handle that ends it.
 fn listen(
     config: &Config,
     shared: Arc<Shared>,
-) -> anyhow::Result<(actix_web::dev::Server, ServerHandle)> {
+    listener: TcpListener,
+) -> anyhow::Result<actix_web::dev::Server> {
     let stall_timeout = config.limits.client_stall_timeout;
     let server = HttpServer::new(move || {
         App::new()
@@ -293,67 +412,11 @@ fn listen(
     .keep_alive(Duration::from_secs(90))
     .client_request_timeout(Duration::from_secs(10))
     .disable_signals()
-    // Answers are complete by then; this is for clients that read the end of theirs slowly.
-    .shutdown_timeout(2)
-    .bind(config.listen)
-    .with_context(|| {
-        format!(
-            "cannot listen on {}; is another server there? Choose one with --port",
-            config.listen
-        )
-    })?
+    // After a takeover answers go on while the server is shut down; when it is enough we decide.
+    .shutdown_timeout(config.limits.drain_timeout.as_secs() + 1)
+    .listen(listener)?
     .run();
-    let handle = server.handle();
-    Ok((server, handle))
-}
-
-/// Lets running answers end, then engines, and says how it goes.
-async fn drain(config: &Config, router: &Addr<Router>, signals: &mut Signals) {
-    let begun = Instant::now();
-    let mut deadline = begun + config.limits.drain_timeout;
-    router.do_send(Drain { deadline });
-    let grace = config
-        .models
-        .iter()
-        .map(|model| model.stop_grace)
-        .max()
-        .unwrap_or_default();
-    let mut told = begun;
-    tracing::info!("stopping; a second signal hurries it");
-    loop {
-        tokio::select! {
-            () = signals.next() => {
-                tracing::warn!("stopping at once");
-                deadline = Instant::now();
-                router.do_send(Drain { deadline });
-            }
-            () = tokio::time::sleep(LOOK) => {}
-        }
-        let Ok(now) = Overview::of(router).await else {
-            return tracing::error!("actors do not answer; shims will end the engines");
-        };
-        let is_idle = now
-            .models
-            .iter()
-            .all(|model| model.waiting + model.running == 0);
-        if now.gpu.engines.is_empty() && (is_idle || Instant::now() > deadline) {
-            return;
-        }
-        if Instant::now() > deadline + grace + KILL_MARGIN {
-            return tracing::error!(engines = ?now.gpu.engines, "engines left; their shims end them");
-        }
-        if told.elapsed() >= Duration::from_secs(1) {
-            told = Instant::now();
-            let running: usize = now.models.iter().map(|model| model.running).sum();
-            let waiting: usize = now.models.iter().map(|model| model.waiting).sum();
-            tracing::info!(
-                running,
-                waiting,
-                engines = now.gpu.engines.len(),
-                "stopping"
-            );
-        }
-    }
+    Ok(server)
 }
 
 /// Once everything is ready, says what to try.
@@ -410,28 +473,6 @@ fn greeting(config: &Config, model: &ModelState, took: Duration) -> String {
     )
 }
 
-/// SIGTERM and SIGINT.
-struct Signals {
-    term: Signal,
-    int: Signal,
-}
-
-impl Signals {
-    fn listen() -> io::Result<Self> {
-        Ok(Self {
-            term: signal(SignalKind::terminate())?,
-            int: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.term.recv() => {}
-            _ = self.int.recv() => {}
-        }
-    }
-}
-
 /// Every stream needs two descriptors, and the usual soft limit is 1024.
 pub(crate) fn raise_descriptor_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
@@ -441,17 +482,16 @@ pub(crate) fn raise_descriptor_limit() {
     }
 }
 
-/// Two servers would take each other's engines for leftovers.
-fn lock(layout: &Layout) -> anyhow::Result<File> {
+/// The lock of the state directory, unless another process has it: two servers would take each
+/// other's engines for leftovers.
+fn lock(layout: &Layout) -> anyhow::Result<Option<File>> {
     let path = layout.state.join("lock");
     let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
-    file.try_lock().with_context(|| {
-        format!(
-            "another kvwarden serves with the state directory {}; give this one its own with KVWARDEN_STATE_DIR",
-            layout.state.display()
-        )
-    })?;
-    Ok(file)
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error).context("cannot lock the state directory"),
+    }
 }
 
 /// Sockets to shims and engines' logs are nobody else's.

@@ -17,7 +17,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::{
-    Gpu, Held, Model, Tenant, Ticket, Used,
+    Gpu, Held, Model, Spent, Tenant, Ticket,
     gpu::{
         engine::{Endpoint, EngineSpec},
         seats::Needs,
@@ -89,7 +89,7 @@ pub struct Settle {
     /// What was held.
     pub held: Held,
     /// What was used. `None`: the request never reached an engine.
-    pub used: Option<Used>,
+    pub spent: Option<Spent>,
 }
 
 // === places and engines ===
@@ -203,8 +203,10 @@ pub enum Order {
     Stop,
     /// Change.
     Shift(Shift),
-    /// Prove that you still work, or end: nothing moves.
+    /// Prove that you still work: nothing moves.
     Probe,
+    /// End at once: nothing moves, and you were asked.
+    GiveUp,
 }
 
 /// What can be done to a live engine.
@@ -273,6 +275,8 @@ pub enum News {
         /// Why.
         reason: String,
     },
+    /// It was suspected of doing nothing, and gave a token.
+    Proved,
     /// It answers as it did when it was new.
     Verified,
     /// It does not.
@@ -358,8 +362,13 @@ pub enum Preparation {
     Step(String),
     /// All is here.
     Done(Arc<EngineSpec>),
-    /// It can't be had.
-    Failed(String),
+    /// It can't be had. A download that failed is tried again.
+    Failed {
+        /// What kind of failure that is.
+        class: FailureClass,
+        /// Why, and what to do.
+        reason: String,
+    },
 }
 
 /// serve -> Router -> Models: let in nobody new.
@@ -369,6 +378,12 @@ pub struct Drain {
     /// When engines stop even if requests still run.
     pub deadline: Instant,
 }
+
+/// serve -> Router -> Models: another process is in charge of the engines. What they can serve as they
+/// are is served; what would need an engine to be started is refused.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct Resign;
 
 /// Tenant -> Router: nobody has used me for long; forget me. Router -> Tenant: done, you may go.
 #[derive(Message)]

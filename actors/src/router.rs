@@ -1,7 +1,7 @@
 //! The router: knows who is there and forwards. It decides nothing about a request but whether
 //! its model exists.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, MessageResult};
 use kvwarden_policy::{ModelId, TenantId};
@@ -9,10 +9,10 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::{
-    Gpu, Model, PULSE, Refusal, Tenant, Vitals,
+    Gpu, Ledger, Model, PULSE, Refusal, Tenant, Vitals,
     protocol::{
         Addresses, Admit, Demand, Drain, Enqueue, Grant, Locate, Operate, Pulse, Reclaim, Reserve,
-        Reserved, Retire, Roster, Snapshot,
+        Reserved, Resign, Retire, Roster, Snapshot,
     },
     tenant,
 };
@@ -36,6 +36,8 @@ pub struct Unnamed {
     pub limits: tenant::Limits,
     /// How many may exist at once; what comes on top shares the tenant [`OTHERS`].
     pub at_most: usize,
+    /// Who keeps what they use.
+    pub ledger: Arc<dyn Ledger>,
 }
 
 /// The tenant of all unnamed tenants beyond [`Unnamed::at_most`].
@@ -109,11 +111,10 @@ impl Router {
             id.clone()
         };
         let router = ctx.address().downgrade();
-        let limits = &self.unnamed.limits;
-        let tenant = self
-            .tenants
-            .entry(id)
-            .or_insert_with_key(|id| Tenant::unnamed(id.clone(), limits.clone(), router).start());
+        let Unnamed { limits, ledger, .. } = &self.unnamed;
+        let tenant = self.tenants.entry(id).or_insert_with_key(|id| {
+            Tenant::unnamed(id.clone(), limits.clone(), router, ledger.clone()).start()
+        });
         tenant.clone()
     }
 
@@ -232,6 +233,17 @@ impl Handler<Drain> for Router {
         self.is_draining = true;
         for model in &self.models {
             model.addr.do_send(drain);
+        }
+    }
+}
+
+impl Handler<Resign> for Router {
+    type Result = ();
+
+    fn handle(&mut self, resign: Resign, _: &mut Context<Self>) {
+        self.vitals.handled();
+        for model in &self.models {
+            model.addr.do_send(resign);
         }
     }
 }

@@ -3,14 +3,17 @@
 //! It says yes or no at once and never makes a request wait. What it grants travels with the
 //! ticket as a [`Reservation`] and comes back when ticket or permit is dropped.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use actix::{Actor, ActorContext, AsyncContext, Context, Handler, MessageResult, WeakAddr};
 use kvwarden_policy::{
     TenantId,
     bucket::{TokenBucket, Verdict},
     cost::{PromptEstimator, Usage},
-    quota::DailyQuota,
+    quota::{DailyQuota, Day},
     scheduling::{Group, TenantBounds},
     tier::{Tier, Tiers},
 };
@@ -18,7 +21,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::{
-    Held, PULSE, Refusal, Reservation, Router, Ticket, Used, Vitals,
+    Held, Ledger, PULSE, Refusal, Reservation, Router, Ticket, Vitals,
     protocol::{Pulse, Reserve, Reserved, Retire, Settle, Snapshot},
     router::OTHERS,
     ticket::{RateLimits, Share},
@@ -102,6 +105,7 @@ pub struct Tenant {
     used: Usage,
     last_seen: Instant,
     router: WeakAddr<Router>,
+    ledger: Arc<dyn Ledger>,
     vitals: Vitals,
 }
 
@@ -129,18 +133,25 @@ pub struct TenantState {
 impl Tenant {
     /// A tenant that the configuration names.
     #[must_use]
-    pub fn named(id: TenantId, limits: Limits, router: WeakAddr<Router>) -> Self {
+    pub fn named(
+        id: TenantId,
+        limits: Limits,
+        router: WeakAddr<Router>,
+        ledger: Arc<dyn Ledger>,
+    ) -> Self {
         let now = Instant::now();
+        let today = Day::of(SystemTime::now());
         let bucket = |(rate, burst): (u64, u64)| TokenBucket::full(rate, burst, now.into_std());
         Self {
-            id,
             is_named: true,
             is_retiring: false,
             requests: limits
                 .requests
                 .map(|(rate, burst)| bucket((rate.into(), burst.into()))),
             tokens: limits.tokens_per_minute.map(|rate| bucket((rate, rate))),
-            day: limits.tokens_per_day.map(DailyQuota::new),
+            day: limits
+                .tokens_per_day
+                .map(|quota| DailyQuota::resumed(quota, today, ledger.spent_on(&id, today))),
             limits,
             estimator: PromptEstimator::default(),
             in_flight: 0,
@@ -149,16 +160,23 @@ impl Tenant {
             used: Usage::default(),
             last_seen: now,
             router,
+            ledger,
+            id,
             vitals: Vitals::default(),
         }
     }
 
     /// A tenant that only requests name; it is forgotten when they stop.
     #[must_use]
-    pub fn unnamed(id: TenantId, limits: Limits, router: WeakAddr<Router>) -> Self {
+    pub fn unnamed(
+        id: TenantId,
+        limits: Limits,
+        router: WeakAddr<Router>,
+        ledger: Arc<dyn Ledger>,
+    ) -> Self {
         Self {
             is_named: false,
-            ..Self::named(id, limits, router)
+            ..Self::named(id, limits, router, ledger)
         }
     }
 
@@ -268,7 +286,7 @@ impl Tenant {
             tenant: ctx.address(),
             held: Held { size, tokens, day },
             limits: self.rate_limits(Instant::now()),
-            used: None,
+            spent: None,
         });
         router.do_send(Reserved(ticket));
     }
@@ -316,16 +334,16 @@ impl Handler<Reserve> for Tenant {
 impl Handler<Settle> for Tenant {
     type Result = ();
 
-    fn handle(&mut self, Settle { held, used }: Settle, _: &mut Context<Self>) {
+    fn handle(&mut self, Settle { held, spent }: Settle, _: &mut Context<Self>) {
         self.vitals.handled();
         self.in_flight = self.in_flight.saturating_sub(1);
-        if let Some(Used::Exactly(usage)) = used {
-            self.estimator.learn(&held.size, usage.prompt_tokens);
+        if let Some(spent) = &spent {
+            if spent.is_exact {
+                self.estimator.learn(&held.size, spent.usage.prompt_tokens);
+            }
+            self.ledger.spent(&self.id, spent);
         }
-        let used = match used {
-            Some(Used::Exactly(usage) | Used::About(usage)) => usage,
-            None => Usage::default(),
-        };
+        let used = spent.map(|spent| spent.usage).unwrap_or_default();
         self.used.prompt_tokens += used.prompt_tokens;
         self.used.cached_tokens += used.cached_tokens;
         self.used.completion_tokens += used.completion_tokens;

@@ -1,6 +1,7 @@
 //! The actors together, with an attached engine that answers everything with 200.
 
 mod disorder;
+mod resigned;
 
 use std::{
     io::{Read as _, Write as _},
@@ -102,6 +103,7 @@ impl Setup {
             },
             queue_timeout: self.queue_timeout,
             stall_timeout: DEADLINE,
+            broken_pause: DEADLINE,
             autostart: true,
             is_pinned: false,
             idle_ttl: None,
@@ -123,7 +125,9 @@ impl Node {
             memory: None,
             residency: residency::Settings::default(),
             orphan_grace: Duration::ZERO,
+            start_stall_timeout: DEADLINE,
             max_saved_kv: 0,
+            charge: gpu::charge::Charge::sole(),
             witness: Arc::new(()),
         });
         let gpu = gpu.start();
@@ -133,10 +137,11 @@ impl Node {
             let unnamed = Unnamed {
                 limits: tenant::Limits::default(),
                 at_most: setup.unnamed,
+                ledger: Arc::new(()),
             };
             let mut router = Router::new(below.clone(), unnamed);
             let id = TenantId::from("t");
-            let tenant = Tenant::named(id.clone(), setup.limits.clone(), me.clone());
+            let tenant = Tenant::named(id.clone(), setup.limits.clone(), me.clone(), Arc::new(()));
             router.add_tenant(id, tenant.start());
             let params = setup.model();
             let names = params.names.clone();

@@ -88,12 +88,32 @@ impl Client {
         )
     }
 
+    /// `POST path` with JSON, where it may be that nobody answers.
+    ///
+    /// # Errors
+    /// What the HTTP client says.
+    pub fn try_post(&self, path: &str, body: &Value) -> Result<Reply, ureq::Error> {
+        let body = body.to_string();
+        self.try_send("POST", path, "application/json", body.as_bytes())
+    }
+
     /// Any request with any body.
     ///
     /// # Panics
     /// If no answer comes.
     #[must_use]
     pub fn send(&self, method: &str, path: &str, content_type: &str, body: &[u8]) -> Reply {
+        let reply = self.try_send(method, path, content_type, body);
+        reply.unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+    }
+
+    fn try_send(
+        &self,
+        method: &str,
+        path: &str,
+        content_type: &str,
+        body: &[u8],
+    ) -> Result<Reply, ureq::Error> {
         let mut request = ureq::http::Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base))
@@ -102,8 +122,7 @@ impl Client {
             request = request.header(name, value);
         }
         let request = request.body(body).expect("a valid request");
-        let reply = self.agent.run(request).and_then(Reply::read);
-        reply.unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+        self.agent.run(request).and_then(Reply::read)
     }
 }
 

@@ -39,6 +39,7 @@ pub struct Server {
     /// Where the API listens.
     pub port: u16,
     home: tempfile::TempDir,
+    env: Vec<(&'static str, String)>,
     log: Arc<Mutex<Vec<String>>>,
     trees: Mutex<BTreeSet<String>>,
 }
@@ -50,6 +51,33 @@ pub struct Ended {
     pub status: ExitStatus,
     /// How long it took.
     pub took: Duration,
+}
+
+/// A process of kvwarden beside the one that serves. Dropping it kills it.
+#[derive(Debug)]
+pub struct Sibling(Child);
+
+impl Sibling {
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// If it goes on.
+    #[must_use]
+    pub fn wait_for_end(&mut self) -> Ended {
+        end_of(&mut self.0)
+    }
+
+    /// Kills it and waits for its end.
+    pub fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Sibling {
+    fn drop(&mut self) {
+        self.kill();
+    }
 }
 
 impl Server {
@@ -71,15 +99,25 @@ impl Server {
     /// If it can't be started.
     #[must_use]
     pub fn launch(config: &str) -> Self {
+        Self::launch_with(config, &[], Vec::new())
+    }
+
+    /// The same, with further arguments of `serve` and further environment.
+    ///
+    /// # Panics
+    /// If it can't be started.
+    #[must_use]
+    pub fn launch_with(config: &str, args: &[&str], env: Vec<(&'static str, String)>) -> Self {
         let port = free_port();
         let home = tempfile::Builder::new().prefix("kvw").tempdir();
         let home = home.expect("a temporary directory");
         fs::create_dir(home.path().join("tmp")).expect("a directory is made");
         let log = Arc::default();
         Self {
-            child: spawn(port, home.path(), config, &log),
+            child: spawn(port, home.path(), config, args, &env, &log),
             port,
             home,
+            env,
             log,
             trees: Mutex::default(),
         }
@@ -100,12 +138,49 @@ impl Server {
 
     /// Starts the server anew, after its end, with what it left behind and what still runs there.
     pub fn start_again(&mut self, config: &str) {
-        self.child = spawn(self.port, self.home.path(), config, &self.log);
+        self.child = spawn(
+            self.port,
+            self.home.path(),
+            config,
+            &[],
+            &self.env,
+            &self.log,
+        );
+    }
+
+    /// Starts a process that is to take over, with another configuration.
+    #[must_use]
+    pub fn successor(&self, config: &str) -> Sibling {
+        let (args, home) = (["--takeover"], self.home.path());
+        Sibling(spawn(self.port, home, config, &args, &self.env, &self.log))
+    }
+
+    /// Lets another process take over, waits until it serves, and returns the one that did before.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn take_over(&mut self, config: &str) -> Sibling {
+        let before = self.count("another process serves now");
+        let mut successor = self.successor(config);
+        eventually_within(READY, "a takeover", || {
+            let ended = successor.0.try_wait().ok().flatten();
+            assert!(ended.is_none(), "the successor ended: {ended:?}");
+            (self.count("another process serves now") > before).then_some(())
+        });
+        std::mem::swap(&mut self.child, &mut successor.0);
+        successor
+    }
+
+    /// Lines of the log that hold `text`.
+    #[must_use]
+    pub fn count(&self, text: &str) -> usize {
+        let log = self.log();
+        log.iter().filter(|line| line.contains(text)).count()
     }
 
     /// As [`Self::start_again`], with the configuration that is there.
     pub fn resume(&mut self) {
-        self.child = serve(self.home.path(), &self.log);
+        self.child = serve(self.home.path(), &[], &self.env, &self.log);
     }
 
     /// Kills it, as the kernel's OOM killer would, and waits for its end. Its engines stay.
@@ -264,14 +339,13 @@ impl Server {
     /// If it goes on.
     #[must_use]
     pub fn wait_for_end(&mut self) -> Ended {
-        let watch = Stopwatch::start();
-        let status = eventually_within(GONE, "kvwarden to end", || {
-            self.child.try_wait().ok().flatten()
-        });
-        Ended {
-            status,
-            took: watch.elapsed(),
-        }
+        end_of(&mut self.child)
+    }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub fn has_ended(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
     }
 
     /// SIGTERM, and its end.
@@ -324,21 +398,44 @@ impl Drop for Server {
     }
 }
 
-fn spawn(port: u16, home: &Path, config: &str, log: &Arc<Mutex<Vec<String>>>) -> Child {
+fn end_of(child: &mut Child) -> Ended {
+    let watch = Stopwatch::start();
+    let status = eventually_within(GONE, "kvwarden to end", || child.try_wait().ok().flatten());
+    Ended {
+        status,
+        took: watch.elapsed(),
+    }
+}
+
+fn spawn(
+    port: u16,
+    home: &Path,
+    config: &str,
+    args: &[&str],
+    env: &[(&'static str, String)],
+    log: &Arc<Mutex<Vec<String>>>,
+) -> Child {
     let file = config_file(home);
     let text = format!("listen = \"127.0.0.1:{port}\"\n{config}");
     fs::write(&file, text).expect("the configuration is written");
-    serve(home, log)
+    serve(home, args, env, log)
 }
 
-fn serve(home: &Path, log: &Arc<Mutex<Vec<String>>>) -> Child {
+fn serve(
+    home: &Path,
+    args: &[&str],
+    env: &[(&'static str, String)],
+    log: &Arc<Mutex<Vec<String>>>,
+) -> Child {
     let mut child = Command::new(kvwarden())
         .args(["serve", "--config"])
         .arg(config_file(home))
+        .args(args)
         .env("KVWARDEN_STATE_DIR", home.join("state"))
         .env("TMPDIR", home.join("tmp"))
         .env("NO_COLOR", "1")
         .env_remove("RUST_LOG")
+        .envs(env.iter().map(|(name, value)| (name, value)))
         .current_dir(workspace())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -371,7 +468,11 @@ fn collect(output: Option<impl Read + Send + 'static>, log: &Arc<Mutex<Vec<Strin
 
 /// A free port that nobody is given by chance: below the range from which the kernel takes the
 /// ports of engines, stubs and clients, and never the same one twice.
-fn free_port() -> u16 {
+///
+/// # Panics
+/// Never; it looks until one is found.
+#[must_use]
+pub fn free_port() -> u16 {
     const FIRST: u32 = 10_000;
     const COUNT: u32 = 20_000;
     static TAKEN: AtomicU32 = AtomicU32::new(0);

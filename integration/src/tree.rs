@@ -35,15 +35,21 @@ pub struct EngineProcess {
 }
 
 impl Process {
+    /// Every process that we may look at.
+    #[must_use]
+    pub fn all() -> Vec<Self> {
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter_map(Self::read).collect()
+    }
+
     /// Every living process whose `TMPDIR` is `dir`, and the rest of their trees. `tokens` keeps
     /// the names of trees, so that what is left of one is found when its engine is gone. Zombies
     /// have no environment and don't count.
     #[must_use]
     pub fn all_of(dir: &Path, tokens: &mut BTreeSet<String>) -> Vec<Self> {
         let mark = format!("TMPDIR={}", dir.display());
-        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let all: Vec<Self> = pids.filter_map(Self::read).collect();
+        let all = Self::all();
         let marked = all.iter().filter(|process| process.environ.contains(&mark));
         tokens.extend(marked.flat_map(|process| process.tokens().cloned()));
         let is_ours = |process: &Self| {

@@ -23,6 +23,9 @@ const KNEE: f64 = 1.05;
 /// that hesitates makes the first stages look flat.
 const LEAST_CLIENTS: usize = 16;
 
+/// The least worth trying where a GPU has a processor of its own to compute with.
+pub const GPU_CLIENTS: usize = 32;
+
 /// Most clients of a closed loop.
 const MAX_CLIENTS: usize = 1024;
 
@@ -86,19 +89,20 @@ fn whole(count: f64) -> u64 {
     count.round() as u64
 }
 
-/// Doubles the clients until throughput stopped growing, twice in a row: one stage may be a hiccup of
-/// the machine. `told` hears of every stage.
+/// Doubles the `first` clients until throughput stopped growing, twice in a row: one stage may be a
+/// hiccup of the machine. `told` hears of every stage.
 pub async fn by_closed_loop(
     target: &Rc<Target>,
     load: &Load,
     prompts: Prompts,
+    first: usize,
     stage: Duration,
     mut told: impl FnMut(&Pace),
 ) -> Capacity {
     let mut stages: Vec<Pace> = Vec::new();
     let mut best = Pace::default();
     let mut flat = 0;
-    let mut clients = 1;
+    let mut clients = first;
     while clients <= LEAST_CLIENTS || (flat < 2 && clients <= MAX_CLIENTS) {
         let pace = closed_loop(target, load, prompts, clients, stage).await;
         told(&pace);

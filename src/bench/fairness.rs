@@ -123,7 +123,7 @@ fn available(runner: &Runner<'_>, asked: &[Arm]) -> anyhow::Result<(Vec<Arm>, Ve
     let mut can = Vec::new();
     let mut cannot = Vec::new();
     for arm in asked.iter().copied() {
-        let place = Place::find()?;
+        let place = Place::find(None)?;
         let instance = runner.instance(arm, &place);
         let base = runner.base.as_ref();
         match base.and_then(|base| base.unavailable(instance, &runner.workload)) {

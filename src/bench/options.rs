@@ -41,6 +41,8 @@ pub struct Options {
     /// A noisy tenant's bucket in the bucket arm, requests per minute; none for Python KVWarden's
     /// 600, or half of what a small engine can do.
     pub bucket_rpm: Option<u32>,
+    /// Where the engine is kept from one arm to the next; none starts one for each.
+    pub keep_engine: Option<PathBuf>,
     /// A server that runs already; its URL without `/v1`.
     pub base_url: Option<String>,
     /// Its key.

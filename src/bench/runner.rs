@@ -79,6 +79,7 @@ impl<'a> Runner<'a> {
             arm,
             port: place.port,
             state_dir: place.state_dir(),
+            keeps_engine: self.options.keep_engine.is_some(),
             bucket_rpm: self.bucket_rpm,
         }
     }
@@ -100,15 +101,20 @@ impl<'a> Runner<'a> {
         self.prompts = Prompts::fitted((16, short), (116, long));
         let stage =
             (self.options.duration / 6).clamp(Duration::from_secs(1), Duration::from_secs(6));
+        let first = match &self.base {
+            Some(base) if !base.shares_cores() => capacity::GPU_CLIENTS,
+            Some(_) | None => 1,
+        };
         let display = &self.display;
         let mut capacities = Vec::new();
         for load in loads {
-            let found = capacity::by_closed_loop(&target, load, self.prompts, stage, |pace| {
-                display.say(&format!(
-                    "calibrating: {}, {:>4} clients {:>8.1} output tokens/s",
-                    load.tenant, pace.clients, pace.output_tokens_per_s
-                ));
-            });
+            let found =
+                capacity::by_closed_loop(&target, load, self.prompts, first, stage, |pace| {
+                    display.say(&format!(
+                        "calibrating: {}, {:>4} clients {:>8.1} output tokens/s",
+                        load.tenant, pace.clients, pace.output_tokens_per_s
+                    ));
+                });
             let found = found.await;
             anyhow::ensure!(
                 found.requests_per_s > 0.0,
@@ -209,7 +215,7 @@ impl<'a> Runner<'a> {
         let Some(base) = &self.base else {
             return Ok((None, String::new()));
         };
-        let place = Place::find()?;
+        let place = Place::find(self.options.keep_engine.as_deref())?;
         let config = base.config(self.instance(arm, &place), &self.workload);
         Ok((Some(place.start(&config).await?), config))
     }

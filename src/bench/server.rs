@@ -3,7 +3,7 @@
 use std::{
     net::TcpListener,
     os::unix::process::CommandExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -35,31 +35,45 @@ const STOP: Duration = Duration::from_secs(60);
 /// Longest answer of a status page.
 const MAX_PAGE: usize = 4 << 20;
 
-/// A running `kvwarden serve`. Dropping it kills it, and its engines with it.
+/// A running `kvwarden serve`. Dropping it kills it, and its engines with it unless they are kept.
 pub struct Server {
     child: Child,
-    dir: TempDir,
+    dir: Dir,
     /// Base URL without `/v1`.
     pub base: String,
 }
 
 /// Where a server will be.
 pub struct Place {
-    dir: TempDir,
+    dir: Dir,
     /// A loopback port that was free a moment ago.
     pub port: u16,
+}
+
+/// Where a server has its sockets and logs.
+enum Dir {
+    /// It is gone with the server.
+    Own(TempDir),
+    /// The next server takes over the engines that it finds there.
+    Kept(PathBuf),
 }
 
 // === impl Place ===
 
 impl Place {
-    /// A private directory and a port.
+    /// A port, and a private directory or the one where engines are kept.
     ///
     /// # Errors
     /// When the system has neither.
-    pub fn find() -> anyhow::Result<Self> {
-        // Short, for the path of a Unix socket in it ends at 107 bytes.
-        let dir = tempfile::Builder::new().prefix("kvw-").tempdir()?;
+    pub fn find(kept: Option<&Path>) -> anyhow::Result<Self> {
+        let dir = match kept {
+            Some(kept) => {
+                std::fs::create_dir_all(kept)?;
+                Dir::Kept(std::path::absolute(kept)?)
+            }
+            // Short, for the path of a Unix socket in it ends at 107 bytes.
+            None => Dir::Own(tempfile::Builder::new().prefix("kvw-").tempdir()?),
+        };
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         Ok(Self { dir, port })
     }
@@ -104,6 +118,17 @@ impl Place {
     }
 }
 
+// === impl Dir ===
+
+impl Dir {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Own(dir) => dir.path(),
+            Self::Kept(dir) => dir,
+        }
+    }
+}
+
 // === impl Server ===
 
 impl Server {
@@ -135,8 +160,12 @@ impl Server {
         lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
-    /// Ends it and its engines.
+    /// Ends it and its engines; where they are kept it is killed, which they survive.
     pub async fn stop(mut self) {
+        if matches!(self.dir, Dir::Kept(_)) {
+            let _ = self.child.kill().await;
+            return;
+        }
         let pid = self.child.id().and_then(|pid| i32::try_from(pid).ok());
         if let Some(pid) = pid {
             // It may be gone already.

@@ -113,6 +113,9 @@ struct CommonArgs {
     /// Sizes of requests, as part of the shape's [default: 1; 0.125 on a CPU]
     #[arg(long, value_name = "PART", value_parser = part)]
     scale: Option<f64>,
+    /// Start the engine once for all arms; it is left in this directory, for two minutes, to the next bench
+    #[arg(long, value_name = "DIR", conflicts_with = "base_url")]
+    keep_engine: Option<PathBuf>,
     /// Bench this running server instead, alone and flooded; its URL without /v1
     #[arg(long, value_name = "URL", requires = "model", conflicts_with_all = ["config", "engine"])]
     base_url: Option<String>,
@@ -235,6 +238,7 @@ impl CommonArgs {
             seed: self.seed,
             rounds: self.rounds,
             bucket_rpm: self.bucket_rpm,
+            keep_engine: self.keep_engine.clone(),
             base_url: self.base_url.clone(),
             api_key: self.api_key.clone(),
             max_lag: self.max_client_lag,

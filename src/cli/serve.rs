@@ -48,6 +48,10 @@ pub struct ServeArgs {
     /// Write logs as JSON lines
     #[arg(long)]
     log_json: bool,
+    /// Take over from the kvwarden that serves with this state directory, refusing no connection
+    /// and cutting no stream; where none does, just serve
+    #[arg(long)]
+    takeover: bool,
 }
 
 /// Serves until it is told to stop.
@@ -83,7 +87,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         data: loaded.config.data_dir.clone().unwrap_or(layout.data),
         state: loaded.config.state_dir.clone().unwrap_or(layout.state),
     };
-    serve::run(&loaded.config, &layout)?;
+    serve::run(&loaded.config, &layout, args.takeover)?;
     Ok(ExitCode::SUCCESS)
 }
 

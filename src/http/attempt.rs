@@ -116,6 +116,10 @@ impl Attempt<'_> {
             strips_usage: ask.stream && !ask.wants_usage,
             idle: self.shared.limits.stream_idle_timeout,
         };
+        let answer = Answer {
+            body: Box::pin(answer.body.take_until(Box::pin(self.shared.until_cut()))),
+            ..answer
+        };
         let relay = Relay::open(answer, permit, record, manner).await?;
         Ok(Reached::Stream(head, Box::new(relay)))
     }

@@ -54,6 +54,9 @@ async fn operate(
 /// The canonical name of the model, if the request may do this to it.
 fn admit(request: &HttpRequest, shared: &Shared, name: String) -> Result<String, Failure> {
     shared.identity.operator(request)?;
+    if !shared.charge.is_held() {
+        return Err(Refusal::Draining.into());
+    }
     // Where no key is asked for, a page in a browser on this machine could send this; it can't set
     // this content type for another site without asking first, and after rebinding its own name to
     // this address it still sends that name.

@@ -53,11 +53,15 @@ use actix_web::{
     Error, HttpRequest, HttpResponse,
     body::MessageBody,
     dev::{ServiceRequest, ServiceResponse},
-    http::header::{HeaderName, HeaderValue},
+    http::{
+        ConnectionType,
+        header::{HeaderName, HeaderValue},
+    },
     middleware::Next,
     web,
 };
-use kvwarden_actors::Router;
+use kvwarden_actors::{Router, gpu::charge::Charge};
+use tokio::sync::watch;
 
 use crate::{
     config::{Config, Limits},
@@ -87,6 +91,8 @@ pub struct Shared {
     pub events: Option<Arc<EventLog>>,
     /// Cache partitions of tenants.
     pub salts: Salts,
+    /// Whether this process still decides about engines.
+    pub charge: Charge,
     /// When this process began to serve.
     pub since: SystemTime,
     named_tenants: HashSet<String>,
@@ -94,6 +100,7 @@ pub struct Shared {
     default_weight: u32,
     models: HashMap<String, (String, &'static str)>,
     held: AtomicUsize,
+    is_cut: watch::Sender<bool>,
     bodies: Bodies,
     seen: observe::Seen,
 }
@@ -106,6 +113,7 @@ impl Shared {
         router: Addr<Router>,
         metrics: Arc<Metrics>,
         events: Option<Arc<EventLog>>,
+        charge: Charge,
     ) -> Self {
         let weights = config.tenants.iter();
         let weights = weights.map(|tenant| (tenant.id.to_string(), tenant.limits.weight));
@@ -120,13 +128,27 @@ impl Shared {
             weights: weights.collect(),
             default_weight: config.tenant_defaults.weight,
             salts: Salts::new(),
+            charge,
             since: SystemTime::now(),
             bodies: Bodies::new(&config.limits, named.iter().cloned()),
             named_tenants: named,
             models: model_labels(config),
             held: AtomicUsize::new(0),
+            is_cut: watch::Sender::new(false),
             seen: observe::Seen::default(),
         }
+    }
+
+    /// Ends every stream, as if its engine had.
+    pub fn cut_streams(&self) {
+        self.is_cut.send_replace(true);
+    }
+
+    /// Comes back when streams are to end.
+    fn until_cut(&self) -> impl Future<Output = ()> + use<> {
+        let mut is_cut = self.is_cut.subscribe();
+        // An error says that nobody is left who could cut anything.
+        async move { drop(is_cut.wait_for(|is_cut| *is_cut).await) }
     }
 
     /// The tenant's name if the configuration knows it: labels must not grow with what clients send.
@@ -244,7 +266,13 @@ pub async fn identify(
         }
     };
     request.headers_mut().insert(X_REQUEST_ID, id.clone());
+    let shared = request.app_data::<web::Data<Arc<Shared>>>().cloned();
     let mut response = next.call(request).await?;
+    if shared.is_some_and(|shared| !shared.charge.is_held()) {
+        // The client's next connection reaches the process that serves now.
+        let head = response.response_mut().head_mut();
+        head.set_connection_type(ConnectionType::Close);
+    }
     response.headers_mut().insert(X_REQUEST_ID, id.clone());
     response
         .headers_mut()

@@ -110,7 +110,7 @@ impl Tail {
         let Some(mut oldest) = self.lines.pop_front() else {
             return Vec::new();
         };
-        if self.looks.allow(now) && failure::names_a_cause(&oldest.text()) {
+        if self.looks.allow(now) && failure::cause_in(&oldest.text()).is_some() {
             if self.causes.len() == CAUSES {
                 self.causes.pop_front();
             }

@@ -6,8 +6,9 @@ use kvwarden_policy::{failure::FailureClass, lifecycle::Rungs};
 
 use super::{
     engine::{Attached, Endpoint, EngineKind},
+    life::Orders,
     probe::Probe,
-    run::{End, Orders, Run},
+    run::{End, Run},
 };
 use crate::protocol::News;
 

@@ -12,7 +12,10 @@ use std::{
 
 use tokio::task::JoinHandle;
 
-use super::engine::{EngineKind, Launch};
+use super::{
+    charge::Charge,
+    engine::{EngineKind, Launch},
+};
 
 const INTERVAL: Duration = Duration::from_secs(10);
 /// Files removed in one pass at most, which also bounds what a pass remembers.
@@ -34,10 +37,15 @@ struct Pass {
 
 impl Collector {
     /// None where the engine has no such tier.
-    pub(super) fn of(launch: &Launch) -> Option<Self> {
+    pub(super) fn of(launch: &Launch, charge: &Charge) -> Option<Self> {
         let budget = launch.flags.kv_ssd_bytes?;
-        (launch.kind == EngineKind::Vllm)
-            .then(|| Self(actix::spawn(collect(launch.kv_dir.clone(), budget))))
+        (launch.kind == EngineKind::Vllm).then(|| {
+            Self(actix::spawn(collect(
+                launch.kv_dir.clone(),
+                budget,
+                charge.clone(),
+            )))
+        })
     }
 }
 
@@ -47,10 +55,13 @@ impl Drop for Collector {
     }
 }
 
-async fn collect(dir: PathBuf, budget: u64) {
+async fn collect(dir: PathBuf, budget: u64, charge: Charge) {
     let mut interval = tokio::time::interval(INTERVAL);
     loop {
         interval.tick().await;
+        if !charge.is_held() {
+            continue;
+        }
         let root = dir.clone();
         // Off the actors' thread: there may be a hundred thousand files.
         let pass = tokio::task::spawn_blocking(move || pass(&root, budget, MAX_REMOVED));

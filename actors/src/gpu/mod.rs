@@ -6,11 +6,13 @@
 
 mod attached;
 pub mod cgroup;
+pub mod charge;
 pub mod child;
 mod collector;
 mod control;
 pub mod engine;
 pub mod handover;
+mod life;
 pub mod orphans;
 pub mod private;
 pub mod probe;
@@ -20,6 +22,7 @@ pub mod seats;
 mod shift;
 pub mod shim;
 pub mod snapshot;
+pub mod startup;
 pub mod tree;
 pub mod vram;
 mod ward;
@@ -39,6 +42,7 @@ use crate::{
     protocol::{Demand, EngineGone, Enlist, Grant, Order, Pulse, Reclaim, Signal, Snapshot, Spawn},
 };
 
+use charge::Charge;
 use orphans::Orphan;
 pub use seats::Resident;
 use seats::Seats;
@@ -58,8 +62,12 @@ pub struct Params {
     pub residency: residency::Settings,
     /// How long engines outlive us if we die without stopping them.
     pub orphan_grace: Duration,
+    /// How long nothing may move in an engine that starts.
+    pub start_stall_timeout: Duration,
     /// Bytes of disk for KV that stopped engines leave behind, all models together.
     pub max_saved_kv: u64,
+    /// Whether this process decides about engines.
+    pub charge: Charge,
     /// Who is told what the planner orders.
     pub witness: Arc<dyn Witness>,
 }
@@ -182,8 +190,10 @@ impl Actor for Gpu {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.run_interval(PULSE, |gpu, ctx| {
-            gpu.forget_orphans();
-            gpu.plan();
+            if gpu.params.charge.is_held() {
+                gpu.forget_orphans();
+                gpu.plan();
+            }
             ctx.address().do_send(Pulse(Instant::now()));
         });
         vram::watch(
@@ -217,7 +227,8 @@ impl Handler<Demand> for Gpu {
 
     fn handle(&mut self, Demand { engine, claim }: Demand, _: &mut Context<Self>) {
         self.vitals.handled();
-        if self.seats.claim(&engine, claim, Instant::now().into_std()) {
+        let is_urgent = self.seats.claim(&engine, claim, Instant::now().into_std());
+        if is_urgent && self.params.charge.is_held() {
             self.plan();
         }
     }
@@ -254,6 +265,7 @@ impl Handler<Signal> for Gpu {
         self.vitals.handled();
         if let Some(engine) = self.engines.get(&signal.engine)
             && engine.generation == signal.generation
+            && self.params.charge.is_held()
         {
             // The task may have ended at this moment; then its last message is on the way.
             let _ = engine.orders.send(signal.what);
@@ -283,7 +295,9 @@ impl Handler<vram::Reading> for Gpu {
         self.vitals.handled();
         self.seats.see(&reading, self.params.memory);
         self.reading.send_replace(reading);
-        self.plan();
+        if self.params.charge.is_held() {
+            self.plan();
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use kvwarden_policy::{DeviceId, Generation, ModelId};
 use tokio::time::timeout;
 
 use super::{
+    charge::Charge,
     child::{Child, read_record},
     handover::Handover,
     shim::ShimRecord,
@@ -35,17 +36,22 @@ pub struct Orphan {
     pub(super) path: PathBuf,
     pub(super) record: ShimRecord,
     pub(super) handover: Option<Handover>,
+    pub(super) charge: Charge,
 }
 
 /// Ends what is not wanted and returns what may be adopted: of each of the `configured` engines the
-/// newest that lives. The caller must be the only kvwarden that uses this directory.
+/// newest that lives. The caller must be in charge of this directory.
 ///
 /// # Errors
 /// The directory can't be read.
-pub async fn survey(run_dir: &Path, configured: &BTreeSet<ModelId>) -> io::Result<Vec<Orphan>> {
+pub async fn survey(
+    run_dir: &Path,
+    configured: &BTreeSet<ModelId>,
+    charge: &Charge,
+) -> io::Result<Vec<Orphan>> {
     let mut heirs = BTreeMap::new();
     let (mut dead, mut surplus) = (Vec::new(), Vec::new());
-    for orphan in read_all(run_dir)? {
+    for orphan in read_all(run_dir, charge)? {
         if !orphan.is_alive() {
             dead.push(orphan);
         } else if configured.contains(&orphan.engine()) {
@@ -79,8 +85,27 @@ pub async fn survey(run_dir: &Path, configured: &BTreeSet<ModelId>) -> io::Resul
     Ok(heirs.into_values().collect())
 }
 
+/// Whether all that shims wrote down can be read. Nothing is changed.
+///
+/// # Errors
+/// The directory can't be read, or a record in it is not understood.
+pub fn inspect(run_dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(run_dir)? {
+        let path = entry?.path();
+        // One that is gone by now is no loss.
+        if path.extension().is_some_and(|ext| ext == "json")
+            && read_record(&path).is_none()
+            && path.exists()
+        {
+            let unread = format!("{} is not understood", path.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, unread));
+        }
+    }
+    Ok(())
+}
+
 /// Every record there is, the oldest start first.
-fn read_all(run_dir: &Path) -> io::Result<Vec<Orphan>> {
+fn read_all(run_dir: &Path, charge: &Charge) -> io::Result<Vec<Orphan>> {
     let records = fs::read_dir(run_dir)?.flatten().filter_map(|entry| {
         let path = entry.path();
         let is_record = path.extension().is_some_and(|ext| ext == "json");
@@ -90,6 +115,7 @@ fn read_all(run_dir: &Path) -> io::Result<Vec<Orphan>> {
             path,
             record,
             handover,
+            charge: charge.clone(),
         })
     });
     let mut all: Vec<Orphan> = records.collect();
@@ -124,10 +150,11 @@ impl Orphan {
         self.record.shim.is_alive()
     }
 
-    /// Stops the engine, or what is left of it if its shim is gone.
+    /// Stops the engine once it has no guests, or what is left of it if its shim is gone.
     pub(super) async fn end(self) {
         match Child::adopt(&self.path, self.record.clone()).await {
             Ok(mut child) => {
+                self.charge.vacated(&self.engine()).await;
                 child.stop(GRACE);
                 while child.next_event().await.is_some() {}
             }
@@ -191,7 +218,7 @@ mod tests {
         let path = record(dir.path(), "a", gone);
         fs::write(dir.path().join("b.handover"), "of nobody").unwrap();
         let reaper = std::thread::spawn(move || left.wait().unwrap());
-        let found = survey(dir.path(), &BTreeSet::from(["m".into()])).await;
+        let found = survey(dir.path(), &BTreeSet::from(["m".into()]), &Charge::sole()).await;
         assert_eq!(found.unwrap().len(), 0);
         assert!(!reaper.join().unwrap().success());
         assert!(!path.exists());
@@ -203,7 +230,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let own = ProcessId::of(std::process::id().try_into().unwrap()).unwrap();
         let path = record(dir.path(), "c", own);
-        let found = survey(dir.path(), &BTreeSet::from(["m".into()])).await;
+        let found = survey(dir.path(), &BTreeSet::from(["m".into()]), &Charge::sole()).await;
         let found = found.unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].generation(), Generation(3));

@@ -1,23 +1,22 @@
-//! The life of one engine: spawn it, see it become ready, see it end. One task per engine, which
-//! owns the connection to its shim; nobody else stops it.
+//! One engine: how it is brought into our care, proves itself and is told apart by how it ended.
+//! One task per engine, which owns the connection to its shim; nobody else stops it.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use actix::{Addr, Recipient};
 use kvwarden_policy::{
-    failure::FailureClass,
+    failure::{self, FailureClass},
     lifecycle::{Phase, Rung},
+    stall,
 };
-use tokio::{
-    sync::{mpsc, watch},
-    time::Instant,
-};
+use tokio::sync::watch;
 
 use super::{
     Gpu, Params, attached,
     collector::Collector,
     engine::{Endpoint, EngineSpec, Launch},
-    handover::{Handover, Standing},
+    handover::Standing,
+    life::{Done, Orders, Stage},
     orphans::{self, Orphan},
     probe::Probe,
     rungs,
@@ -25,18 +24,19 @@ use super::{
     shift::Shifter,
     shim::ShimEvent,
     snapshot::{self, Shelf},
-    tree::processor_times,
+    startup,
+    tree::{ProcessId, processor_times},
     vram::Reading,
-    ward::Ward,
 };
-use crate::protocol::{EngineGone, EngineNews, News, Order, Shift, Spawn};
+use crate::protocol::{EngineGone, EngineNews, News, Shift, Spawn};
 
 /// How long an engine that served may take to prove that it still does. It may be busy with what the
 /// clients of an earlier kvwarden left in it.
 const STILL_WORKS: Duration = Duration::from_secs(20);
 
-/// How long an engine may take to prove itself in which nothing moves.
-const STILL_MOVES: Duration = Duration::from_secs(10);
+/// How long an engine that gave no first token is left alone. If it dies of that, its connections
+/// break a moment before its end is known, and its end says why.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// The part of a processor that a process takes which computes: a tenth. Where it hangs, none takes
 /// more than a twentieth, for `/metrics` above all; among twenty busy processes of others the one
@@ -61,40 +61,6 @@ pub(super) struct Run {
     pub(super) readings: watch::Receiver<Reading>,
 }
 
-/// What an engine is told to do.
-pub(super) type Orders = mpsc::UnboundedReceiver<Order>;
-
-/// What is done to an engine at the moment; one thing at a time.
-type Work<'a> = Pin<Box<dyn Future<Output = Done> + 'a>>;
-
-/// What came of it.
-enum Done {
-    Proved(Result<Endpoint, String>),
-    Probed(Result<(), String>),
-    Shifted(Shift, News),
-    Parted,
-}
-
-/// How far an engine's life has got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    Starting,
-    Serving,
-    Parting,
-}
-
-/// The end of the work; never, if there is none.
-async fn done(work: &mut Option<Work<'_>>) -> Done {
-    match work {
-        Some(running) => {
-            let done = running.await;
-            *work = None;
-            done
-        }
-        None => std::future::pending().await,
-    }
-}
-
 /// How an engine ended.
 pub(super) struct End {
     pub(super) class: FailureClass,
@@ -112,8 +78,9 @@ impl End {
     }
 
     /// How long an engine may take to end for this reason.
-    fn grace(&self, launch: &Launch) -> Duration {
-        if matches!(self.class, FailureClass::Canary | FailureClass::Hung) {
+    pub(super) fn grace(&self, launch: &Launch) -> Duration {
+        use FailureClass::{Canary, Hung, StartStalled};
+        if matches!(self.class, Canary | Hung | StartStalled) {
             BROKEN_GRACE.min(launch.stop_grace)
         } else {
             launch.stop_grace
@@ -137,6 +104,10 @@ impl Run {
             reason,
             log_tail,
         } = end;
+        let reason = match class.advice() {
+            Some(advice) => format!("{reason}; {advice}"),
+            None => reason,
+        };
         self.tell(News::Exited {
             class,
             reason,
@@ -161,7 +132,7 @@ impl Run {
             let reason = format!("cannot make {}: {error}", launch.kv_dir.display());
             return End::new(FailureClass::NotInstalled, reason);
         }
-        let _collector = Collector::of(launch);
+        let _collector = Collector::of(launch, &self.params.charge);
         let ward = match &self.orphan {
             Some(orphan) if orphan.generation() == self.spawn.generation => {
                 self.adopt(orphan, launch).await
@@ -176,109 +147,42 @@ impl Run {
             Ok(ward) => {
                 let record = ward.record.clone();
                 let end = self.follow(ward, launch, orders).await;
-                orphans::forget(&record);
+                if self.is_in_charge() {
+                    orphans::forget(&record);
+                }
                 end
             }
             Err(end) => end,
         }
     }
 
-    async fn follow(&self, ward: Ward, launch: &Launch, orders: &mut Orders) -> End {
-        let Ward {
-            mut child,
-            token,
-            record,
-            mut handover,
-        } = ward;
-        let deadline = Instant::now() + launch.start_timeout;
-        let mut endpoint = Arc::new(handover.endpoint.clone());
-        let (mut stage, mut work) = self.welcome(&handover, &endpoint, &token, launch);
-        // Why we ended it ourselves, if we did.
-        let mut cause: Option<End> = None;
-        loop {
-            let end = tokio::select! {
-                event = child.next_event() => match (self.heard(event, stage), cause) {
-                    (None, before) => {
-                        cause = before;
-                        continue;
-                    }
-                    (Some(end), Some(cause)) => return End { log_tail: end.log_tail, ..cause },
-                    (Some(end), None) => return end,
-                },
-                done = done(&mut work), if cause.is_none() => match done {
-                    Done::Proved(Ok(proved)) => {
-                        stage = Stage::Serving;
-                        endpoint = Arc::new(proved);
-                        handover.endpoint = Endpoint::clone(&endpoint);
-                        self.note(&record, &mut handover, Standing::Serving).await;
-                        self.tell(News::Ready(endpoint.clone()));
-                        continue;
-                    }
-                    Done::Proved(Err(reason)) => End::new(FailureClass::Canary, reason),
-                    Done::Shifted(what, news) => {
-                        if let Some(standing) = self.standing_after(what, &news, handover.bytes) {
-                            self.note(&record, &mut handover, standing).await;
-                        }
-                        self.tell(news);
-                        continue;
-                    }
-                    Done::Probed(Ok(())) => continue,
-                    Done::Probed(Err(reason)) => End::new(FailureClass::Hung, reason),
-                    Done::Parted => End::new(FailureClass::Stopped, "stopped"),
-                },
-                () = tokio::time::sleep_until(deadline),
-                    if stage == Stage::Starting && cause.is_none() =>
-                {
-                    let reason = format!("not ready after {} s", launch.start_timeout.as_secs());
-                    End::new(FailureClass::StartTimeout, reason)
-                }
-                order = orders.recv(), if stage != Stage::Parting && cause.is_none() => {
-                    let is_probe = order == Some(Order::Probe);
-                    if is_probe && work.is_some() {
-                        continue;
-                    }
-                    if !is_probe {
-                        self.note(&record, &mut handover, Standing::Away).await;
-                    }
-                    work = Some(self.obey(order, &mut stage, &endpoint, &token, launch));
-                    continue;
-                }
-            };
-            work = None;
-            child.stop(end.grace(launch));
-            cause = Some(end);
+    /// Comes back once the engine should have started by now: nothing moves in it, or it took too
+    /// long in any case.
+    pub(super) async fn overdue(&self, shim: Option<ProcessId>, launch: &Launch) -> End {
+        let patience = self.params.start_stall_timeout;
+        let stalled = async {
+            match shim {
+                Some(shim) => startup::stalled(patience, shim, self.log()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            last = stalled => {
+                End::new(FailureClass::StartStalled, startup::reason(patience, last))
+            }
+            () = tokio::time::sleep(launch.start_timeout) => {
+                let reason = format!("not ready after {} s", launch.start_timeout.as_secs());
+                End::new(FailureClass::StartTimeout, reason)
+            }
         }
     }
 
-    /// What an engine is asked first that came into our care.
-    fn welcome<'a>(
-        &'a self,
-        handover: &Handover,
-        endpoint: &Arc<Endpoint>,
-        token: &str,
-        launch: &'a Launch,
-    ) -> (Stage, Option<Work<'a>>) {
-        match handover.standing {
-            Standing::Starting => {
-                let work = self.prove(Endpoint::clone(endpoint), launch);
-                (Stage::Starting, Some(Box::pin(work)))
-            }
-            Standing::Serving | Standing::Away => {
-                let work = still_works(endpoint.clone(), token.to_owned(), launch);
-                (Stage::Starting, Some(Box::pin(work)))
-            }
-            Standing::Asleep { rung, .. } => {
-                self.tell(News::FoundAsleep {
-                    rung,
-                    endpoint: endpoint.clone(),
-                });
-                (Stage::Serving, None)
-            }
-        }
+    pub(super) fn is_in_charge(&self) -> bool {
+        self.params.charge.is_held()
     }
 
     /// How the engine ended, if that is what its shim says.
-    fn heard(&self, event: Option<ShimEvent>, stage: Stage) -> Option<End> {
+    pub(super) fn heard(&self, event: Option<ShimEvent>, stage: Stage) -> Option<End> {
         match event {
             Some(ShimEvent::Started { pid }) => {
                 let (phase, pid) = (Phase::Loading, Some(pid));
@@ -313,33 +217,8 @@ impl Run {
         }
     }
 
-    /// The work that an order makes.
-    fn obey<'a>(
-        &'a self,
-        order: Option<Order>,
-        stage: &mut Stage,
-        endpoint: &Arc<Endpoint>,
-        token: &str,
-        launch: &'a Launch,
-    ) -> Work<'a> {
-        match (order, *stage) {
-            (Some(Order::Probe), _) => Box::pin(probe(endpoint.clone(), token.to_owned(), launch)),
-            (Some(Order::Shift(what)), _) => {
-                let shifter = self.shifter(endpoint.clone(), token);
-                Box::pin(async move { Done::Shifted(what, shifter.shift(what).await) })
-            }
-            (Some(Order::Stop) | None, Stage::Serving) => {
-                *stage = Stage::Parting;
-                Box::pin(self.part(endpoint.clone(), launch))
-            }
-            (Some(Order::Stop) | None, Stage::Starting | Stage::Parting) => {
-                Box::pin(std::future::ready(Done::Parted))
-            }
-        }
-    }
-
     /// Comes back once the engine has proved itself and KV of an earlier one is in it again.
-    async fn prove(&self, endpoint: Endpoint, launch: &Launch) -> Done {
+    pub(super) async fn prove(&self, endpoint: Endpoint, launch: &Launch) -> Done {
         let probe = Probe::new(&endpoint);
         probe.until_healthy().await;
         self.tell(News::Progressed {
@@ -348,7 +227,10 @@ impl Run {
         });
         let canary = match probe.canary().await {
             Ok(canary) => canary,
-            Err(reason) => return Done::Proved(Err(reason)),
+            Err(reason) => {
+                tokio::time::sleep(LAST_WORDS).await;
+                return Done::Proved(Err(reason));
+            }
         };
         let rungs = rungs::supported(&endpoint, launch.flags.rungs).await;
         if let Some(shelf) = Shelf::of(launch, self.params.max_saved_kv) {
@@ -361,9 +243,33 @@ impl Run {
         }))
     }
 
+    /// An engine that served before proves that it still does. Of one that serves guests no token is
+    /// asked: it may have no slot free for it.
+    pub(super) async fn still_works(
+        &self,
+        endpoint: Arc<Endpoint>,
+        token: String,
+        launch: &Launch,
+    ) -> Done {
+        let works = if self.params.charge.has_guests(&self.spawn.engine) {
+            Probe::new(&endpoint).lists_models().await
+        } else {
+            at_most_slow(&endpoint, &token, launch, STILL_WORKS).await
+        };
+        if let Err(reason) = works {
+            return Done::Proved(Err(reason));
+        }
+        // Which of them it may use does not belong to its start, and may have changed.
+        let rungs = rungs::supported(&endpoint, launch.flags.rungs).await;
+        Done::Proved(Ok(Endpoint {
+            rungs,
+            ..Endpoint::clone(&endpoint)
+        }))
+    }
+
     /// Where an engine that holds `whole` while it serves stands for its heir once it was told to
     /// change; none if that is uncertain.
-    fn standing_after(&self, what: Shift, news: &News, whole: u64) -> Option<Standing> {
+    pub(super) fn standing_after(&self, what: Shift, news: &News, whole: u64) -> Option<Standing> {
         match (what, news) {
             (Shift::Demote { to, .. }, News::Demoted) => {
                 let freed = Needs::of(&self.spawn.spec).freed(Rung::Ready, to);
@@ -377,7 +283,7 @@ impl Run {
         }
     }
 
-    fn shifter(&self, endpoint: Arc<Endpoint>, token: &str) -> Shifter {
+    pub(super) fn shifter(&self, endpoint: Arc<Endpoint>, token: &str) -> Shifter {
         let devices = self.spawn.devices.iter();
         Shifter {
             endpoint,
@@ -389,7 +295,7 @@ impl Run {
     }
 
     /// What is done with an engine that works before it is stopped.
-    async fn part(&self, endpoint: Arc<Endpoint>, launch: &Launch) -> Done {
+    pub(super) async fn part(&self, endpoint: Arc<Endpoint>, launch: &Launch) -> Done {
         if let Some(shelf) = Shelf::of(launch, self.params.max_saved_kv) {
             self.tell(News::Saved(shelf.save(&endpoint).await));
         }
@@ -422,21 +328,8 @@ async fn at_most_slow(
 }
 
 /// An engine in which nothing moves proves that it is only slow.
-async fn probe(endpoint: Arc<Endpoint>, token: String, launch: &Launch) -> Done {
-    Done::Probed(at_most_slow(&endpoint, &token, launch, STILL_MOVES).await)
-}
-
-/// An engine that served before proves that it still does.
-async fn still_works(endpoint: Arc<Endpoint>, token: String, launch: &Launch) -> Done {
-    if let Err(reason) = at_most_slow(&endpoint, &token, launch, STILL_WORKS).await {
-        return Done::Proved(Err(reason));
-    }
-    // Which of them it may use does not belong to its start, and may have changed.
-    let rungs = rungs::supported(&endpoint, launch.flags.rungs).await;
-    Done::Proved(Ok(Endpoint {
-        rungs,
-        ..Endpoint::clone(&endpoint)
-    }))
+pub(super) async fn probe(endpoint: Arc<Endpoint>, token: String, launch: &Launch) -> Done {
+    Done::Probed(at_most_slow(&endpoint, &token, launch, stall::ANSWER).await)
 }
 
 /// Classes that forbid another start are read from the engine's output, which a prompt can reach
@@ -470,8 +363,12 @@ fn describe(
     } else {
         String::new()
     };
+    // vLLM's last line only says that the cause is above.
+    let cause = tail
+        .iter()
+        .find(|line| failure::cause_in(line) == Some(class));
     let last = tail.iter().rev().find(|line| !line.trim().is_empty());
-    last.map_or_else(
+    cause.or(last).map_or_else(
         || format!("{how}{what}"),
         |line| format!("{how}{what} ({})", line.trim()),
     )

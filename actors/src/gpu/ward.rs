@@ -100,9 +100,15 @@ impl Run {
     /// Writes down what an heir would need, if engines outlive us at all.
     pub(super) async fn note(&self, record: &Path, handover: &mut Handover, standing: Standing) {
         handover.standing = standing;
-        if !self.params.orphan_grace.is_zero() {
+        if !self.params.orphan_grace.is_zero() && self.params.charge.is_held() {
             handover.write(record).await;
         }
+    }
+
+    /// Where its output goes.
+    pub(super) fn log(&self) -> PathBuf {
+        let name = log_name(self.spawn.engine.as_str());
+        self.params.log_dir.join(name)
     }
 
     fn shim_spec(&self, launch: &Launch, start: Start<'_>) -> ShimSpec {
@@ -112,7 +118,6 @@ impl Run {
         let short = &token[..8];
         let Params {
             run_dir,
-            log_dir,
             orphan_grace,
             ..
         } = &self.params;
@@ -124,7 +129,7 @@ impl Run {
             env: command.env,
             socket: run_dir.join(format!("{short}.sock")),
             record: run_dir.join(format!("{short}.json")),
-            log: log_dir.join(log_name(self.spawn.engine.as_str())),
+            log: self.log(),
             orphan_grace: *orphan_grace,
             token,
         }

@@ -15,9 +15,9 @@ use crate::{gpu::engine::Endpoint, prometheus, protocol::EngineSays};
 
 /// How often is looked.
 const PERIOD: Duration = Duration::from_secs(1);
-
-/// How long a look may take. llama.cpp answers between two batches.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a look may take. llama.cpp answers between two steps, and one of a long prompt takes
+/// seconds on a CPU.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// Largest page that is read; vLLM's has 200 KiB.
 const MAX_PAGE: usize = 4 << 20;
@@ -45,7 +45,7 @@ enum Look {
 
 async fn look_on(endpoint: Arc<Endpoint>, model: WeakAddr<Model>) {
     let client = Client::builder()
-        .timeout(PATIENCE)
+        .timeout(ANSWER)
         .disable_redirects()
         .finish();
     loop {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use actix::{AsyncContext, Context, Handler};
 use kvwarden_policy::{
     Generation, ModelId,
+    backoff::DOWNLOAD_AGAIN,
     failure::FailureClass,
     lifecycle::{Effect, Event, Rung, State},
     stall::Stall,
@@ -156,10 +157,14 @@ impl Model {
         let now = Instant::now().into_std();
         let lives = || self.replicas.iter().map(|replica| &replica.life);
         let class = lives().find_map(|life| failed(life.state()));
+        let class = class.unwrap_or(FailureClass::Stopped);
         let retry_at = lives().filter_map(|life| life.retry_at()).min();
+        let is_fetched_again = class == FailureClass::Download;
         Refusal::Broken {
-            class: class.unwrap_or(FailureClass::Stopped),
-            retry_after: retry_at.map(|at| at.saturating_duration_since(now)),
+            class,
+            retry_after: retry_at
+                .map(|at| at.saturating_duration_since(now))
+                .or(is_fetched_again.then_some(DOWNLOAD_AGAIN)),
         }
     }
 
@@ -211,9 +216,9 @@ impl Handler<Prepared> for Model {
         let replica = &mut self.replicas[at];
         match how {
             Preparation::Step(step) => replica.record.note = Some(step),
-            Preparation::Failed(reason) => {
+            Preparation::Failed { class, reason } => {
                 replica.record.note = Some(reason);
-                self.happen(at, Event::FetchFailed(FailureClass::NotInstalled), ctx);
+                self.happen(at, Event::FetchFailed(class), ctx);
             }
             Preparation::Done(spec) => {
                 replica.record.note = None;
@@ -317,6 +322,7 @@ impl Handler<EngineNews> for Model {
                 self.happen(at, Event::FoundAsleep(rung), ctx);
             }
             News::Demoted => self.happen(at, Event::Demoted, ctx),
+            News::Proved => replica.signs.progress += 1,
             News::Woken => self.happen(at, Event::Woken, ctx),
             News::Verified => self.served(at, ctx),
             News::DemoteFailed { reason } => {

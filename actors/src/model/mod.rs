@@ -28,9 +28,10 @@ use tokio::time::Instant;
 use crate::{
     Gpu, Refusal, Router, TICK, Ticket, Vitals, Witness,
     gpu::engine::EngineKind,
-    protocol::{Drain, Order, Pulse, Snapshot},
+    protocol::{Drain, Order, Pulse, Resign, Snapshot},
 };
 
+use claim::Clock;
 use queue::Running;
 pub use replica::Occupancy;
 use replica::Replica;
@@ -61,6 +62,8 @@ pub struct Params {
     pub queue_timeout: Duration,
     /// How long nothing may move in an engine that has work.
     pub stall_timeout: Duration,
+    /// How long requests are refused once an engine has failed too often.
+    pub broken_pause: Duration,
     /// Start at once instead of at the first request.
     pub autostart: bool,
     /// Never reclaimed.
@@ -85,9 +88,12 @@ pub struct Model {
     running: HashMap<Key, Running>,
     estimator: PromptEstimator,
     rate: Rate,
+    clock: Clock,
     busy_at: Instant,
     service_time: Duration,
     drain: Option<Instant>,
+    /// Another process is in charge of the engines now.
+    has_resigned: bool,
     vitals: Vitals,
 }
 
@@ -97,12 +103,16 @@ impl Model {
     /// A model whose engines and weights are being prepared.
     #[must_use]
     pub fn new(params: Params, router: WeakAddr<Router>, gpu: Addr<Gpu>) -> Self {
-        let replica = |(engine, kind): &(ModelId, EngineKind)| Replica::new(engine.clone(), *kind);
+        let pause = params.broken_pause;
+        let replica =
+            |(engine, kind): &(ModelId, EngineKind)| Replica::new(engine.clone(), *kind, pause);
+        let clock = Clock::set();
         Self {
             queue: Scheduler::new(&params.scheduling),
             running: HashMap::new(),
             replicas: params.engines.iter().map(replica).collect(),
-            rate: params.rate.clone(),
+            rate: params.rate.clone().resumed(clock.since_epoch()),
+            clock,
             params,
             router,
             gpu,
@@ -110,6 +120,7 @@ impl Model {
             busy_at: Instant::now(),
             service_time: ASSUMED_SERVICE,
             drain: None,
+            has_resigned: false,
             vitals: Vitals::default(),
         }
     }
@@ -130,13 +141,14 @@ impl Model {
         if self.queue.total().waiting > 0 && self.drain.is_none() {
             self.want(ctx);
         }
+        if self.has_resigned && !self.may_serve() {
+            self.refuse_all(&Refusal::Draining, now);
+        }
         for at in 0..self.replicas.len() {
             self.tick_engine(at, now, ctx);
         }
         if self.is_drained(now) {
-            for ticket in self.queue.remove_if(|_| true, now.into_std()) {
-                ticket.refuse(Refusal::Draining);
-            }
+            self.refuse_all(&Refusal::Draining, now);
             for at in 0..self.replicas.len() {
                 self.happen(at, Event::Unwanted, ctx);
             }
@@ -157,9 +169,13 @@ impl Model {
         }
         self.demand(at);
         let timeout = self.params.stall_timeout;
-        if self.replicas[at].look(now, timeout) == Verdict::Suspect {
-            tracing::warn!(engine = %self.replicas[at].engine, "nothing moves; it is asked to prove itself");
-            self.signal(at, Order::Probe);
+        match self.replicas[at].look(now, timeout) {
+            Verdict::Fine => {}
+            Verdict::Suspect => {
+                tracing::warn!(engine = %self.replicas[at].engine, "nothing moves; it is asked to prove itself");
+                self.signal(at, Order::Probe);
+            }
+            Verdict::Hung => self.signal(at, Order::GiveUp),
         }
     }
 
@@ -192,6 +208,16 @@ impl Handler<Drain> for Model {
     fn handle(&mut self, drain: Drain, ctx: &mut Context<Self>) {
         self.vitals.handled();
         self.drain = Some(drain.deadline);
+        self.tick(ctx);
+    }
+}
+
+impl Handler<Resign> for Model {
+    type Result = ();
+
+    fn handle(&mut self, _: Resign, ctx: &mut Context<Self>) {
+        self.vitals.handled();
+        self.has_resigned = true;
         self.tick(ctx);
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{
 
 use actix::{AsyncContext, Context, Handler};
 use kvwarden_policy::{
+    lifecycle::State,
     routing::{self, Load},
     scheduling::{Arrival, Bound, Dispatch, Full, Key, Outcome},
 };
@@ -82,6 +83,7 @@ impl Model {
         };
         self.running.insert(next.key, running);
         let turn = Turn {
+            model: self.params.id.clone(),
             key: next.key,
             waited: next.waited,
             tag: next.tag,
@@ -123,10 +125,19 @@ impl Model {
         if !self.is_broken() {
             return;
         }
-        let why = self.broken();
-        for ticket in self.queue.remove_if(|_| true, Instant::now().into_std()) {
+        self.refuse_all(&self.broken(), Instant::now());
+    }
+
+    pub(super) fn refuse_all(&mut self, why: &Refusal, now: Instant) {
+        for ticket in self.queue.remove_if(|_| true, now.into_std()) {
             ticket.refuse(why.clone());
         }
+    }
+
+    /// Whether what comes now could be served without anybody who starts an engine for it.
+    pub(super) fn may_serve(&self) -> bool {
+        let mut states = self.replicas.iter().map(|replica| replica.life.state());
+        states.any(|state| matches!(state, State::Ready | State::Starting { .. }))
     }
 
     fn arrival(&self, ticket: &Ticket, now: Instant) -> Arrival {
@@ -151,7 +162,7 @@ impl Model {
 
     /// Lets a request wait, unless there is no place for it or nothing to wait for.
     fn enter(&mut self, mut ticket: Ticket, arrival: Arrival, now: Instant, ctx: &Context<Self>) {
-        if self.drain.is_some() {
+        if self.drain.is_some() || (self.has_resigned && !self.may_serve()) {
             return ticket.refuse(Refusal::Draining);
         }
         if self.is_broken() {

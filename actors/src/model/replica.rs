@@ -62,12 +62,12 @@ pub struct Occupancy {
 // === impl Replica ===
 
 impl Replica {
-    pub(super) fn new(engine: ModelId, kind: EngineKind) -> Self {
+    pub(super) fn new(engine: ModelId, kind: EngineKind, broken_pause: Duration) -> Self {
         Self {
             engine,
             kind,
             spec: None,
-            life: Lifecycle::new(),
+            life: Lifecycle::new().pausing(broken_pause),
             endpoint: None,
             devices: Vec::new(),
             order: 0,

@@ -137,6 +137,9 @@ fn sigterm_lets_an_open_stream_end_and_leaves_no_process() {
     let mut answer = server.exchange(CHAT, "t", &streamed("slow", 150)).answer();
     let _ = answer.until("content");
     server.signal(Signal::SIGTERM);
+    eventually("people to see what is left", || {
+        (server.count("stopping running=1 waiting=0 engines=1 seconds=") == 1).then_some(())
+    });
     let rest = answer.rest().expect("a whole stream");
     let chunks = sse::chunks(&rest);
     assert_eq!(

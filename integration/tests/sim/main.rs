@@ -16,6 +16,8 @@ mod retries;
 mod routes;
 mod stalls;
 mod streams;
+mod takeover;
+mod usage;
 
 use serde_json::{Value, json};
 

@@ -16,6 +16,9 @@ use crate::{
 /// The model's name in generated configurations.
 const MODEL: &str = "bench";
 
+/// How long a kept engine waits for the next server: between two benches of a script.
+const KEPT: &str = "2m";
+
 /// What every arm's configuration is made from.
 #[derive(Clone, Debug)]
 pub struct Base {
@@ -155,15 +158,16 @@ impl Base {
         set("state_dir", instance.state_dir.display().to_string().into());
         set("log_level", "warn".into());
         // Nothing but the discipline may refuse or drop: what waits, waits.
-        set(
-            "limits",
-            Value::Table(Table::from_iter([
-                ("max_in_flight".to_owned(), 1_000_000.into()),
-                ("queue_timeout".to_owned(), "2h".into()),
-                ("stream_idle_timeout".to_owned(), "30m".into()),
-                ("drain_timeout".to_owned(), "0s".into()),
-            ])),
-        );
+        let mut limits = Table::from_iter([
+            ("max_in_flight".to_owned(), 1_000_000.into()),
+            ("queue_timeout".to_owned(), "2h".into()),
+            ("stream_idle_timeout".to_owned(), "30m".into()),
+            ("drain_timeout".to_owned(), "0s".into()),
+        ]);
+        if instance.keeps_engine {
+            limits.insert("orphan_grace".to_owned(), KEPT.into());
+        }
+        set("limits", Value::Table(limits));
         set("tenants", Value::Table(tenants(instance, workload)));
         if let Some(Value::Array(models)) = table.get_mut("models")
             && let Some(Value::Table(model)) = models.first_mut()
@@ -236,6 +240,7 @@ mod tests {
             arm,
             port: 1234,
             state_dir: Path::new("/tmp/bench"),
+            keeps_engine: true,
             bucket_rpm: 600,
         };
         let text = base.config(instance, &workload);

@@ -38,6 +38,8 @@ pub struct Instance<'a> {
     pub port: u16,
     /// Its sockets and logs.
     pub state_dir: &'a Path,
+    /// Its engine is taken over by the next server there.
+    pub keeps_engine: bool,
     /// The noisy tenant's bucket in [`Arm::Bucket`], requests per minute.
     pub bucket_rpm: u32,
 }

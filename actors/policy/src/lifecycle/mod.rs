@@ -22,7 +22,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::{
     Generation,
@@ -59,6 +59,15 @@ impl Lifecycle {
             supported: Rungs::default(),
             barred: Rungs::default(),
             is_pinned: false,
+        }
+    }
+
+    /// The same, with how long it is refused once it is broken, before one more start is tried.
+    #[must_use]
+    pub fn pausing(self, broken: Duration) -> Self {
+        Self {
+            backoff: Backoff::new(broken),
+            ..self
         }
     }
 
@@ -124,8 +133,12 @@ impl Lifecycle {
             Stopping, Verifying, Waiting, Waking,
         };
         match (self.state, event) {
-            (Fetching, Fetched) => self.go(Cold, Effect::None),
-            (Fetching, FetchFailed(class)) => self.break_down(class),
+            // A download that failed is tried again, and until then the model is broken.
+            (Fetching | Broken { .. }, Fetched) => {
+                self.retry_at = None;
+                self.go(Cold, Effect::None)
+            }
+            (Fetching | Broken { .. }, FetchFailed(class)) => self.break_down(class),
 
             // Up.
             (Cold, Wanted) => self.go(Waiting { from: Rung::Cold }, Effect::Demand),
@@ -142,6 +155,7 @@ impl Lifecycle {
             (Starting { .. }, Progressed(phase)) => self.go(Starting { phase }, Effect::None),
             (Waking { from }, Woken) => self.go(Verifying { from }, Effect::Verify),
             (Adopting | Starting { .. } | Verifying { .. }, Verified) => {
+                self.backoff.succeed();
                 self.go(Ready, Effect::None)
             }
             (Waking { from }, WakeFailed) | (Verifying { from }, VerifyFailed) => {

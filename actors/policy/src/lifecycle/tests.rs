@@ -84,6 +84,34 @@ fn crash_loop_breaks_and_gets_one_more_try_after_the_cool_down() {
 }
 
 #[test]
+fn broken_model_that_serves_again_has_all_its_tries_back() {
+    let (mut life, _) = after(&[Event::Fetched, Event::Wanted]);
+    for _ in 0..MAX_FAILURES {
+        life.on(Event::Granted, epoch(), 0);
+        life.on(Event::Exited(FailureClass::Crashed), epoch(), 0);
+        life.on(Event::RetryDue, epoch(), 0);
+    }
+    life.on(Event::Granted, epoch(), 0);
+    life.on(Event::Verified, epoch(), 0);
+    assert_eq!(life.state(), State::Ready);
+    life.on(Event::Exited(FailureClass::Crashed), epoch(), 0);
+    assert!(matches!(life.state(), State::Backoff { attempt: 1, .. }));
+}
+
+#[test]
+fn download_that_failed_breaks_the_model_until_it_is_there() {
+    let class = FailureClass::Download;
+    let (mut life, effect) = after(&[Event::FetchFailed(class)]);
+    assert_eq!(
+        (life.state(), effect),
+        (State::Broken { class }, Effect::RefuseWaiting)
+    );
+    assert_eq!(life.on(Event::Wanted, epoch(), 0), Effect::None);
+    life.on(Event::Fetched, epoch(), 0);
+    assert_eq!(life.on(Event::Wanted, epoch(), 0), Effect::Demand);
+}
+
+#[test]
 fn an_inherited_engine_serves_without_a_start_and_the_next_start_is_above_it() {
     let (mut life, effect) = after(&[
         Event::Fetched,

@@ -119,6 +119,16 @@ fn vllm_on_gpus_gets_its_share_of_them() {
 }
 
 #[test]
+fn vllm_with_a_cache_of_fixed_size_starts_beside_others() {
+    let flags = EngineFlags {
+        kv_cache_bytes: Some(1 << 30),
+        ..flags()
+    };
+    let line = started(&launch(EngineKind::Vllm, flags)).args.join(" ");
+    assert!(line.contains("--gpu-memory-utilization 0.01"), "{line}");
+}
+
+#[test]
 fn vllm_on_a_cpu_is_told_its_cache_in_whole_gibibytes_and_needs_no_hub() {
     let flags = EngineFlags {
         cpu: true,
@@ -198,6 +208,8 @@ fn vllm_sends_kv_through_host_memory_to_files() {
     let tiers = &config["kv_connector_extra_config"];
     assert_eq!(tiers["cpu_bytes_to_use"], 4_u64 << 30);
     assert_eq!(tiers["secondary_tiers"][0]["root_dir"], "/state/kv/m");
+    // Files of an earlier process are found by names that it would choose too.
+    assert_eq!(command.env["PYTHONHASHSEED"], "0");
 }
 
 #[test]

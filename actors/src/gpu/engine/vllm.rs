@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde_json::{Value, json};
 
-use super::{Args, Launch, Start};
+use super::{Args, EngineFlags, Launch, Start};
 
 pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
     let flags = &launch.flags;
@@ -23,11 +23,18 @@ pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
     }
     let parallel = Some(flags.tensor_parallel).filter(|n| *n > 1);
     args.maybe("--tensor-parallel-size", parallel)
-        .maybe("--gpu-memory-utilization", flags.gpu_memory_utilization)
+        .maybe("--gpu-memory-utilization", share(flags))
         .maybe("--kv-cache-memory-bytes", flags.kv_cache_bytes)
         .flag_if("--enable-sleep-mode", flags.may_sleep())
         .maybe("--kv-transfer-config", kv_tiers(launch))
         .0
+}
+
+/// With a KV cache of fixed size this decides nothing, and yet vLLM refuses to start where less than
+/// it is free, as beside another model. Whether there is room our planner has decided by then.
+fn share(flags: &EngineFlags) -> Option<f64> {
+    let least = flags.kv_cache_bytes.map(|_| 0.01);
+    flags.gpu_memory_utilization.or(least)
 }
 
 /// KV that leaves the device goes to host memory, and from there to files if it may. What
@@ -74,6 +81,11 @@ pub(super) fn env(launch: &Launch, start: Start<'_>) -> BTreeMap<String, String>
     // Sleeping is asked for at endpoints that vLLM has in this mode only.
     if !launch.flags.cpu && launch.flags.may_sleep() {
         env.insert("VLLM_SERVER_DEV_MODE", "1".to_owned());
+    }
+    // By default the names of blocks begin with random bytes in each process, and files of an earlier
+    // one would never be found.
+    if !launch.flags.cpu && launch.flags.kv_ssd_bytes.is_some() {
+        env.insert("PYTHONHASHSEED", "0".to_owned());
     }
     if launch.flags.cpu {
         let gib = launch

@@ -32,13 +32,26 @@ fn read_all(nvml: &Nvml) -> Result<Vec<DeviceReading>, NvmlError> {
             .and_then(|device| read_with_slices(index, &device));
         match reading {
             Ok(found) => readings.extend(found),
-            Err(error @ (NvmlError::GpuLost | NvmlError::ResetRequired | NvmlError::Unknown)) => {
+            Err(error) if concerns_one_device(&error) => {
                 tracing::debug!(index, %error, "a device does not answer");
             }
             Err(error) => return Err(error),
         }
     }
     Ok(readings)
+}
+
+/// What NVML documents for the handle of a device that is broken or that a container may not open.
+fn concerns_one_device(error: &NvmlError) -> bool {
+    matches!(
+        error,
+        NvmlError::GpuLost
+            | NvmlError::ResetRequired
+            | NvmlError::InsufficientPower
+            | NvmlError::IrqIssue
+            | NvmlError::NoPermission
+            | NvmlError::Unknown
+    )
 }
 
 /// The slices of a divided device, else the device.
@@ -66,7 +79,9 @@ fn read_device(index: u32, device: &Device<'_>) -> Result<DeviceReading, NvmlErr
         uuid: device.uuid()?,
         name: device.name()?,
         total: memory.total,
-        used: memory.used,
+        // NVML's own `used` leaves out what driver and firmware keep, some hundred MiB that nobody
+        // gets.
+        used: memory.total.saturating_sub(memory.free),
         // Not every device reports these (slices do not).
         utilization: device.utilization_rates().ok().map(|rates| rates.gpu),
         temperature: device.temperature(TemperatureSensor::Gpu).ok(),

@@ -46,6 +46,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn part_of_a_long_prompt_shows_before_an_iteration_is_counted() {
+        let page = |usage| {
+            format!(
+                "vllm:iteration_tokens_total_count{{engine=\"0\"}} 8.0\n\
+                 vllm:kv_cache_usage_perc{{engine=\"0\"}} {usage}\n"
+            )
+        };
+        assert_ne!(gauge(&page("0.0"), &WORK), gauge(&page("0.011"), &WORK));
+    }
+
+    #[test]
     fn gauges_of_each_engine_are_read() {
         let page = "# TYPE vllm:num_requests_running gauge\n\
             vllm:num_requests_running{engine=\"0\",model_name=\"a b}\"} 7\n\

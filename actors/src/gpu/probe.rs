@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use awc::http::StatusCode;
 use serde_json::json;
 
 use super::{
@@ -71,6 +72,11 @@ impl<'a> Probe<'a> {
         let answer = self.control.post("/v1/completions", &body, within).await;
         match answer {
             Ok(answer) => Ok(answer["choices"][0]["text"].as_str().map(str::to_owned)),
+            // Engines take minutes to listen, and meanwhile another program may get their port.
+            Err(ControlError::Refused {
+                status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN,
+                ..
+            }) => Err("it refuses its own key: another program has its port".to_owned()),
             Err(ControlError::Refused { status, .. }) if !status.is_server_error() => Ok(None),
             Err(ControlError::Refused { status, .. }) => {
                 Err(format!("healthy, but its first token failed with {status}"))
@@ -94,5 +100,40 @@ impl<'a> Probe<'a> {
             }
             ControlError::Silent { reason, .. } => format!("{base} does not answer: {reason}"),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+
+    use kvwarden_policy::{Generation, lifecycle::Rungs};
+
+    use super::*;
+    use crate::gpu::engine::EngineKind;
+
+    #[actix_rt::test]
+    async fn stranger_at_an_engines_port_does_not_pass_for_it() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let stranger = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 4096]).unwrap();
+            let refusal = b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n";
+            stream.write_all(refusal).unwrap();
+        });
+        let endpoint = Endpoint {
+            model: "m".into(),
+            kind: EngineKind::Vllm,
+            generation: Generation(1),
+            base,
+            api_key: Some("ours".to_owned()),
+            served_name: "m".to_owned(),
+            rungs: Rungs::default(),
+            canary: None,
+        };
+        let answer = Probe::new(&endpoint).canary().await;
+        assert!(answer.unwrap_err().contains("its own key"));
+        stranger.join().unwrap();
     }
 }

@@ -37,7 +37,9 @@ pub enum RungError {
     Control(#[from] ControlError),
 }
 
-const PROBE: Duration = Duration::from_secs(10);
+/// How long an engine may take to say what it can. vLLM makes its description when it is first asked for
+/// it, which took more than ten seconds on a busy machine.
+const PROBE: Duration = Duration::from_secs(60);
 
 /// Rungs of `allowed` that a running engine has the calls for. Says nothing of whether they free
 /// memory there.

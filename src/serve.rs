@@ -1,5 +1,5 @@
-//! The wiring: actors leaf first, then the server, then signals and the order of the end. Nothing
-//! here runs once per request.
+//! The wiring: actors first, then the server, then signals and the order of the end. Nothing here
+//! runs once per request.
 
 use std::{
     fs::File,
@@ -8,28 +8,20 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor as _, Addr};
+use actix::Addr;
 use actix_rt::Arbiter;
 use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
 use anyhow::Context as _;
 use kvwarden_actors::{
-    Gpu, Model, Router, Tenant, Witness,
+    Router,
     gpu::{
-        self,
         engine::EngineKind,
         orphans::{self, Orphan},
     },
-    model::{self, ModelState},
+    model::ModelState,
     protocol::{Drain, Roster},
-    router::{ModelEntry, Unnamed},
-    tenant,
 };
-use kvwarden_policy::{
-    ModelId,
-    lifecycle::State,
-    residency,
-    scheduling::{Bounds, FairSettings, Group, Settings, TenantBounds},
-};
+use kvwarden_policy::{ModelId, lifecycle::State};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -37,18 +29,14 @@ use tokio::{
 };
 
 use crate::{
-    config::{Config, GroupConfig, ModelConfig, TenantLimits},
+    config::Config,
     events::EventLog,
     http::{self, Shared, admin::Overview, upstream::Engines},
     layout::Layout,
     metrics::Metrics,
-    prepare,
-    remember::{self, Memory},
+    prepare, remember, roster,
     watch::{self, Watch},
 };
-
-/// Requests that wait for one model, in bytes: a thousand of a megabyte.
-const MAX_WAITING_BYTES: u64 = 1 << 30;
 
 /// How often the end of a drain is looked for.
 const LOOK: Duration = Duration::from_millis(50);
@@ -76,7 +64,7 @@ async fn serve(config: &Config, layout: &Layout) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::register());
     let events = open_events(config, &metrics)?;
     let witness = Arc::new(Watch::new(&metrics, events.clone()));
-    let router = start_actors(config, layout, orphans, &control, witness)?;
+    let router = roster::start(config, layout, orphans, &control, witness);
     let shared = Shared::new(config, router.clone(), metrics, events.clone());
     let shared = Arc::new(shared);
     let (server, handle) = listen(config, shared)?;
@@ -84,7 +72,10 @@ async fn serve(config: &Config, layout: &Layout) -> anyhow::Result<()> {
     tracing::info!(listen = %config.listen, models = config.models.len(), "serving");
 
     let roster = router.send(Roster).await?;
-    prepare::spawn(to_prepare(config, &roster.models, &running), layout.clone())?;
+    prepare::spawn(
+        roster::to_prepare(config, &roster.models, &running),
+        layout.clone(),
+    )?;
     let remembering = actix_web::rt::spawn(remember::keep(router.clone(), layout.clone()));
     let describing = events
         .clone()
@@ -115,160 +106,6 @@ fn open_events(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<Arc<
     let log = EventLog::open(config, metrics.events_dropped.clone());
     let log = log.with_context(|| format!("cannot write {}", config.path.display()))?;
     Ok(Some(Arc::new(log)))
-}
-
-/// Actors leaf first: each is given the addresses of those below it.
-fn start_actors(
-    config: &Config,
-    layout: &Layout,
-    orphans: Vec<Orphan>,
-    control: &Arbiter,
-    witness: Arc<dyn Witness>,
-) -> anyhow::Result<Addr<Router>> {
-    let params = gpu::Params {
-        // The file may be replaced by an upgrade while this process runs.
-        shim: "/proc/self/exe".into(),
-        run_dir: layout.run(),
-        log_dir: layout.logs(),
-        memory: config.gpu_memory,
-        residency: residency::Settings {
-            max_wait: config.max_wait,
-            ..residency::Settings::default()
-        },
-        orphan_grace: config.limits.orphan_grace,
-        max_saved_kv: config.limits.max_saved_kv,
-        witness: witness.clone(),
-    };
-    let gpu = Gpu::start_in_arbiter(&control.handle(), |_| Gpu::new(params).inheriting(orphans));
-    let config = config.clone();
-    let memory = Memory::load(layout);
-    let below = gpu.clone();
-    let router = Router::start_in_arbiter(&control.handle(), move |ctx| {
-        let me = actix::AsyncContext::address(ctx).downgrade();
-        let unnamed = Unnamed {
-            limits: tenant_limits(&config.tenant_defaults, None),
-            at_most: config.limits.max_unnamed_tenants,
-        };
-        let mut router = Router::new(below.clone(), unnamed);
-        for tenant in &config.tenants {
-            let limits = tenant_limits(&tenant.limits, tenant.group.as_ref());
-            let actor = Tenant::named(tenant.id.clone(), limits, me.clone()).start();
-            router.add_tenant(tenant.id.clone(), actor);
-        }
-        for model in config.models.iter().filter(|model| !model.is_replica()) {
-            let params = model_params(model, &config, &memory, witness.clone());
-            let names = params.names.clone();
-            let engines = params.engines.iter();
-            let engines = engines.map(|(engine, _)| engine.clone()).collect();
-            let addr = Model::new(params, me.clone(), below.clone()).start();
-            router.add_model(ModelEntry {
-                id: model.id.clone(),
-                names,
-                engines,
-                addr,
-            });
-        }
-        router
-    });
-    gpu.do_send(gpu::Meet(router.downgrade()));
-    Ok(router)
-}
-
-fn tenant_limits(limits: &TenantLimits, group: Option<&GroupConfig>) -> tenant::Limits {
-    // Names of tenants hold no spaces, so none is also the name of a group.
-    let group = group.map(|group| Group {
-        name: format!("group {}", group.name).into(),
-        weight: group.weight,
-    });
-    let unbounded = TenantBounds::default();
-    tenant::Limits {
-        priority: limits.priority,
-        weight: limits.weight,
-        group,
-        tiers: limits.service_tiers,
-        requests: limits
-            .rate_limit_rpm
-            .map(|rpm| (rpm, limits.rate_limit_burst.unwrap_or(rpm))),
-        tokens_per_minute: limits.tokens_per_minute,
-        tokens_per_day: limits.tokens_per_day,
-        concurrency: limits.max_concurrent_requests,
-        queued: TenantBounds {
-            requests: limits.max_queued_requests.unwrap_or(unbounded.requests),
-            bytes: limits.max_queued_bytes.unwrap_or(unbounded.bytes),
-        },
-    }
-}
-
-/// Every engine, with the actor of its model: those are in the order of the configuration.
-fn to_prepare(
-    config: &Config,
-    models: &[Addr<Model>],
-    running: &[ModelId],
-) -> Vec<prepare::Wanted> {
-    let first = config.models.iter().filter(|model| !model.is_replica());
-    let engines = first.zip(models).flat_map(|(model, actor)| {
-        let engines = config.models.iter().filter(|engine| engine.id == model.id);
-        engines
-            .enumerate()
-            .map(|(replica, engine)| prepare::Wanted {
-                is_running: running.contains(&engine.engine_name),
-                config: engine.clone(),
-                actor: actor.clone(),
-                replica,
-            })
-    });
-    engines.collect()
-}
-
-fn model_params(
-    model: &ModelConfig,
-    config: &Config,
-    memory: &Memory,
-    witness: Arc<dyn Witness>,
-) -> model::Params {
-    let engines: Vec<&ModelConfig> = config
-        .models
-        .iter()
-        .filter(|engine| engine.id == model.id)
-        .collect();
-    let names = [model.id.to_string()]
-        .into_iter()
-        .chain(model.aliases.clone());
-    model::Params {
-        id: model.id.clone(),
-        names: names.collect(),
-        engines: engines
-            .iter()
-            .map(|engine| (engine.engine_name.clone(), engine.engine))
-            .collect(),
-        scheduling: Settings {
-            discipline: model.scheduling,
-            bounds: Bounds {
-                requests: model.queue_size,
-                bytes: MAX_WAITING_BYTES,
-            },
-            max_in_flight: usize::try_from(model.flags.capacity.sequences).unwrap_or(usize::MAX),
-            fair: FairSettings {
-                long_prompt_tokens: model.long_prompt_tokens,
-                ..FairSettings::new(model.flags.capacity)
-            },
-        },
-        queue_timeout: config.limits.queue_timeout,
-        stall_timeout: config.limits.stall_timeout,
-        autostart: model.autostart,
-        is_pinned: model.residency.pinned,
-        idle_ttl: model.residency.idle_ttl,
-        rate: memory
-            .rates
-            .get(model.id.as_str())
-            .cloned()
-            .unwrap_or_default(),
-        costs: engines
-            .iter()
-            .map(|engine| memory.costs.get(engine.engine_name.as_str()).copied())
-            .collect(),
-        witness,
-    }
 }
 
 /// The server and the handle that ends it.

@@ -47,6 +47,7 @@ pub mod layout;
 pub mod metrics;
 mod plot;
 pub mod prepare;
+pub mod reload;
 pub mod remember;
 pub mod replay;
 pub mod roster;

@@ -9,14 +9,16 @@ use std::{
 
 use actix::Addr;
 use kvwarden_actors::{
-    Model,
+    Model, Router,
     gpu::engine::{Attached, EngineKind, EngineSpec, Launch},
-    protocol::{Preparation, Prepared},
+    model::ModelState,
+    protocol::{Preparation, Prepared, Roster, Snapshot},
 };
+use kvwarden_policy::ModelId;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    config::{ModelConfig, ModelSource},
+    config::{Config, ModelConfig, ModelSource, change},
     install::{
         self, InstallError, fetch,
         progress::{Event, Progress},
@@ -40,29 +42,61 @@ pub enum PrepareError {
 }
 
 /// An engine to prepare.
-pub struct Wanted {
+struct Wanted {
     /// An earlier kvwarden left it running, and soon it will end.
-    pub is_running: bool,
+    is_running: bool,
     /// What the configuration says of it.
-    pub config: ModelConfig,
+    config: ModelConfig,
     /// Its model.
-    pub actor: Addr<Model>,
-    /// Which of the model's engines it is.
-    pub replica: usize,
+    actor: Addr<Model>,
 }
 
 impl Wanted {
     fn tell(&self, how: Preparation) {
-        let replica = self.replica;
-        self.actor.do_send(Prepared { replica, how });
+        self.actor.do_send(Prepared {
+            engine: self.config.engine_name.clone(),
+            revision: change::revision(&self.config),
+            how,
+        });
     }
 }
 
-/// Prepares every model on a thread of its own and tells each model's actor how it goes.
+/// Prepares every engine that is not as the configuration has it, on a thread of its own, and tells
+/// each model's actor how it goes. Those of `running` an earlier kvwarden left.
 ///
 /// # Errors
 /// When no thread can be started.
-pub fn spawn(mut models: Vec<Wanted>, layout: Layout) -> std::io::Result<()> {
+pub async fn what_lacks(
+    config: &Config,
+    router: &Addr<Router>,
+    running: &[ModelId],
+    layout: &Layout,
+) -> anyhow::Result<()> {
+    let mut lacking = Vec::new();
+    for actor in router.send(Roster).await?.models {
+        // One that has departed lacks nothing.
+        let Ok(model) = actor.send(Snapshot::<ModelState>::default()).await else {
+            continue;
+        };
+        for engine in model.engines.iter().filter(|engine| !engine.is_prepared) {
+            let mut models = config.models.iter();
+            if let Some(config) = models.find(|model| model.engine_name == engine.engine) {
+                lacking.push(Wanted {
+                    is_running: running.contains(&engine.engine),
+                    config: config.clone(),
+                    actor: actor.clone(),
+                });
+            }
+        }
+    }
+    spawn(lacking, layout.clone())?;
+    Ok(())
+}
+
+fn spawn(mut models: Vec<Wanted>, layout: Layout) -> std::io::Result<()> {
+    if models.is_empty() {
+        return Ok(());
+    }
     // Those that run already and those that need nothing come first, so that they don't wait for
     // others' downloads.
     models.sort_by_key(|wanted| !wanted.is_running && wanted.config.environment.is_some());

@@ -1,39 +1,40 @@
-//! The actors that a configuration asks for, leaf first, and what each of them is told of it.
+//! The actors that a configuration asks for, leaf first, and what each of them is told of it, at the
+//! start and whenever it is read again.
 
 use std::sync::Arc;
 
 use actix::{Actor as _, Addr};
 use actix_rt::Arbiter;
 use kvwarden_actors::{
-    Gpu, Model, Router, Tenant, Witness,
-    gpu::{self, orphans::Orphan},
-    model,
-    router::{ModelEntry, Unnamed},
+    Gpu, Router, Witness,
+    gpu::{self, Tuning, orphans::Orphan},
+    model::{self, EngineParams},
+    protocol::Enroll,
+    router::Unnamed,
     tenant,
 };
 use kvwarden_policy::{
-    ModelId, residency,
+    residency,
     scheduling::{Bounds, FairSettings, Group, Settings, TenantBounds},
 };
 
 use crate::{
-    config::{Config, GroupConfig, ModelConfig, TenantLimits},
+    config::{Config, GroupConfig, ModelConfig, TenantLimits, change},
     layout::Layout,
-    prepare,
     remember::Memory,
 };
 
 /// Requests that wait for one model, in bytes: a thousand of a megabyte.
 const MAX_WAITING_BYTES: u64 = 1 << 30;
 
-/// Actors leaf first: each is given the addresses of those below it.
+/// The router, and the GPU set below it, which is given what an earlier kvwarden left.
 #[must_use]
 pub fn start(
     config: &Config,
     layout: &Layout,
     orphans: Vec<Orphan>,
     control: &Arbiter,
-    witness: Arc<dyn Witness>,
+    witness: &Arc<dyn Witness>,
 ) -> Addr<Router> {
     let params = gpu::Params {
         // The file may be replaced by an upgrade while this process runs.
@@ -41,47 +42,48 @@ pub fn start(
         run_dir: layout.run(),
         log_dir: layout.logs(),
         memory: config.gpu_memory,
+        tuning: tuning(config),
+        witness: witness.clone(),
+    };
+    let gpu = Gpu::start_in_arbiter(&control.handle(), |_| Gpu::new(params).inheriting(orphans));
+    let below = gpu.clone();
+    let router = Router::start_in_arbiter(&control.handle(), |_| Router::new(below));
+    gpu.do_send(gpu::Meet(router.downgrade()));
+    router.do_send(enroll(config, &Memory::load(layout), witness));
+    router
+}
+
+/// Who is there. The memory is for those who were not.
+#[must_use]
+pub fn enroll(config: &Config, memory: &Memory, witness: &Arc<dyn Witness>) -> Enroll {
+    let tenants = config.tenants.iter().map(|tenant| {
+        let limits = tenant_limits(&tenant.limits, tenant.group.as_ref());
+        (tenant.id.clone(), limits)
+    });
+    let models = config.models.iter().filter(|model| !model.is_replica());
+    Enroll {
+        tenants: tenants.collect(),
+        unnamed: Unnamed {
+            limits: tenant_limits(&config.tenant_defaults, None),
+            at_most: config.limits.max_unnamed_tenants,
+        },
+        models: models
+            .map(|model| model_params(model, config, memory, witness.clone()))
+            .collect(),
+    }
+}
+
+/// How engines are swapped and left.
+#[must_use]
+pub fn tuning(config: &Config) -> Tuning {
+    Tuning {
         residency: residency::Settings {
             max_wait: config.max_wait,
             ..residency::Settings::default()
         },
         orphan_grace: config.limits.orphan_grace,
         max_saved_kv: config.limits.max_saved_kv,
-        witness: witness.clone(),
-    };
-    let gpu = Gpu::start_in_arbiter(&control.handle(), |_| Gpu::new(params).inheriting(orphans));
-    let config = config.clone();
-    let memory = Memory::load(layout);
-    let below = gpu.clone();
-    let router = Router::start_in_arbiter(&control.handle(), move |ctx| {
-        let me = actix::AsyncContext::address(ctx).downgrade();
-        let unnamed = Unnamed {
-            limits: tenant_limits(&config.tenant_defaults, None),
-            at_most: config.limits.max_unnamed_tenants,
-        };
-        let mut router = Router::new(below.clone(), unnamed);
-        for tenant in &config.tenants {
-            let limits = tenant_limits(&tenant.limits, tenant.group.as_ref());
-            let actor = Tenant::named(tenant.id.clone(), limits, me.clone()).start();
-            router.add_tenant(tenant.id.clone(), actor);
-        }
-        for model in config.models.iter().filter(|model| !model.is_replica()) {
-            let params = model_params(model, &config, &memory, witness.clone());
-            let names = params.names.clone();
-            let engines = params.engines.iter();
-            let engines = engines.map(|(engine, _)| engine.clone()).collect();
-            let addr = Model::new(params, me.clone(), below.clone()).start();
-            router.add_model(ModelEntry {
-                id: model.id.clone(),
-                names,
-                engines,
-                addr,
-            });
-        }
-        router
-    });
-    gpu.do_send(gpu::Meet(router.downgrade()));
-    router
+    }
 }
 
 fn tenant_limits(limits: &TenantLimits, group: Option<&GroupConfig>) -> tenant::Limits {
@@ -109,39 +111,14 @@ fn tenant_limits(limits: &TenantLimits, group: Option<&GroupConfig>) -> tenant::
     }
 }
 
-/// Every engine, with the actor of its model: those are in the order of the configuration.
-#[must_use]
-pub fn to_prepare(
-    config: &Config,
-    models: &[Addr<Model>],
-    running: &[ModelId],
-) -> Vec<prepare::Wanted> {
-    let first = config.models.iter().filter(|model| !model.is_replica());
-    let engines = first.zip(models).flat_map(|(model, actor)| {
-        let engines = config.models.iter().filter(|engine| engine.id == model.id);
-        engines
-            .enumerate()
-            .map(|(replica, engine)| prepare::Wanted {
-                is_running: running.contains(&engine.engine_name),
-                config: engine.clone(),
-                actor: actor.clone(),
-                replica,
-            })
-    });
-    engines.collect()
-}
-
 fn model_params(
     model: &ModelConfig,
     config: &Config,
     memory: &Memory,
     witness: Arc<dyn Witness>,
 ) -> model::Params {
-    let engines: Vec<&ModelConfig> = config
-        .models
-        .iter()
-        .filter(|engine| engine.id == model.id)
-        .collect();
+    let engines = config.models.iter();
+    let engines = engines.filter(|engine| engine.id == model.id);
     let names = [model.id.to_string()]
         .into_iter()
         .chain(model.aliases.clone());
@@ -149,8 +126,12 @@ fn model_params(
         id: model.id.clone(),
         names: names.collect(),
         engines: engines
-            .iter()
-            .map(|engine| (engine.engine_name.clone(), engine.engine))
+            .map(|engine| EngineParams {
+                name: engine.engine_name.clone(),
+                kind: engine.engine,
+                revision: change::revision(engine),
+                costs: memory.costs.get(engine.engine_name.as_str()).copied(),
+            })
             .collect(),
         scheduling: Settings {
             discipline: model.scheduling,
@@ -174,10 +155,6 @@ fn model_params(
             .get(model.id.as_str())
             .cloned()
             .unwrap_or_default(),
-        costs: engines
-            .iter()
-            .map(|engine| memory.costs.get(engine.engine_name.as_str()).copied())
-            .collect(),
         witness,
     }
 }

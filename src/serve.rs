@@ -13,13 +13,13 @@ use actix_rt::Arbiter;
 use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
 use anyhow::Context as _;
 use kvwarden_actors::{
-    Router,
+    Router, Witness,
     gpu::{
         engine::EngineKind,
         orphans::{self, Orphan},
     },
     model::ModelState,
-    protocol::{Drain, Roster},
+    protocol::Drain,
 };
 use kvwarden_policy::{ModelId, lifecycle::State};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -34,7 +34,9 @@ use crate::{
     http::{self, Shared, admin::Overview, upstream::Engines},
     layout::Layout,
     metrics::Metrics,
-    prepare, remember, roster,
+    prepare,
+    reload::{Reloader, Source},
+    remember, roster,
     watch::{self, Watch},
 };
 
@@ -48,14 +50,14 @@ const KILL_MARGIN: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// When the address is taken or the system refuses what serving needs.
-pub fn run(config: &Config, layout: &Layout) -> anyhow::Result<()> {
+pub fn run(config: &Config, source: Source, layout: &Layout) -> anyhow::Result<()> {
     raise_descriptor_limit();
     make_private_dirs(layout)?;
     let _only_one = lock(layout)?;
-    actix_web::rt::System::new().block_on(serve(config, layout))
+    actix_web::rt::System::new().block_on(serve(config, source, layout))
 }
 
-async fn serve(config: &Config, layout: &Layout) -> anyhow::Result<()> {
+async fn serve(config: &Config, source: Source, layout: &Layout) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     let control = Arbiter::new();
     let configured = config.models.iter().map(|model| model.engine_name.clone());
@@ -63,26 +65,31 @@ async fn serve(config: &Config, layout: &Layout) -> anyhow::Result<()> {
     let running: Vec<ModelId> = orphans.iter().map(Orphan::engine).collect();
     let metrics = Arc::new(Metrics::register());
     let events = open_events(config, &metrics)?;
-    let witness = Arc::new(Watch::new(&metrics, events.clone()));
-    let router = roster::start(config, layout, orphans, &control, witness);
+    let witness: Arc<dyn Witness> = Arc::new(Watch::new(&metrics, events.clone()));
+    let router = roster::start(config, layout, orphans, &control, &witness);
     let shared = Shared::new(config, router.clone(), metrics, events.clone());
     let shared = Arc::new(shared);
-    let (server, handle) = listen(config, shared)?;
+    let reloader = Reloader::new(
+        source,
+        layout.clone(),
+        witness,
+        shared.clone(),
+        config.clone(),
+    );
+    let reloader = web::Data::new(reloader);
+    let (server, handle) = listen(config, shared, reloader.clone())?;
     let server = actix_web::rt::spawn(server);
     tracing::info!(listen = %config.listen, models = config.models.len(), "serving");
 
-    let roster = router.send(Roster).await?;
-    prepare::spawn(
-        roster::to_prepare(config, &roster.models, &running),
-        layout.clone(),
-    )?;
+    prepare::what_lacks(config, &router, &running, layout).await?;
     let remembering = actix_web::rt::spawn(remember::keep(router.clone(), layout.clone()));
     let describing = events
         .clone()
         .map(|events| actix_web::rt::spawn(watch::describe(router.clone(), events)));
     let greeting = actix_web::rt::spawn(greet(config.clone(), router.clone()));
 
-    signals.next().await;
+    signals.end_or_reload(&reloader).await;
+    let config = &reloader.running().await;
     greeting.abort();
     remembering.abort();
     drain(config, &router, &mut signals).await;
@@ -112,16 +119,20 @@ fn open_events(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<Arc<
 fn listen(
     config: &Config,
     shared: Arc<Shared>,
+    reloader: web::Data<Reloader>,
 ) -> anyhow::Result<(actix_web::dev::Server, ServerHandle)> {
-    let stall_timeout = config.limits.client_stall_timeout;
+    let accepting = shared.clone();
     let server = HttpServer::new(move || {
         App::new()
             .app_data(web::Data::new(shared.clone()))
+            .app_data(reloader.clone())
             .app_data(web::Data::new(Engines::new()))
             .wrap(from_fn(http::identify))
             .configure(http::routes)
     })
-    .on_connect(move |connection, _| http::socket::tame(connection, stall_timeout))
+    .on_connect(move |connection, _| {
+        http::socket::tame(connection, accepting.view().limits.client_stall_timeout);
+    })
     // Streams are many small writes: with Nagle's algorithm each could wait 40 ms.
     .tcp_nodelay(true)
     // Otherwise a client that hangs up while its request is queued goes unnoticed.
@@ -247,10 +258,11 @@ fn greeting(config: &Config, model: &ModelState, took: Duration) -> String {
     )
 }
 
-/// SIGTERM and SIGINT.
+/// SIGTERM and SIGINT, and SIGHUP.
 struct Signals {
     term: Signal,
     int: Signal,
+    hup: Signal,
 }
 
 impl Signals {
@@ -258,7 +270,20 @@ impl Signals {
         Ok(Self {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
         })
+    }
+
+    /// Comes back when it is time to end.
+    async fn end_or_reload(&mut self, reloader: &Reloader) {
+        loop {
+            tokio::select! {
+                _ = self.term.recv() => return,
+                _ = self.int.recv() => return,
+                // What came of it is told by it.
+                _ = self.hup.recv() => drop(reloader.reload().await),
+            }
+        }
     }
 
     async fn next(&mut self) {

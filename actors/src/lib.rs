@@ -20,9 +20,7 @@ pub use gpu::Gpu;
 pub use model::Model;
 pub use router::Router;
 pub use tenant::Tenant;
-pub use ticket::{
-    Answer, Held, Permit, RateLimits, Refusal, Reservation, Share, Terms, Ticket, Used,
-};
+pub use ticket::{Answer, Held, Permit, RateLimits, Refusal, Reservation, Terms, Ticket, Used};
 pub use vitals::Vitals;
 pub use witness::Witness;
 

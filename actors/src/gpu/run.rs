@@ -319,7 +319,7 @@ impl Run {
             Err(reason) => return Done::Proved(Err(reason)),
         };
         let rungs = rungs::supported(&endpoint, launch.flags.rungs).await;
-        if let Some(shelf) = Shelf::of(launch, self.params.max_saved_kv) {
+        if let Some(shelf) = Shelf::of(launch, self.params.tuning.max_saved_kv) {
             self.tell(News::Restored(shelf.restore(&endpoint).await));
         }
         Done::Proved(Ok(Endpoint {
@@ -342,7 +342,7 @@ impl Run {
 
     /// What is done with an engine that works before it is stopped.
     async fn part(&self, endpoint: Arc<Endpoint>, launch: &Launch) -> Done {
-        if let Some(shelf) = Shelf::of(launch, self.params.max_saved_kv) {
+        if let Some(shelf) = Shelf::of(launch, self.params.tuning.max_saved_kv) {
             self.tell(News::Saved(shelf.save(&endpoint).await));
         }
         Done::Parted

@@ -96,7 +96,7 @@ impl Run {
     /// Writes down what an heir would need, if engines outlive us at all.
     pub(super) async fn note(&self, record: &Path, handover: &mut Handover, standing: Standing) {
         handover.standing = standing;
-        if !self.params.orphan_grace.is_zero() {
+        if !self.params.tuning.orphan_grace.is_zero() {
             handover.write(record).await;
         }
     }
@@ -109,7 +109,7 @@ impl Run {
         let Params {
             run_dir,
             log_dir,
-            orphan_grace,
+            tuning,
             ..
         } = &self.params;
         ShimSpec {
@@ -121,7 +121,7 @@ impl Run {
             socket: run_dir.join(format!("{short}.sock")),
             record: run_dir.join(format!("{short}.json")),
             log: log_dir.join(log_name(self.spawn.engine.as_str())),
-            orphan_grace: *orphan_grace,
+            orphan_grace: tuning.orphan_grace,
             token,
         }
     }

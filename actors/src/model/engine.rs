@@ -55,7 +55,7 @@ impl Model {
     }
 
     /// Every engine that is ready takes part in what the queue hands out.
-    fn fit_queue(&mut self) {
+    pub(super) fn fit_queue(&mut self) {
         let serving = self.replicas.iter();
         let serving = serving.filter(|replica| replica.life.state().admits());
         self.queue
@@ -63,10 +63,11 @@ impl Model {
     }
 
     fn spawn(&mut self, at: usize, generation: Generation, ctx: &Context<Self>) {
-        let replica = &self.replicas[at];
-        let Some(spec) = replica.spec.clone() else {
+        let replica = &mut self.replicas[at];
+        let Some((revision, spec)) = replica.spec.clone() else {
             return;
         };
+        replica.started = Some(revision);
         self.gpu.do_send(Spawn {
             engine: replica.engine.clone(),
             generation,
@@ -97,31 +98,14 @@ impl Model {
     /// Somebody wants the model: its first engine that can be had shall serve. Further ones start
     /// with the server, and again with an operator.
     pub(super) fn want(&mut self, ctx: &Context<Self>) {
-        let is_served = self
-            .replicas
-            .iter()
-            .any(|replica| match replica.life.state() {
-                State::Ready
-                | State::Adopting
-                | State::Waiting { .. }
-                | State::Starting { .. }
-                | State::Waking { .. }
-                | State::Verifying { .. } => true,
-                State::Fetching
-                | State::Cold
-                | State::Draining { .. }
-                | State::Demoting { .. }
-                | State::Asleep { .. }
-                | State::Stopping
-                | State::Backoff { .. }
-                | State::Broken { .. } => false,
-            });
-        if is_served {
+        let serves_soon = |replica: &Replica| replica.life.state().serves_soon();
+        if self.replicas.iter().any(serves_soon) {
             return;
         }
         let can_rise = |state: State| matches!(state, State::Cold | State::Asleep { .. });
         let shallow = |at: &usize| self.replicas[*at].life.state().rung();
         let first = (0..self.replicas.len())
+            .filter(|at| !self.replicas[*at].is_leaving)
             .filter(|at| can_rise(self.replicas[*at].life.state()))
             .min_by_key(shallow);
         if let Some(at) = first {
@@ -204,10 +188,17 @@ impl Model {
 impl Handler<Prepared> for Model {
     type Result = ();
 
-    fn handle(&mut self, Prepared { replica: at, how }: Prepared, ctx: &mut Context<Self>) {
+    fn handle(&mut self, prepared: Prepared, ctx: &mut Context<Self>) {
         self.vitals.handled();
+        let Some(at) = self.replica(&prepared.engine) else {
+            return;
+        };
         let replica = &mut self.replicas[at];
-        match how {
+        if replica.revision != prepared.revision {
+            replica.record.stale += 1;
+            return;
+        }
+        match prepared.how {
             Preparation::Step(step) => replica.record.note = Some(step),
             Preparation::Failed(reason) => {
                 replica.record.note = Some(reason);
@@ -216,16 +207,17 @@ impl Handler<Prepared> for Model {
             Preparation::Done(spec) => {
                 replica.record.note = None;
                 let needs = Needs {
-                    idle_ttl: self.params.idle_ttl,
-                    costs: self.params.costs.get(at).copied().flatten(),
+                    costs: replica.costs,
                     ..Needs::of(&spec)
                 };
-                replica.spec = Some(spec);
+                let is_new = replica.life.state() == State::Fetching;
+                replica.equip(spec);
                 let engine = replica.engine.clone();
                 self.gpu.do_send(Enlist { engine, needs });
-                self.happen(at, Event::Pin(self.params.is_pinned), ctx);
+                self.happen(at, Event::Pin(self.is_pinned), ctx);
                 self.happen(at, Event::Fetched, ctx);
-                if self.params.autostart && self.drain.is_none() {
+                let may_start = self.drain.is_none() && !self.is_leaving;
+                if self.params.autostart && is_new && may_start {
                     self.happen(at, Event::Wanted, ctx);
                 }
             }
@@ -275,7 +267,7 @@ impl Handler<Operate> for Model {
         let now = Instant::now();
         if let Wish::Pin(is_pinned) = wish {
             // For engines that are still being fetched.
-            self.params.is_pinned = is_pinned;
+            self.is_pinned = is_pinned;
         }
         for at in 0..self.replicas.len() {
             let event = match wish {
@@ -286,7 +278,10 @@ impl Handler<Operate> for Model {
             let replica = &mut self.replicas[at];
             match wish {
                 Wish::Load => replica.asked_since = Some(now),
-                Wish::Sleep(_) => replica.asked_since = None,
+                Wish::Sleep(_) => {
+                    replica.asked_since = None;
+                    replica.is_renewing = false;
+                }
                 Wish::Pin(_) => {}
             }
             self.happen(at, event, ctx);
@@ -344,6 +339,7 @@ impl Model {
     /// An engine has proved that it serves.
     fn served(&mut self, at: usize, ctx: &Context<Self>) {
         self.replicas[at].asked_since = None;
+        self.replicas[at].is_renewing = false;
         self.happen(at, Event::Verified, ctx);
         self.dispatch(ctx);
     }

@@ -100,7 +100,7 @@ fn adjusted_bounds_hold_for_who_comes() {
         let mut settings = fair(Capacity::of_engine(1, 100, None));
         settings.discipline = discipline;
         let mut scheduler = Scheduler::new(&settings);
-        let mut push = |scheduler: &mut Scheduler<u32>, tenant| {
+        let push = |scheduler: &mut Scheduler<u32>, tenant| {
             let pushed = scheduler.push(&arrival(tenant, tenant, 1, now), 0, now);
             pushed.map(|pushed| pushed.displaced.len())
         };

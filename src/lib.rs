@@ -54,5 +54,6 @@ pub mod roster;
 pub mod serve;
 pub mod shim;
 pub mod sim;
+pub mod usage;
 pub mod watch;
 pub mod weights;

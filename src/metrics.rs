@@ -13,6 +13,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use crate::usage;
+
 /// A gauge that holds a fraction.
 pub type FloatGauge = Gauge<f64, AtomicU64>;
 
@@ -88,6 +90,8 @@ pub struct Metrics {
     pub config_reloads: Family<OfResult, Counter>,
     /// Whether it was taken the last time.
     pub config_last_reload_successful: Gauge,
+    /// Requests whose use is written down, and those whose use is not.
+    pub usage: usage::Counts,
     /// Whether an engine serves.
     pub engine_up: Family<Engine, Gauge>,
     /// Spawn to first proven token.
@@ -204,6 +208,18 @@ impl Metrics {
                 "config_last_reload_successful",
                 "1 if the configuration was taken when it was last read, 0 if the one before is kept",
             ),
+            usage: usage::Counts {
+                kept: add(
+                    r,
+                    "usage_rows_kept",
+                    "Requests whose use of tokens is in the usage database",
+                ),
+                dropped: add(
+                    r,
+                    "usage_rows_dropped",
+                    "Requests whose use of tokens could not be written down",
+                ),
+            },
             engine_up: add(r, "engine_up", "1 while the model's engine serves, else 0"),
             engine_cold_start: seconds(
                 r,

@@ -64,6 +64,8 @@ pub enum ReloadError {
 /// How the configuration was read again, for people.
 #[derive(Clone, Debug, Serialize)]
 pub struct Reloaded {
+    /// Which time this was, from 1.
+    pub number: u64,
     /// When, in seconds since 1970.
     pub at: u64,
     /// What changed.
@@ -189,13 +191,15 @@ impl Reloader {
         let is_ok = i64::from(result.is_ok());
         metrics.config_last_reload_successful.set(is_ok);
         let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-        let reloaded = Reloaded {
+        let last = self.shared.reloaded.lock();
+        let mut last = last.unwrap_or_else(PoisonError::into_inner);
+        let number = last.as_ref().map_or(0, |last| last.number) + 1;
+        *last = Some(Reloaded {
+            number,
             at: since.as_secs(),
             changes: result.as_ref().ok().cloned(),
             error: result.as_ref().err().map(ToString::to_string),
-        };
-        let last = self.shared.reloaded.lock();
-        *last.unwrap_or_else(PoisonError::into_inner) = Some(reloaded);
+        });
     }
 }
 
@@ -206,4 +210,27 @@ fn failed(error: impl Into<anyhow::Error>) -> ReloadError {
 /// Without the colours of a terminal.
 fn plain(text: &str) -> String {
     anstream::adapter::strip_str(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_for_another_address_does_not_open_the_one_that_is_served() {
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("node.toml");
+        let text = "listen = \"127.0.0.1:1\"\n[[models]]\nid = \"m\"\nengine = \"sim\"\n";
+        std::fs::write(&file, text).unwrap();
+        let source = Source {
+            file: Some(file),
+            models: Vec::new(),
+            overrides: Overrides::default(),
+        };
+        let here = "127.0.0.1:9".parse().unwrap();
+        assert!(source.clone().load_again(here).is_ok());
+        let everywhere = "0.0.0.0:9".parse().unwrap();
+        let error = source.load_again(everywhere).unwrap_err();
+        assert!(error.render().contains("no tenant has an API key"));
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use actix::{Actor as _, Addr};
 use actix_rt::Arbiter;
 use kvwarden_actors::{
-    Gpu, Router, Witness,
+    Gpu, Ledger, Router, Witness,
     gpu::{self, Tuning, orphans::Orphan},
     model::{self, EngineParams},
     protocol::Enroll,
@@ -35,6 +35,7 @@ pub fn start(
     orphans: Vec<Orphan>,
     control: &Arbiter,
     witness: &Arc<dyn Witness>,
+    ledger: Arc<dyn Ledger>,
 ) -> Addr<Router> {
     let params = gpu::Params {
         // The file may be replaced by an upgrade while this process runs.
@@ -47,7 +48,7 @@ pub fn start(
     };
     let gpu = Gpu::start_in_arbiter(&control.handle(), |_| Gpu::new(params).inheriting(orphans));
     let below = gpu.clone();
-    let router = Router::start_in_arbiter(&control.handle(), |_| Router::new(below));
+    let router = Router::start_in_arbiter(&control.handle(), |_| Router::new(below, ledger));
     gpu.do_send(gpu::Meet(router.downgrade()));
     router.do_send(enroll(config, &Memory::load(layout), witness));
     router
@@ -82,6 +83,7 @@ pub fn tuning(config: &Config) -> Tuning {
             ..residency::Settings::default()
         },
         orphan_grace: config.limits.orphan_grace,
+        start_stall_timeout: config.limits.start_stall_timeout,
         max_saved_kv: config.limits.max_saved_kv,
     }
 }
@@ -147,6 +149,7 @@ fn model_params(
         },
         queue_timeout: config.limits.queue_timeout,
         stall_timeout: config.limits.stall_timeout,
+        broken_pause: config.limits.broken_pause,
         autostart: model.autostart,
         is_pinned: model.residency.pinned,
         idle_ttl: model.residency.idle_ttl,

@@ -13,7 +13,7 @@ use actix_rt::Arbiter;
 use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
 use anyhow::Context as _;
 use kvwarden_actors::{
-    Router, Witness,
+    Ledger, Router, Witness,
     gpu::{
         engine::EngineKind,
         orphans::{self, Orphan},
@@ -37,6 +37,7 @@ use crate::{
     prepare,
     reload::{Reloader, Source},
     remember, roster,
+    usage::{self, UsageLog},
     watch::{self, Watch},
 };
 
@@ -66,7 +67,12 @@ async fn serve(config: &Config, source: Source, layout: &Layout) -> anyhow::Resu
     let metrics = Arc::new(Metrics::register());
     let events = open_events(config, &metrics)?;
     let witness: Arc<dyn Witness> = Arc::new(Watch::new(&metrics, events.clone()));
-    let router = roster::start(config, layout, orphans, &control, &witness);
+    let usage = open_usage(config, layout, &metrics)?;
+    let ledger: Arc<dyn Ledger> = match &usage {
+        Some(usage) => usage.clone(),
+        None => Arc::new(()),
+    };
+    let router = roster::start(config, layout, orphans, &control, &witness, ledger);
     let shared = Shared::new(config, router.clone(), metrics, events.clone());
     let shared = Arc::new(shared);
     let reloader = Reloader::new(
@@ -102,8 +108,23 @@ async fn serve(config: &Config, source: Source, layout: &Layout) -> anyhow::Resu
     if let Some(events) = events {
         watch::end(&router, events).await;
     }
+    if let Some(usage) = usage {
+        actix_web::rt::task::spawn_blocking(move || usage.close()).await?;
+    }
     control.stop();
     Ok(())
+}
+
+fn open_usage(
+    config: &Config,
+    layout: &Layout,
+    metrics: &Metrics,
+) -> anyhow::Result<Option<Arc<UsageLog>>> {
+    let Some(keep) = config.keep_usage else {
+        return Ok(None);
+    };
+    let log = UsageLog::open(usage::path(&layout.state), keep, metrics.usage.clone())?;
+    Ok(Some(Arc::new(log)))
 }
 
 fn open_events(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<Arc<EventLog>>> {

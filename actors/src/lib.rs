@@ -5,6 +5,7 @@
 //! of everything they say to each other.
 
 pub mod gpu;
+mod ledger;
 pub mod model;
 pub mod prometheus;
 pub mod protocol;
@@ -17,10 +18,11 @@ mod witness;
 use std::time::Duration;
 
 pub use gpu::Gpu;
+pub use ledger::Ledger;
 pub use model::Model;
 pub use router::Router;
 pub use tenant::Tenant;
-pub use ticket::{Answer, Held, Permit, RateLimits, Refusal, Reservation, Terms, Ticket, Used};
+pub use ticket::{Answer, Held, Permit, RateLimits, Refusal, Reservation, Spent, Terms, Ticket};
 pub use vitals::Vitals;
 pub use witness::Witness;
 

@@ -3,7 +3,7 @@
 
 mod enroll;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, MessageResult};
 use kvwarden_policy::{ModelId, TenantId};
@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::{
-    Gpu, Model, PULSE, Refusal, Tenant, Vitals,
+    Gpu, Ledger, Model, PULSE, Refusal, Tenant, Vitals,
     protocol::{
         Addresses, Admit, Demand, Depart, Drain, Enqueue, Grant, Locate, Operate, Pulse, Reclaim,
         Reserve, Reserved, Retire, Roster, Snapshot,
@@ -47,6 +47,8 @@ pub struct Router {
     names: HashMap<String, usize>,
     models: Vec<ModelEntry>,
     gpu: Addr<Gpu>,
+    /// Who keeps what tenants use.
+    ledger: Arc<dyn Ledger>,
     is_draining: bool,
     vitals: Vitals,
 }
@@ -69,7 +71,7 @@ pub struct RouterState {
 impl Router {
     /// A router in front of `gpu` that knows nobody yet.
     #[must_use]
-    pub fn new(gpu: Addr<Gpu>) -> Self {
+    pub fn new(gpu: Addr<Gpu>, ledger: Arc<dyn Ledger>) -> Self {
         Self {
             tenants: HashMap::new(),
             named: HashMap::new(),
@@ -77,6 +79,7 @@ impl Router {
             names: HashMap::new(),
             models: Vec::new(),
             gpu,
+            ledger,
             is_draining: false,
             vitals: Vitals::default(),
         }
@@ -95,10 +98,11 @@ impl Router {
         };
         let entitlement = self.entitlement(&id);
         let router = ctx.address().downgrade();
+        let ledger = self.ledger.clone();
         let tenant = self
             .tenants
             .entry(id)
-            .or_insert_with_key(|id| Tenant::new(id.clone(), entitlement, router).start());
+            .or_insert_with_key(|id| Tenant::new(id.clone(), entitlement, router, ledger).start());
         tenant.clone()
     }
 

@@ -3,14 +3,17 @@
 //! It says yes or no at once and never makes a request wait. What it grants travels with the
 //! ticket as a [`Reservation`] and comes back when ticket or permit is dropped.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use actix::{Actor, ActorContext, AsyncContext, Context, Handler, MessageResult, WeakAddr};
 use kvwarden_policy::{
     TenantId,
     bucket::{TokenBucket, Verdict},
     cost::{PromptEstimator, Usage},
-    quota::DailyQuota,
+    quota::{DailyQuota, Day},
     scheduling::{Group, Share, TenantBounds},
     tier::{Tier, Tiers},
 };
@@ -18,7 +21,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::{
-    Held, PULSE, Refusal, Reservation, Router, Ticket, Used, Vitals,
+    Held, Ledger, PULSE, Refusal, Reservation, Router, Ticket, Vitals,
     protocol::{Entitle, Pulse, Reserve, Reserved, Retire, Settle, Snapshot},
     router::OTHERS,
     ticket::RateLimits,
@@ -122,6 +125,7 @@ pub struct Tenant {
     used: Usage,
     last_seen: Instant,
     router: WeakAddr<Router>,
+    ledger: Arc<dyn Ledger>,
     vitals: Vitals,
 }
 
@@ -149,7 +153,12 @@ pub struct TenantState {
 impl Tenant {
     /// A tenant that has used nothing.
     #[must_use]
-    pub fn new(id: TenantId, entitlement: Entitlement, router: WeakAddr<Router>) -> Self {
+    pub fn new(
+        id: TenantId,
+        entitlement: Entitlement,
+        router: WeakAddr<Router>,
+        ledger: Arc<dyn Ledger>,
+    ) -> Self {
         let mut tenant = Self {
             id,
             entitlement,
@@ -164,6 +173,7 @@ impl Tenant {
             used: Usage::default(),
             last_seen: Instant::now(),
             router,
+            ledger,
             vitals: Vitals::default(),
         };
         tenant.resize();
@@ -181,9 +191,13 @@ impl Tenant {
         let requests = requests.map(|(rate, burst)| (rate.into(), burst.into()));
         resize(&mut self.requests, requests);
         resize(&mut self.tokens, tokens_per_minute.map(|rate| (rate, rate)));
+        let today = Day::of(SystemTime::now());
+        let spent = || self.ledger.spent_on(&self.id, today);
         match (&mut self.day, tokens_per_day) {
             (Some(day), Some(tokens)) => day.resize(tokens),
-            (day, tokens) => *day = tokens.map(DailyQuota::new),
+            (day, tokens) => {
+                *day = tokens.map(|tokens| DailyQuota::resumed(tokens, today, spent()));
+            }
         }
     }
 
@@ -288,7 +302,7 @@ impl Tenant {
             tenant: ctx.address(),
             held: Held { size, tokens, day },
             limits: self.rate_limits(Instant::now()),
-            used: None,
+            spent: None,
         });
         router.do_send(Reserved(ticket));
     }
@@ -345,16 +359,16 @@ impl Handler<Reserve> for Tenant {
 impl Handler<Settle> for Tenant {
     type Result = ();
 
-    fn handle(&mut self, Settle { held, used }: Settle, _: &mut Context<Self>) {
+    fn handle(&mut self, Settle { held, spent }: Settle, _: &mut Context<Self>) {
         self.vitals.handled();
         self.in_flight = self.in_flight.saturating_sub(1);
-        if let Some(Used::Exactly(usage)) = used {
-            self.estimator.learn(&held.size, usage.prompt_tokens);
+        if let Some(spent) = &spent {
+            if spent.is_exact {
+                self.estimator.learn(&held.size, spent.usage.prompt_tokens);
+            }
+            self.ledger.spent(&self.id, spent);
         }
-        let used = match used {
-            Some(Used::Exactly(usage) | Used::About(usage)) => usage,
-            None => Usage::default(),
-        };
+        let used = spent.map(|spent| spent.usage).unwrap_or_default();
         self.used.prompt_tokens += used.prompt_tokens;
         self.used.cached_tokens += used.cached_tokens;
         self.used.completion_tokens += used.completion_tokens;

@@ -119,6 +119,7 @@ impl Setup {
             },
             queue_timeout: self.queue_timeout,
             stall_timeout: DEADLINE,
+            broken_pause: DEADLINE,
             autostart: true,
             is_pinned: false,
             idle_ttl: None,
@@ -137,11 +138,14 @@ impl Node {
             run_dir: here.clone(),
             log_dir: here,
             memory: None,
-            tuning: gpu::Tuning::default(),
+            tuning: gpu::Tuning {
+                start_stall_timeout: DEADLINE,
+                ..gpu::Tuning::default()
+            },
             witness: Arc::new(()),
         });
         let gpu = gpu.start();
-        let router = Router::new(gpu.clone()).start();
+        let router = Router::new(gpu.clone(), Arc::new(())).start();
         router.do_send(setup.enroll());
         gpu.do_send(gpu::Meet(router.downgrade()));
         let model = router.send(Roster).await.unwrap().models.remove(0);

@@ -12,7 +12,7 @@ use std::{
 
 use actix::Addr;
 use kvwarden_policy::{
-    TenantId,
+    ModelId, TenantId,
     bucket::Level,
     cost::{PromptEstimator, RequestSize, Usage},
     failure::FailureClass,
@@ -247,7 +247,7 @@ pub struct Reservation {
     pub(crate) tenant: Addr<Tenant>,
     pub(crate) held: Held,
     pub(crate) limits: RateLimits,
-    pub(crate) used: Option<Used>,
+    pub(crate) spent: Option<Spent>,
 }
 
 /// What a request may use, and of which day.
@@ -262,19 +262,21 @@ pub struct Held {
 }
 
 /// What a request that reached an engine used.
-#[derive(Clone, Copy, Debug)]
-pub enum Used {
-    /// As the engine counted it.
-    Exactly(Usage),
-    /// As far as can be told of an answer that was cut.
-    About(Usage),
+#[derive(Clone, Debug)]
+pub struct Spent {
+    /// Of which model.
+    pub model: ModelId,
+    /// How much.
+    pub usage: Usage,
+    /// The engine counted it; otherwise it is as far as can be told of an answer that was cut.
+    pub is_exact: bool,
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.tenant.do_send(Settle {
             held: self.held,
-            used: self.used.take(),
+            spent: self.spent.take(),
         });
     }
 }
@@ -297,6 +299,7 @@ pub struct Permit {
 
 /// A request's turn, as its model counts it.
 pub(crate) struct Turn {
+    pub(crate) model: ModelId,
     pub(crate) key: Key,
     pub(crate) waited: Duration,
     pub(crate) tag: i64,
@@ -398,7 +401,11 @@ impl Drop for Permit {
         if let Some(held) = &mut ticket.reservation
             && !self.is_retry
         {
-            held.used = Some(self.usage.map_or(Used::About(estimated), Used::Exactly));
+            held.spent = Some(Spent {
+                model: self.turn.model.clone(),
+                usage: self.usage.unwrap_or(estimated),
+                is_exact: self.usage.is_some(),
+            });
         }
         let outcome = match self.usage {
             Some(usage) => Outcome::Completed(usage),

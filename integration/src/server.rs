@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read},
     net::TcpListener,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
@@ -101,6 +101,11 @@ impl Server {
     /// Starts the server anew, after its end, with what it left behind and what still runs there.
     pub fn start_again(&mut self, config: &str) {
         self.child = spawn(self.port, self.home.path(), config, &self.log);
+    }
+
+    /// As [`Self::start_again`], with the configuration that is there.
+    pub fn resume(&mut self) {
+        self.child = serve(self.home.path(), &self.log);
     }
 
     /// Kills it, as the kernel's OOM killer would, and waits for its end. Its engines stay.
@@ -230,6 +235,54 @@ impl Server {
         })
     }
 
+    /// Writes another configuration, and leaves it to the caller to have it read.
+    ///
+    /// # Panics
+    /// If it can't be written.
+    pub fn configure(&self, config: &str) {
+        write_config(self.port, self.home.path(), config);
+    }
+
+    /// Sends SIGHUP and waits until the configuration was read again; what came of it.
+    ///
+    /// # Panics
+    /// If it is not.
+    #[must_use]
+    pub fn hang_up(&self) -> Value {
+        let last = || {
+            let status = self.client().get("/kvwarden/status").expect(200).json();
+            status["last_reload"].clone()
+        };
+        let before = last()["number"].clone();
+        self.signal(Signal::SIGHUP);
+        eventually_within(READY, "the configuration to be read again", || {
+            Some(last()).filter(|last| last["number"] != before)
+        })
+    }
+
+    /// What it says of a model.
+    #[must_use]
+    pub fn model(&self, id: &str) -> Value {
+        let status = self.client().get("/kvwarden/status").expect(200).json();
+        status["loaded_models"][id].clone()
+    }
+
+    /// Waits until a model is in this state.
+    ///
+    /// # Panics
+    /// If it is not within `limit`.
+    pub fn wait_until_model_is(&self, id: &str, state: &str, limit: Duration) {
+        eventually_within(limit, &format!("{id} to be {state}"), || {
+            (self.model(id)["state"] == state).then_some(())
+        });
+    }
+
+    /// An operator's wish, such as `sleep`.
+    pub fn wish(&self, id: &str, verb: &str) {
+        let path = format!("/kvwarden/models/{id}/{verb}");
+        let _ = self.client().post(&path, &Value::Null).expect(202);
+    }
+
     /// Waits for its end.
     ///
     /// # Panics
@@ -297,12 +350,19 @@ impl Drop for Server {
 }
 
 fn spawn(port: u16, home: &Path, config: &str, log: &Arc<Mutex<Vec<String>>>) -> Child {
-    let file = home.join("kvwarden.toml");
+    write_config(port, home, config);
+    serve(home, log)
+}
+
+fn write_config(port: u16, home: &Path, config: &str) {
     let text = format!("listen = \"127.0.0.1:{port}\"\n{config}");
-    fs::write(&file, text).expect("the configuration is written");
+    fs::write(config_file(home), text).expect("the configuration is written");
+}
+
+fn serve(home: &Path, log: &Arc<Mutex<Vec<String>>>) -> Child {
     let mut child = Command::new(kvwarden())
         .args(["serve", "--config"])
-        .arg(&file)
+        .arg(config_file(home))
         .env("KVWARDEN_STATE_DIR", home.join("state"))
         .env("TMPDIR", home.join("tmp"))
         .env("NO_COLOR", "1")
@@ -316,6 +376,10 @@ fn spawn(port: u16, home: &Path, config: &str, log: &Arc<Mutex<Vec<String>>>) ->
     collect(child.stdout.take(), log);
     collect(child.stderr.take(), log);
     child
+}
+
+fn config_file(home: &Path) -> PathBuf {
+    home.join("kvwarden.toml")
 }
 
 fn collect(output: Option<impl Read + Send + 'static>, log: &Arc<Mutex<Vec<String>>>) {
@@ -335,7 +399,11 @@ fn collect(output: Option<impl Read + Send + 'static>, log: &Arc<Mutex<Vec<Strin
 
 /// A free port that nobody is given by chance: below the range from which the kernel takes the
 /// ports of engines, stubs and clients, and never the same one twice.
-fn free_port() -> u16 {
+///
+/// # Panics
+/// Never; it looks until one is found.
+#[must_use]
+pub fn free_port() -> u16 {
     const FIRST: u32 = 10_000;
     const COUNT: u32 = 20_000;
     static TAKEN: AtomicU32 = AtomicU32::new(0);

@@ -13,6 +13,7 @@ mod reply;
 pub mod serve;
 pub(crate) mod show;
 pub mod status;
+pub mod usage;
 pub mod version;
 mod wish;
 
@@ -30,6 +31,7 @@ Examples:
   kvwarden serve --config node.toml           serve
   kvwarden status                             what does it do?
   kvwarden models unload llama                make room, now
+  kvwarden usage --by tenant --since 7d       who used how many tokens?
 
 Each command says more with --help.";
 
@@ -68,6 +70,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Run a log of requests through the planner, and through what other tools do
     Replay(replay::ReplayArgs),
+    /// Show what tenants used: requests and tokens, by tenant, model or day
+    Usage(usage::UsageArgs),
     /// Print the version
     Version(version::VersionArgs),
     /// The parent of one engine; started by `serve`
@@ -98,6 +102,7 @@ impl Cli {
             Command::Key(args) => key::run(&args),
             Command::Bench(args) => bench::run(&args),
             Command::Replay(args) => replay::run(&args),
+            Command::Usage(args) => usage::run(&args),
             Command::Version(args) => version::run(&args),
             Command::Shim => Ok(shim::run()),
             Command::SimEngine(args) => {

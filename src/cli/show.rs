@@ -13,12 +13,13 @@ pub(crate) const QUIET: Style = Style::new().dimmed();
 pub(crate) const HEAD: Style = Style::new().bold();
 
 /// A table without lines.
-pub(crate) fn table<const N: usize>(header: [&str; N]) -> Table {
+pub(crate) fn table(header: impl IntoIterator<Item = impl ToString>) -> Table {
+    let bold = |name| Cell::new(name).add_attribute(Attribute::Bold);
     let mut table = Table::new();
     table
         .load_style(presets::NOTHING)
         .enforce_styling()
-        .set_header(header.map(|name| Cell::new(name).add_attribute(Attribute::Bold)));
+        .set_header(header.into_iter().map(bold));
     // Blanks behind a styled text could not be trimmed.
     table.style_text_only();
     table

@@ -89,6 +89,7 @@ fn without_restart(running: &Config, wanted: Config) -> Config {
         listen: running.listen,
         gpu_memory: running.gpu_memory,
         events: running.events,
+        keep_usage: running.keep_usage,
         log_level: running.log_level,
         data_dir: running.data_dir,
         state_dir: running.state_dir,
@@ -103,7 +104,10 @@ fn needs_restart(running: &Config, wanted: &Config) -> Vec<String> {
         ("data_dir", running.data_dir != wanted.data_dir),
         ("state_dir", running.state_dir != wanted.state_dir),
         ("gpu.memory", running.gpu_memory != wanted.gpu_memory),
-        ("log", running.events != wanted.events),
+        (
+            "log",
+            (&running.events, running.keep_usage) != (&wanted.events, wanted.keep_usage),
+        ),
     ];
     let disciplines = wanted.models.iter().filter(|model| {
         let before = same(&running.models, model);

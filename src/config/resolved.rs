@@ -31,6 +31,8 @@ pub struct Config {
     pub tenant_defaults: TenantLimits,
     /// Where events are written down, if they are.
     pub events: Option<EventsConfig>,
+    /// How long what requests used is kept, if it is.
+    pub keep_usage: Option<Duration>,
     /// Log filter (`info`, `kvwarden=debug`).
     pub log_level: String,
     /// Overrides `Layout::data`.
@@ -134,6 +136,10 @@ pub struct Limits {
     pub stream_idle_timeout: Duration,
     /// How long nothing may move in an engine that has work.
     pub stall_timeout: Duration,
+    /// How long nothing may move in an engine that starts or is installed.
+    pub start_stall_timeout: Duration,
+    /// How long requests to a model are refused whose engine failed too often.
+    pub broken_pause: Duration,
     /// How long what an engine sent may wait for its client.
     pub client_stall_timeout: Duration,
     /// How long running answers may take to end after SIGTERM.

@@ -21,17 +21,33 @@ pub struct DailyQuota {
     used: u64,
 }
 
+// === impl Day ===
+
+impl Day {
+    /// The day of a moment.
+    #[must_use]
+    pub fn of(moment: SystemTime) -> Self {
+        Self(since_epoch(moment).as_secs() / DAY)
+    }
+
+    /// When it begins.
+    #[must_use]
+    pub fn midnight(self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(self.0.saturating_mul(DAY))
+    }
+}
+
 // === impl DailyQuota ===
 
 impl DailyQuota {
-    /// A whole day's tokens. None at all counts as one: a quota that never grants is a refusal and
-    /// should be configured as one.
+    /// A day's tokens of which `used` are gone. None at all counts as one: a quota that never grants
+    /// is a refusal and should be configured as one.
     #[must_use]
-    pub fn new(per_day: u64) -> Self {
+    pub fn resumed(per_day: u64, today: Day, used: u64) -> Self {
         Self {
             per_day: per_day.max(1),
-            today: Day::default(),
-            used: 0,
+            today,
+            used,
         }
     }
 
@@ -79,12 +95,12 @@ impl DailyQuota {
     /// Nothing is used of the day that `now` is in.
     #[must_use]
     pub fn is_whole(&self, now: SystemTime) -> bool {
-        self.used == 0 || day_of(now) > self.today
+        self.used == 0 || Day::of(now) > self.today
     }
 
     /// A clock that is set back does not bring back a day.
     fn turn(&mut self, now: SystemTime) {
-        let day = day_of(now);
+        let day = Day::of(now);
         if day > self.today {
             self.today = day;
             self.used = 0;
@@ -96,10 +112,6 @@ impl DailyQuota {
         let midnight = Duration::from_secs((self.today.0 + 1).saturating_mul(DAY));
         midnight.saturating_sub(since_epoch(now))
     }
-}
-
-fn day_of(now: SystemTime) -> Day {
-    Day(since_epoch(now).as_secs() / DAY)
 }
 
 fn since_epoch(now: SystemTime) -> Duration {
@@ -117,7 +129,7 @@ mod tests {
 
     #[test]
     fn a_day_is_used_up_until_midnight_and_whole_again_after_it() {
-        let mut quota = DailyQuota::new(100);
+        let mut quota = DailyQuota::resumed(100, Day::default(), 0);
         assert_eq!(quota.take(60, at(7, 10)), Verdict::Granted);
         let denied = Verdict::Denied {
             retry_after: Duration::from_secs(DAY - 20),
@@ -131,7 +143,7 @@ mod tests {
 
     #[test]
     fn what_was_not_used_comes_back_on_the_same_day_only() {
-        let mut quota = DailyQuota::new(100);
+        let mut quota = DailyQuota::resumed(100, Day::default(), 0);
         let _ = quota.take(90, at(7, 0));
         let day = quota.today();
         quota.settle(day, 90, 10);
@@ -143,7 +155,7 @@ mod tests {
 
     #[test]
     fn use_beyond_the_reservation_counts_against_the_day() {
-        let mut quota = DailyQuota::new(100);
+        let mut quota = DailyQuota::resumed(100, Day::default(), 0);
         let _ = quota.take(10, at(7, 0));
         quota.settle(quota.today(), 10, 5000);
         assert!(matches!(quota.take(1, at(7, 1)), Verdict::Denied { .. }));
@@ -152,7 +164,7 @@ mod tests {
 
     #[test]
     fn resized_day_keeps_what_was_used() {
-        let mut quota = DailyQuota::new(100);
+        let mut quota = DailyQuota::resumed(100, Day::default(), 0);
         let _ = quota.take(60, at(7, 0));
         quota.resize(50);
         assert!(matches!(quota.take(1, at(7, 1)), Verdict::Denied { .. }));
@@ -162,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_clock_set_back_over_midnight_gives_no_second_day() {
-        let mut quota = DailyQuota::new(100);
+        let mut quota = DailyQuota::resumed(100, Day::default(), 0);
         let _ = quota.take(100, at(8, 5));
         let denied = Verdict::Denied {
             retry_after: Duration::from_secs(DAY + 60),

@@ -4,7 +4,11 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use actix::{Addr, Recipient};
-use kvwarden_policy::{failure::FailureClass, lifecycle::Phase};
+use kvwarden_policy::{
+    failure::FailureClass,
+    lifecycle::{Phase, Rung},
+    stall,
+};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -22,17 +26,21 @@ use super::{
     shift::Shifter,
     shim::ShimEvent,
     snapshot::{self, Shelf},
+    startup,
+    tree::{ProcessId, processor_times},
     vram::Reading,
     ward::Ward,
 };
-use crate::protocol::{EngineGone, EngineNews, News, Order, Spawn};
+use crate::protocol::{EngineGone, EngineNews, News, Order, Shift, Spawn};
 
 /// How long an engine that served may take to prove that it still does. It may be busy with what the
 /// clients of an earlier kvwarden left in it.
 const STILL_WORKS: Duration = Duration::from_secs(20);
 
-/// How long an engine may take to prove itself in which nothing moves.
-const STILL_MOVES: Duration = Duration::from_secs(10);
+/// The part of a processor that a process takes which computes: a tenth. Where it hangs, none takes
+/// more than a twentieth, for `/metrics` above all; among twenty busy processes of others the one
+/// that computes took a third.
+const COMPUTES: u32 = 10;
 
 /// What an engine that does not work gets between SIGTERM and SIGKILL: time to give back what the
 /// kernel does not, such as files in /dev/shm.
@@ -62,7 +70,8 @@ type Work<'a> = Pin<Box<dyn Future<Output = Done> + 'a>>;
 enum Done {
     Proved(Result<Endpoint, String>),
     Probed(Result<(), String>),
-    Shifted(News),
+    Shifted(Shift, News),
+    GivenUp,
     Parted,
 }
 
@@ -104,7 +113,8 @@ impl End {
 
     /// How long an engine may take to end for this reason.
     fn grace(&self, launch: &Launch) -> Duration {
-        if matches!(self.class, FailureClass::Canary | FailureClass::Hung) {
+        use FailureClass::{Canary, Hung, StartStalled};
+        if matches!(self.class, Canary | Hung | StartStalled) {
             BROKEN_GRACE.min(launch.stop_grace)
         } else {
             launch.stop_grace
@@ -128,6 +138,10 @@ impl Run {
             reason,
             log_tail,
         } = end;
+        let reason = match class.advice() {
+            Some(advice) => format!("{reason}; {advice}"),
+            None => reason,
+        };
         self.tell(News::Exited {
             class,
             reason,
@@ -182,12 +196,25 @@ impl Run {
             mut handover,
         } = ward;
         let deadline = Instant::now() + launch.start_timeout;
+        let mut stalled = std::pin::pin!(self.stalled(child.shim()));
         let mut stage = Stage::Starting;
         let mut endpoint = Arc::new(handover.endpoint.clone());
-        let mut work: Option<Work<'_>> = Some(match handover.standing {
-            Standing::Starting => Box::pin(self.prove(handover.endpoint.clone(), launch)),
-            Standing::Serving | Standing::Away => Box::pin(still_works(endpoint.clone(), launch)),
-        });
+        let mut work: Option<Work<'_>> = match handover.standing {
+            Standing::Starting => Some(Box::pin(self.prove(handover.endpoint.clone(), launch))),
+            Standing::Serving | Standing::Away => Some(Box::pin(still_works(
+                endpoint.clone(),
+                token.clone(),
+                launch,
+            ))),
+            Standing::Asleep { rung, .. } => {
+                stage = Stage::Serving;
+                self.tell(News::FoundAsleep {
+                    rung,
+                    endpoint: endpoint.clone(),
+                });
+                None
+            }
+        };
         // Why we ended it ourselves, if we did.
         let mut cause: Option<End> = None;
         loop {
@@ -210,17 +237,30 @@ impl Run {
                         continue;
                     }
                     Done::Proved(Err(reason)) => End::new(FailureClass::Canary, reason),
-                    Done::Shifted(news) => {
-                        if matches!(news, News::Verified) {
-                            self.note(&record, &mut handover, Standing::Serving).await;
+                    Done::Shifted(what, news) => {
+                        if let Some(standing) = self.standing_after(what, &news, handover.bytes) {
+                            self.note(&record, &mut handover, standing).await;
                         }
                         self.tell(news);
                         continue;
                     }
-                    Done::Probed(Ok(())) => continue,
-                    Done::Probed(Err(reason)) => End::new(FailureClass::Hung, reason),
+                    Done::Probed(Ok(())) => {
+                        self.tell(News::Proved);
+                        continue;
+                    }
+                    Done::Probed(Err(reason)) => {
+                        tracing::warn!(engine = %self.spawn.engine, reason, "asked in vain");
+                        continue;
+                    }
+                    Done::GivenUp => {
+                        let reason = "nothing moved in it, nor when it was asked for a token";
+                        End::new(FailureClass::Hung, reason)
+                    }
                     Done::Parted => End::new(FailureClass::Stopped, "stopped"),
                 },
+                reason = &mut stalled, if stage == Stage::Starting && cause.is_none() => {
+                    End::new(FailureClass::StartStalled, reason)
+                }
                 () = tokio::time::sleep_until(deadline),
                     if stage == Stage::Starting && cause.is_none() =>
                 {
@@ -243,6 +283,16 @@ impl Run {
             child.stop(end.grace(launch));
             cause = Some(end);
         }
+    }
+
+    /// Comes back with a sentence once nothing moves in the engine that starts.
+    async fn stalled(&self, shim: Option<ProcessId>) -> String {
+        let Some(shim) = shim else {
+            return std::future::pending().await;
+        };
+        let patience = self.params.tuning.start_stall_timeout;
+        let last = startup::stalled(patience, shim, self.log()).await;
+        startup::reason(patience, last)
     }
 
     /// How the engine ended, if that is what its shim says.
@@ -291,10 +341,11 @@ impl Run {
         launch: &'a Launch,
     ) -> Work<'a> {
         match (order, *stage) {
-            (Some(Order::Probe), _) => Box::pin(probe(endpoint.clone())),
+            (Some(Order::Probe), _) => Box::pin(probe(endpoint.clone(), token.to_owned(), launch)),
+            (Some(Order::GiveUp), _) => Box::pin(std::future::ready(Done::GivenUp)),
             (Some(Order::Shift(what)), _) => {
                 let shifter = self.shifter(endpoint.clone(), token);
-                Box::pin(async move { Done::Shifted(shifter.shift(what).await) })
+                Box::pin(async move { Done::Shifted(what, shifter.shift(what).await) })
             }
             (Some(Order::Stop) | None, Stage::Serving) => {
                 *stage = Stage::Parting;
@@ -329,6 +380,22 @@ impl Run {
         }))
     }
 
+    /// Where an engine that holds `whole` while it serves stands for its heir once it was told to
+    /// change; none if that is uncertain.
+    fn standing_after(&self, what: Shift, news: &News, whole: u64) -> Option<Standing> {
+        match (what, news) {
+            (Shift::Demote { to, .. }, News::Demoted) => {
+                let freed = Needs::of(&self.spawn.spec).freed(Rung::Ready, to);
+                Some(Standing::Asleep {
+                    rung: to,
+                    bytes: whole.saturating_sub(freed),
+                })
+            }
+            (Shift::Verify, News::Verified) => Some(Standing::Serving),
+            (Shift::Demote { .. } | Shift::Wake { .. } | Shift::Verify, _) => None,
+        }
+    }
+
     fn shifter(&self, endpoint: Arc<Endpoint>, token: &str) -> Shifter {
         let devices = self.spawn.devices.iter();
         Shifter {
@@ -349,14 +416,38 @@ impl Run {
     }
 }
 
+/// An engine that was proved before proves that it is at most slow: by a token or, where it computes
+/// on the host's processors, by the time that one of its processes takes of them. One step of a long
+/// prompt lasts minutes there if the machine is busy.
+async fn at_most_slow(
+    endpoint: &Endpoint,
+    token: &str,
+    launch: &Launch,
+    within: Duration,
+) -> Result<(), String> {
+    let before = processor_times(token).await;
+    let proof = Probe::new(endpoint).still_works(within).await;
+    if proof.is_ok() || launch.uses_gpu() {
+        return proof;
+    }
+    let now = processor_times(token).await;
+    let taken = now
+        .iter()
+        .filter_map(|(id, time)| Some(time.saturating_sub(*before.get(id)?)));
+    match taken.max() {
+        Some(time) if time >= within / COMPUTES => Ok(()),
+        Some(_) | None => proof,
+    }
+}
+
 /// An engine in which nothing moves proves that it is only slow.
-async fn probe(endpoint: Arc<Endpoint>) -> Done {
-    Done::Probed(Probe::new(&endpoint).still_works(STILL_MOVES).await)
+async fn probe(endpoint: Arc<Endpoint>, token: String, launch: &Launch) -> Done {
+    Done::Probed(at_most_slow(&endpoint, &token, launch, stall::PROOF).await)
 }
 
 /// An engine that served before proves that it still does.
-async fn still_works(endpoint: Arc<Endpoint>, launch: &Launch) -> Done {
-    if let Err(reason) = Probe::new(&endpoint).still_works(STILL_WORKS).await {
+async fn still_works(endpoint: Arc<Endpoint>, token: String, launch: &Launch) -> Done {
+    if let Err(reason) = at_most_slow(&endpoint, &token, launch, STILL_WORKS).await {
         return Done::Proved(Err(reason));
     }
     // Which of them it may use does not belong to its start, and may have changed.

@@ -8,7 +8,7 @@ use kvwarden_policy::lifecycle::Event;
 use tokio::time::Instant;
 
 use super::{Model, Params, replica::Replica};
-use crate::protocol::{Adjust, Delist, Depart, Leave, Reshare};
+use crate::protocol::{Adjust, Delist, Depart, Leave, Reshare, Wish};
 
 impl Model {
     /// Takes on engines that are new, and marks those that are gone.
@@ -16,11 +16,12 @@ impl Model {
         for replica in &mut self.replicas {
             replica.is_leaving = true;
         }
+        let pause = self.params.broken_pause;
         for engine in &self.params.engines {
             let is_it = |replica: &&mut Replica| replica.engine == engine.name;
             match self.replicas.iter_mut().find(is_it) {
-                Some(replica) => replica.adjust(engine),
-                None => self.replicas.push(Replica::new(engine)),
+                Some(replica) => replica.adjust(engine, pause),
+                None => self.replicas.push(Replica::new(engine, pause)),
             }
         }
     }
@@ -38,7 +39,7 @@ impl Model {
         if state.serves_soon() || state.has_failed() {
             let replica = &mut self.replicas[at];
             replica.is_renewing = true;
-            replica.asked_since = Some(now);
+            replica.wish.get_or_insert((Wish::Load, now));
         }
         self.happen(at, Event::Dismissed, ctx);
     }
@@ -50,7 +51,7 @@ impl Model {
             if !replica.is_leaving {
                 continue;
             }
-            replica.asked_since = None;
+            replica.wish = None;
             if replica.life.state().has_engine() || replica.occupancy.running > 0 {
                 self.happen(at, Event::Dismissed, ctx);
             } else {
@@ -139,7 +140,7 @@ impl Handler<Leave> for Model {
         self.vitals.handled();
         self.is_leaving = true;
         for replica in &mut self.replicas {
-            replica.asked_since = None;
+            replica.wish = None;
             replica.is_renewing = false;
         }
     }

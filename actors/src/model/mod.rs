@@ -32,6 +32,7 @@ use crate::{
     protocol::{Drain, Order, Pulse, Snapshot},
 };
 
+use claim::Clock;
 use queue::Running;
 pub use replica::Occupancy;
 use replica::Replica;
@@ -75,6 +76,8 @@ pub struct Params {
     pub queue_timeout: Duration,
     /// How long nothing may move in an engine that has work.
     pub stall_timeout: Duration,
+    /// How long requests are refused once an engine has failed too often.
+    pub broken_pause: Duration,
     /// Start at once instead of at the first request.
     pub autostart: bool,
     /// Never reclaimed.
@@ -101,6 +104,7 @@ pub struct Model {
     is_pinned: bool,
     /// The configuration has it no more: it serves whom it let in.
     is_leaving: bool,
+    clock: Clock,
     busy_at: Instant,
     service_time: Duration,
     drain: Option<Instant>,
@@ -113,11 +117,15 @@ impl Model {
     /// A model whose engines and weights are being prepared.
     #[must_use]
     pub fn new(params: Params, router: WeakAddr<Router>, gpu: Addr<Gpu>) -> Self {
+        let clock = Clock::set();
+        let pause = params.broken_pause;
+        let engines = params.engines.iter();
         Self {
             queue: Scheduler::new(&params.scheduling),
             running: HashMap::new(),
-            replicas: params.engines.iter().map(Replica::new).collect(),
-            rate: params.rate.clone(),
+            replicas: engines.map(|engine| Replica::new(engine, pause)).collect(),
+            rate: params.rate.clone().resumed(clock.since_epoch()),
+            clock,
             is_pinned: params.is_pinned,
             is_leaving: false,
             params,
@@ -171,15 +179,19 @@ impl Model {
         {
             self.happen(at, Event::RetryDue, ctx);
         }
-        self.renew(at, now, ctx);
-        if self.replicas[at].asked_since.is_some() {
-            self.happen(at, Event::Wanted, ctx);
+        if self.drain.is_none() {
+            self.renew(at, now, ctx);
+            self.remind(at, ctx);
         }
         self.demand(at);
         let timeout = self.params.stall_timeout;
-        if self.replicas[at].look(now, timeout) == Verdict::Suspect {
-            tracing::warn!(engine = %self.replicas[at].engine, "nothing moves; it is asked to prove itself");
-            self.signal(at, Order::Probe);
+        match self.replicas[at].look(now, timeout) {
+            Verdict::Fine => {}
+            Verdict::Suspect => {
+                tracing::warn!(engine = %self.replicas[at].engine, "nothing moves; it is asked to prove itself");
+                self.signal(at, Order::Probe);
+            }
+            Verdict::Hung => self.signal(at, Order::GiveUp),
         }
     }
 

@@ -89,6 +89,7 @@ impl Model {
         };
         self.running.insert(next.key, running);
         let turn = Turn {
+            model: self.params.id.clone(),
             key: next.key,
             waited: next.waited,
             tag: next.tag,

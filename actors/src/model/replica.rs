@@ -18,7 +18,10 @@ use super::{
     audit::Audit,
     state::{EngineState, Record},
 };
-use crate::gpu::engine::{Endpoint, EngineKind, EngineSpec};
+use crate::{
+    gpu::engine::{Endpoint, EngineKind, EngineSpec},
+    protocol::Wish,
+};
 
 /// An engine of a model, whether it runs or not.
 pub(super) struct Replica {
@@ -53,8 +56,8 @@ pub(super) struct Replica {
     pub(super) stall: Stall,
     /// Nothing is sent to it until then.
     pub(super) paused_until: Option<Instant>,
-    /// Since when an operator wants it to serve.
-    pub(super) asked_since: Option<Instant>,
+    /// What an operator wants of it and has not got yet, and since when.
+    pub(super) wish: Option<(Wish, Instant)>,
     pub(super) record: Record,
 }
 
@@ -70,7 +73,7 @@ pub struct Occupancy {
 // === impl Replica ===
 
 impl Replica {
-    pub(super) fn new(engine: &EngineParams) -> Self {
+    pub(super) fn new(engine: &EngineParams, broken_pause: Duration) -> Self {
         Self {
             engine: engine.name.clone(),
             kind: engine.kind,
@@ -80,7 +83,7 @@ impl Replica {
             started: None,
             is_renewing: false,
             is_leaving: false,
-            life: Lifecycle::new(),
+            life: Lifecycle::new().pausing(broken_pause),
             endpoint: None,
             devices: Vec::new(),
             order: 0,
@@ -90,13 +93,14 @@ impl Replica {
             signs: Signs::default(),
             stall: Stall::default(),
             paused_until: None,
-            asked_since: None,
+            wish: None,
             record: Record::default(),
         }
     }
 
     /// What the configuration says of it now.
-    pub(super) fn adjust(&mut self, engine: &EngineParams) {
+    pub(super) fn adjust(&mut self, engine: &EngineParams, broken_pause: Duration) {
+        self.life.pause_for(broken_pause);
         self.kind = engine.kind;
         self.revision = engine.revision;
         self.is_leaving = false;
@@ -155,8 +159,10 @@ impl Replica {
 
     /// How long an operator has wanted it without getting it.
     pub(super) fn asked_for(&self, now: Instant) -> Duration {
-        self.asked_since
-            .map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+        match self.wish {
+            Some((Wish::Load, since)) => now.saturating_duration_since(since),
+            Some((Wish::Sleep(_) | Wish::Pin(_), _)) | None => Duration::ZERO,
+        }
     }
 
     pub(super) fn state(&self) -> EngineState {
@@ -173,6 +179,7 @@ impl Replica {
             waiting: self.waiting,
             rungs: self.life.rungs(),
             barred: self.life.barred(),
+            wish: self.wish.map(|(wish, _)| wish),
             record: self.record.clone(),
         }
     }

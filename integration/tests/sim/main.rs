@@ -11,11 +11,13 @@ mod life;
 mod limits;
 mod operators;
 mod readers;
+mod reload;
 mod residency;
 mod retries;
 mod routes;
 mod stalls;
 mod streams;
+mod usage;
 
 use serde_json::{Value, json};
 

@@ -39,6 +39,9 @@ pub(crate) const LONGEST_MODEL_NAME: usize = 128;
 /// As long as the largest models take to load, or swapping would be all that is done.
 const DEFAULT_MAX_WAIT: Duration = Duration::from_secs(120);
 
+/// A quarter of a year: what bills are about.
+const DEFAULT_KEEP_USAGE: Duration = Duration::from_secs(90 * 86_400);
+
 /// What the checks may look at besides the file.
 pub(crate) struct Context<'a> {
     /// The directory that paths in the file start from.
@@ -70,6 +73,7 @@ pub(crate) fn check(file: &File, context: &Context<'_>, report: &mut Report) -> 
         tenants,
         tenant_defaults,
         events: events(&file.log, context, report),
+        keep_usage: keep_usage(&file.log),
         log_level: log_level(file, report),
         data_dir: file.data_dir.as_ref().map(under_base),
         state_dir: file.state_dir.as_ref().map(under_base),
@@ -107,6 +111,11 @@ fn log_level(file: &File, report: &mut Report) -> String {
     filter
 }
 
+fn keep_usage(log: &file::Log) -> Option<Duration> {
+    let keep = log.keep_usage.map_or(DEFAULT_KEEP_USAGE, |text| text.0);
+    Some(keep).filter(|keep| !keep.is_zero())
+}
+
 /// Two lines about every model have to fit in either file, or it says nothing.
 fn events(log: &file::Log, context: &Context<'_>, report: &mut Report) -> Option<EventsConfig> {
     const SMALLEST: u64 = 1 << 20;
@@ -139,7 +148,9 @@ fn limits(limits: &file::Limits, report: &mut Report) -> Limits {
         body_timeout: duration("body_timeout", limits.body_timeout, 30),
         queue_timeout: duration("queue_timeout", limits.queue_timeout, 300),
         stream_idle_timeout: duration("stream_idle_timeout", limits.stream_idle_timeout, 120),
-        stall_timeout: duration("stall_timeout", limits.stall_timeout, 30),
+        stall_timeout: duration("stall_timeout", limits.stall_timeout, 20),
+        start_stall_timeout: duration("start_stall_timeout", limits.start_stall_timeout, 180),
+        broken_pause: duration("broken_pause", limits.broken_pause, 300),
         client_stall_timeout: duration("client_stall_timeout", limits.client_stall_timeout, 30),
         // Zero is a choice here: cut at once.
         drain_timeout: limits

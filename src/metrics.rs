@@ -47,6 +47,8 @@ labels! {
     AtRung { model, engine, rung }
     /// By rung.
     OfRung { rung }
+    /// By result.
+    OfResult { result }
     /// By device, and whether it is what there is or what is taken.
     DeviceMemory { device, kind }
     /// By actor.
@@ -84,6 +86,10 @@ pub struct Metrics {
     pub demote: Family<OfRung, Histogram>,
     /// Lines that the event log lost.
     pub events_dropped: Counter,
+    /// Times the configuration was read again.
+    pub config_reloads: Family<OfResult, Counter>,
+    /// Whether it was taken the last time.
+    pub config_last_reload_successful: Gauge,
     /// Requests whose use is written down, and those whose use is not.
     pub usage: usage::Counts,
     /// Whether an engine serves.
@@ -192,6 +198,16 @@ impl Metrics {
                 "events_dropped",
                 "Lines that the event log could not take or write",
             ),
+            config_reloads: add(
+                r,
+                "config_reloads",
+                "Times the configuration was read again, by result",
+            ),
+            config_last_reload_successful: add(
+                r,
+                "config_last_reload_successful",
+                "1 if the configuration was taken when it was last read, 0 if the one before is kept",
+            ),
             usage: usage::Counts {
                 kept: add(
                     r,
@@ -255,11 +271,28 @@ impl Metrics {
             registry: Registry::default(),
         };
         let version = vec![("version", env!("CARGO_PKG_VERSION"))];
+        // That of the start was.
+        metrics.config_last_reload_successful.set(1);
         registry.register("build", "The running version", Info::new(version));
         Self {
             registry,
             ..metrics
         }
+    }
+
+    /// Forgets what there was of models, engines, tenants, actors and devices, which may be gone.
+    pub fn clear_gauges(&self) {
+        self.model_rung.clear();
+        self.model_memory.clear();
+        self.model_saved_kv.clear();
+        self.device_memory.clear();
+        self.engine_up.clear();
+        self.model_queue_depth.clear();
+        self.model_in_flight.clear();
+        self.engine_waiting.clear();
+        self.tenant_in_flight.clear();
+        self.actor_mailbox_wait.clear();
+        self.actor_messages_handled.clear();
     }
 
     /// The metrics as OpenMetrics text.

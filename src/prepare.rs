@@ -4,21 +4,25 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use actix::Addr;
 use kvwarden_actors::{
-    Model,
+    Model, Router,
     gpu::engine::{Attached, EngineKind, EngineSpec, Launch},
-    protocol::{Preparation, Prepared},
+    model::ModelState,
+    protocol::{Preparation, Prepared, Roster, Snapshot},
 };
-use kvwarden_policy::{backoff::DOWNLOAD_AGAIN, failure::FailureClass};
+use kvwarden_policy::{ModelId, backoff::DOWNLOAD_AGAIN, failure::FailureClass};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    config::{ModelConfig, ModelSource},
+    config::{Config, ModelConfig, ModelSource, change},
     install::{
         self, InstallError, fetch,
         progress::{Event, Progress},
@@ -51,37 +55,74 @@ impl PrepareError {
 }
 
 /// An engine to prepare.
-pub struct Wanted {
+struct Wanted {
     /// An earlier kvwarden left it running, and soon it will end.
-    pub is_running: bool,
+    is_running: bool,
     /// What the configuration says of it.
-    pub config: ModelConfig,
+    config: ModelConfig,
     /// Its model.
-    pub actor: Addr<Model>,
-    /// Which of the model's engines it is.
-    pub replica: usize,
+    actor: Addr<Model>,
 }
 
 impl Wanted {
     fn tell(&self, how: Preparation) {
-        let replica = self.replica;
-        self.actor.do_send(Prepared { replica, how });
+        self.actor.do_send(Prepared {
+            engine: self.config.engine_name.clone(),
+            revision: change::revision(&self.config),
+            how,
+        });
     }
 }
 
-/// Prepares every model on a thread of its own and tells each model's actor how it goes. A download
-/// in which nothing moves for longer than `patience` is given up, and like one that failed is tried
-/// again when the others are done.
+/// Prepares every engine that is not as the configuration has it, on a thread of its own, and tells
+/// each model's actor how it goes. A download in which nothing moves for longer than
+/// `limits.start_stall_timeout` is given up, and like one that failed is tried again when the others
+/// are done. Those of `running` an earlier kvwarden left.
 ///
 /// # Errors
 /// When no thread can be started.
-pub fn spawn(mut models: Vec<Wanted>, layout: Layout, patience: Duration) -> std::io::Result<()> {
+pub async fn what_lacks(
+    config: &Config,
+    router: &Addr<Router>,
+    running: &[ModelId],
+    layout: &Layout,
+) -> anyhow::Result<()> {
+    let mut lacking = Vec::new();
+    for actor in router.send(Roster).await?.models {
+        // One that has departed lacks nothing.
+        let Ok(model) = actor.send(Snapshot::<ModelState>::default()).await else {
+            continue;
+        };
+        for engine in model.engines.iter().filter(|engine| !engine.is_prepared) {
+            let mut models = config.models.iter();
+            if let Some(config) = models.find(|model| model.engine_name == engine.engine) {
+                lacking.push(Wanted {
+                    is_running: running.contains(&engine.engine),
+                    config: config.clone(),
+                    actor: actor.clone(),
+                });
+            }
+        }
+    }
+    let patience = config.limits.start_stall_timeout;
+    spawn(lacking, layout.clone(), patience)?;
+    Ok(())
+}
+
+fn spawn(mut models: Vec<Wanted>, layout: Layout, patience: Duration) -> std::io::Result<()> {
+    /// Whoever comes later takes on what those before could not do.
+    static NEWEST: AtomicU64 = AtomicU64::new(0);
+    let turn = NEWEST.fetch_add(1, Ordering::Relaxed) + 1;
+    let is_superseded = move || NEWEST.load(Ordering::Relaxed) != turn;
+    if models.is_empty() {
+        return Ok(());
+    }
     // Those that run already and those that need nothing come first, so that they don't wait for
     // others' downloads.
     models.sort_by_key(|wanted| !wanted.is_running && wanted.config.environment.is_some());
     let work = move || {
         loop {
-            models.retain(|wanted| !settle(wanted, &layout, patience));
+            models.retain(|wanted| !is_superseded() && !settle(wanted, &layout, patience));
             if models.is_empty() {
                 return;
             }

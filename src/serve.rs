@@ -1,5 +1,5 @@
-//! The wiring: actors leaf first, then the server, then signals and the order of the end. Nothing
-//! here runs once per request.
+//! The wiring: actors first, then the server, then signals and the order of the end. Nothing here
+//! runs once per request.
 
 use std::{
     fs::{File, TryLockError},
@@ -9,41 +9,33 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor as _, Addr};
+use actix::Addr;
 use actix_rt::Arbiter;
 use actix_web::{App, HttpServer, middleware::from_fn, web};
 use anyhow::Context as _;
 use kvwarden_actors::{
-    Gpu, Ledger, Model, Router, Tenant, Witness,
+    Ledger, Router, Witness,
     gpu::{
-        self,
         charge::{Charge, Lodged},
         engine::EngineKind,
         orphans::{self, Orphan},
     },
-    model::{self, ModelState},
-    protocol::Roster,
-    router::{ModelEntry, Unnamed},
-    tenant,
+    model::ModelState,
 };
-use kvwarden_policy::{
-    ModelId,
-    lifecycle::State,
-    residency,
-    scheduling::{Bounds, FairSettings, Group, Settings, TenantBounds},
-};
+use kvwarden_policy::{ModelId, lifecycle::State};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{task::JoinHandle, time::Instant};
 
 use crate::{
-    config::{Config, GroupConfig, ModelConfig, TenantLimits},
+    config::Config,
     drain,
     events::EventLog,
     http::{self, Shared, admin::Overview, upstream::Engines},
     layout::Layout,
     metrics::Metrics,
     prepare,
-    remember::{self, Memory},
+    reload::{Reloader, Source},
+    remember, roster,
     signals::{Signals, Wish},
     systemd,
     takeover::{
@@ -54,9 +46,6 @@ use crate::{
     watch::{self, Watch},
 };
 
-/// Requests that wait for one model, in bytes: a thousand of a megabyte.
-const MAX_WAITING_BYTES: u64 = 1 << 30;
-
 /// How often it is looked whether everything is ready.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -64,13 +53,23 @@ const LOOK: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// When the address is taken or the system refuses what serving needs.
-pub fn run(config: &Config, layout: &Layout, takes_over: bool) -> anyhow::Result<()> {
+pub fn run(
+    config: &Config,
+    source: Source,
+    layout: &Layout,
+    takes_over: bool,
+) -> anyhow::Result<()> {
     raise_descriptor_limit();
     make_private_dirs(layout)?;
-    actix_web::rt::System::new().block_on(serve(config, layout, takes_over))
+    actix_web::rt::System::new().block_on(serve(config, source, layout, takes_over))
 }
 
-async fn serve(config: &Config, layout: &Layout, takes_over: bool) -> anyhow::Result<()> {
+async fn serve(
+    config: &Config,
+    source: Source,
+    layout: &Layout,
+    takes_over: bool,
+) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     let (told, lodged) = tokio::sync::watch::channel(None);
     let (holdings, predecessor) = move_in(config, layout, takes_over, told).await?;
@@ -81,27 +80,41 @@ async fn serve(config: &Config, layout: &Layout, takes_over: bool) -> anyhow::Re
     let running: Vec<ModelId> = orphans.iter().map(Orphan::engine).collect();
     let metrics = Arc::new(Metrics::register());
     let events = open_events(config, &metrics)?;
-    let witness = Arc::new(Watch::new(&metrics, events.clone()));
+    let witness: Arc<dyn Witness> = Arc::new(Watch::new(&metrics, events.clone()));
     let usage = open_usage(config, layout, &metrics)?;
     let ledger = ledger(usage.clone());
-    let router = start_actors(config, layout, orphans, &control, &charge, witness, ledger)?;
+    let router = roster::start(
+        config,
+        layout,
+        orphans,
+        &control,
+        charge.clone(),
+        &witness,
+        ledger,
+    );
     let (actors, log) = (router.clone(), events.clone());
     let shared = Arc::new(Shared::new(config, actors, metrics, log, charge.clone()));
+    let running_config = config.clone();
+    let reloader = Reloader::new(
+        source,
+        layout.clone(),
+        witness,
+        shared.clone(),
+        running_config,
+    );
+    let reloader = web::Data::new(reloader);
     let listener = holdings.listener.try_clone()?;
     if let Some(predecessor) = predecessor {
         predecessor.relieve().await?;
     }
-    let server = listen(config, shared.clone(), listener)?;
+    let server = listen(config, shared.clone(), reloader.clone(), listener)?;
     let handle = server.handle();
     // Ends with the handle's doing.
     drop(actix_web::rt::spawn(server));
     systemd::ready();
     tracing::info!(listen = %config.listen, models = config.models.len(), "serving");
 
-    let roster = router.send(Roster).await?;
-    let wanted = to_prepare(config, &roster.models, &running);
-    let patience = config.limits.start_stall_timeout;
-    prepare::spawn(wanted, layout.clone(), patience)?;
+    prepare::what_lacks(config, &router, &running, layout).await?;
     let tasks = look_after(config, layout, &router, events.as_ref(), charge);
     let incumbent = Incumbent {
         holdings: &holdings,
@@ -110,7 +123,8 @@ async fn serve(config: &Config, layout: &Layout, takes_over: bool) -> anyhow::Re
         events: events.as_deref(),
         layout,
     };
-    let heir = until_the_end(&incumbent, &mut signals).await;
+    let heir = until_the_end(&incumbent, &mut signals, &reloader).await;
+    let config = &reloader.running().await;
     tasks.iter().for_each(JoinHandle::abort);
     if let Some(heir) = heir {
         // Whoever comes after the heir finds the state directory free.
@@ -198,13 +212,22 @@ async fn move_in(
 }
 
 /// Comes back when it is time to end, with the heir if there is one.
-async fn until_the_end(incumbent: &Incumbent<'_>, signals: &mut Signals) -> Option<Heir> {
+async fn until_the_end(
+    incumbent: &Incumbent<'_>,
+    signals: &mut Signals,
+    reloader: &Reloader,
+) -> Option<Heir> {
     let mut door = Door::open(incumbent.layout);
     loop {
         let caller = tokio::select! {
             caller = door.knock() => caller,
             wish = signals.next() => match wish {
                 Wish::Stop => return None,
+                Wish::Reload => {
+                    // What came of it is told by it.
+                    drop(reloader.reload().await);
+                    continue;
+                }
                 Wish::Succeed => {
                     successor::start();
                     continue;
@@ -235,181 +258,24 @@ fn open_events(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<Arc<
     Ok(Some(Arc::new(log)))
 }
 
-/// Actors leaf first: each is given the addresses of those below it.
-fn start_actors(
-    config: &Config,
-    layout: &Layout,
-    orphans: Vec<Orphan>,
-    control: &Arbiter,
-    charge: &Charge,
-    witness: Arc<dyn Witness>,
-    ledger: Arc<dyn Ledger>,
-) -> anyhow::Result<Addr<Router>> {
-    let params = gpu::Params {
-        // The file may be replaced by an upgrade while this process runs.
-        shim: "/proc/self/exe".into(),
-        run_dir: layout.run(),
-        log_dir: layout.logs(),
-        memory: config.gpu_memory,
-        residency: residency::Settings {
-            max_wait: config.max_wait,
-            ..residency::Settings::default()
-        },
-        orphan_grace: config.limits.orphan_grace,
-        start_stall_timeout: config.limits.start_stall_timeout,
-        max_saved_kv: config.limits.max_saved_kv,
-        charge: charge.clone(),
-        witness: witness.clone(),
-    };
-    let gpu = Gpu::start_in_arbiter(&control.handle(), |_| Gpu::new(params).inheriting(orphans));
-    let config = config.clone();
-    let memory = Memory::load(layout);
-    let below = gpu.clone();
-    let router = Router::start_in_arbiter(&control.handle(), move |ctx| {
-        let me = actix::AsyncContext::address(ctx).downgrade();
-        let unnamed = Unnamed {
-            limits: tenant_limits(&config.tenant_defaults, None),
-            at_most: config.limits.max_unnamed_tenants,
-            ledger: ledger.clone(),
-        };
-        let mut router = Router::new(below.clone(), unnamed);
-        for tenant in &config.tenants {
-            let limits = tenant_limits(&tenant.limits, tenant.group.as_ref());
-            let actor = Tenant::named(tenant.id.clone(), limits, me.clone(), ledger.clone());
-            let actor = actor.start();
-            router.add_tenant(tenant.id.clone(), actor);
-        }
-        for model in config.models.iter().filter(|model| !model.is_replica()) {
-            let params = model_params(model, &config, &memory, witness.clone());
-            let names = params.names.clone();
-            let engines = params.engines.iter();
-            let engines = engines.map(|(engine, _)| engine.clone()).collect();
-            let addr = Model::new(params, me.clone(), below.clone()).start();
-            router.add_model(ModelEntry {
-                id: model.id.clone(),
-                names,
-                engines,
-                addr,
-            });
-        }
-        router
-    });
-    gpu.do_send(gpu::Meet(router.downgrade()));
-    Ok(router)
-}
-
-fn tenant_limits(limits: &TenantLimits, group: Option<&GroupConfig>) -> tenant::Limits {
-    // Names of tenants hold no spaces, so none is also the name of a group.
-    let group = group.map(|group| Group {
-        name: format!("group {}", group.name).into(),
-        weight: group.weight,
-    });
-    let unbounded = TenantBounds::default();
-    tenant::Limits {
-        priority: limits.priority,
-        weight: limits.weight,
-        group,
-        tiers: limits.service_tiers,
-        requests: limits
-            .rate_limit_rpm
-            .map(|rpm| (rpm, limits.rate_limit_burst.unwrap_or(rpm))),
-        tokens_per_minute: limits.tokens_per_minute,
-        tokens_per_day: limits.tokens_per_day,
-        concurrency: limits.max_concurrent_requests,
-        queued: TenantBounds {
-            requests: limits.max_queued_requests.unwrap_or(unbounded.requests),
-            bytes: limits.max_queued_bytes.unwrap_or(unbounded.bytes),
-        },
-    }
-}
-
-/// Every engine, with the actor of its model: those are in the order of the configuration.
-fn to_prepare(
-    config: &Config,
-    models: &[Addr<Model>],
-    running: &[ModelId],
-) -> Vec<prepare::Wanted> {
-    let first = config.models.iter().filter(|model| !model.is_replica());
-    let engines = first.zip(models).flat_map(|(model, actor)| {
-        let engines = config.models.iter().filter(|engine| engine.id == model.id);
-        engines
-            .enumerate()
-            .map(|(replica, engine)| prepare::Wanted {
-                is_running: running.contains(&engine.engine_name),
-                config: engine.clone(),
-                actor: actor.clone(),
-                replica,
-            })
-    });
-    engines.collect()
-}
-
-fn model_params(
-    model: &ModelConfig,
-    config: &Config,
-    memory: &Memory,
-    witness: Arc<dyn Witness>,
-) -> model::Params {
-    let engines: Vec<&ModelConfig> = config
-        .models
-        .iter()
-        .filter(|engine| engine.id == model.id)
-        .collect();
-    let names = [model.id.to_string()]
-        .into_iter()
-        .chain(model.aliases.clone());
-    model::Params {
-        id: model.id.clone(),
-        names: names.collect(),
-        engines: engines
-            .iter()
-            .map(|engine| (engine.engine_name.clone(), engine.engine))
-            .collect(),
-        scheduling: Settings {
-            discipline: model.scheduling,
-            bounds: Bounds {
-                requests: model.queue_size,
-                bytes: MAX_WAITING_BYTES,
-            },
-            max_in_flight: usize::try_from(model.flags.capacity.sequences).unwrap_or(usize::MAX),
-            fair: FairSettings {
-                long_prompt_tokens: model.long_prompt_tokens,
-                ..FairSettings::new(model.flags.capacity)
-            },
-        },
-        queue_timeout: config.limits.queue_timeout,
-        stall_timeout: config.limits.stall_timeout,
-        broken_pause: config.limits.broken_pause,
-        autostart: model.autostart,
-        is_pinned: model.residency.pinned,
-        idle_ttl: model.residency.idle_ttl,
-        rate: memory
-            .rates
-            .get(model.id.as_str())
-            .cloned()
-            .unwrap_or_default(),
-        costs: engines
-            .iter()
-            .map(|engine| memory.costs.get(engine.engine_name.as_str()).copied())
-            .collect(),
-        witness,
-    }
-}
-
 fn listen(
     config: &Config,
     shared: Arc<Shared>,
+    reloader: web::Data<Reloader>,
     listener: TcpListener,
 ) -> anyhow::Result<actix_web::dev::Server> {
-    let stall_timeout = config.limits.client_stall_timeout;
+    let accepting = shared.clone();
     let server = HttpServer::new(move || {
         App::new()
             .app_data(web::Data::new(shared.clone()))
+            .app_data(reloader.clone())
             .app_data(web::Data::new(Engines::new()))
             .wrap(from_fn(http::identify))
             .configure(http::routes)
     })
-    .on_connect(move |connection, _| http::socket::tame(connection, stall_timeout))
+    .on_connect(move |connection, _| {
+        http::socket::tame(connection, accepting.view().limits.client_stall_timeout);
+    })
     // Streams are many small writes: with Nagle's algorithm each could wait 40 ms.
     .tcp_nodelay(true)
     // Otherwise a client that hangs up while its request is queued goes unnoticed.

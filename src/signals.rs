@@ -9,6 +9,8 @@ use tokio::signal::unix::{self, SignalKind};
 pub enum Wish {
     /// SIGTERM, SIGINT: end.
     Stop,
+    /// SIGHUP: read the configuration again.
+    Reload,
     /// SIGUSR2: let a new process take over.
     Succeed,
 }
@@ -17,6 +19,7 @@ pub enum Wish {
 pub struct Signals {
     term: unix::Signal,
     int: unix::Signal,
+    hup: unix::Signal,
     usr2: unix::Signal,
 }
 
@@ -31,6 +34,7 @@ impl Signals {
         Ok(Self {
             term: unix::signal(SignalKind::terminate())?,
             int: unix::signal(SignalKind::interrupt())?,
+            hup: unix::signal(SignalKind::hangup())?,
             usr2: unix::signal(SignalKind::user_defined2())?,
         })
     }
@@ -40,6 +44,7 @@ impl Signals {
         tokio::select! {
             _ = self.term.recv() => Wish::Stop,
             _ = self.int.recv() => Wish::Stop,
+            _ = self.hup.recv() => Wish::Reload,
             _ = self.usr2.recv() => Wish::Succeed,
         }
     }

@@ -22,9 +22,7 @@ pub use ledger::Ledger;
 pub use model::Model;
 pub use router::Router;
 pub use tenant::Tenant;
-pub use ticket::{
-    Answer, Held, Permit, RateLimits, Refusal, Reservation, Share, Spent, Terms, Ticket,
-};
+pub use ticket::{Answer, Held, Permit, RateLimits, Refusal, Reservation, Spent, Terms, Ticket};
 pub use vitals::Vitals;
 pub use witness::Witness;
 

@@ -19,10 +19,14 @@ use tokio::time::Instant;
 use crate::{
     Gpu, Held, Model, Spent, Tenant, Ticket,
     gpu::{
+        self,
         engine::{Endpoint, EngineSpec},
         seats::Needs,
         snapshot::Kept,
     },
+    model,
+    router::Unnamed,
+    tenant,
 };
 
 // === a request ===
@@ -138,6 +142,8 @@ pub struct Claim {
     pub rate: f64,
     /// How long nobody has wanted it.
     pub idle_for: Duration,
+    /// It is stopped when that gets this long.
+    pub idle_ttl: Option<Duration>,
     /// How long the requests that run will take.
     pub drain: Duration,
 }
@@ -345,12 +351,67 @@ impl Wish {
 
 // === before and after ===
 
+/// serve -> Router: who is let in and what is served from now on, at the start and whenever the
+/// configuration is read again. Who was there and is not in it leaves.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Enroll {
+    /// The tenants that it names.
+    pub tenants: Vec<(TenantId, tenant::Limits)>,
+    /// All others.
+    pub unnamed: Unnamed,
+    /// The models, in its order.
+    pub models: Vec<model::Params>,
+}
+
+/// Router -> Tenant: what you may use from now on.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Entitle(pub tenant::Entitlement);
+
+/// Router -> Model: what a tenant may use from now on; what waits of it waits by that.
+#[derive(Message, Clone)]
+#[rtype(result = "()")]
+pub struct Reshare {
+    /// Whose.
+    pub tenant: TenantId,
+    /// What it may use.
+    pub entitlement: tenant::Entitlement,
+}
+
+/// Router -> Model: what the configuration says of you now.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Adjust(pub model::Params);
+
+/// Router -> Model: the configuration has you no more. Serve whom you let in, then depart.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Leave;
+
+/// Model -> Router: nothing of me is left; forget me. Router -> Model: done, you may go.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Depart(pub ModelId);
+
+/// Model -> Gpu: this engine is no more, and no other takes its name.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Delist(pub ModelId);
+
+/// serve -> Gpu: how to run engines from now on; each one from its next start.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Tune(pub gpu::Tuning);
+
 /// serve -> Model: how far the installation of an engine and its weights got.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Prepared {
     /// Which of the model's engines.
-    pub replica: usize,
+    pub engine: ModelId,
+    /// By which [`revision`](model::EngineParams::revision) of its configuration.
+    pub revision: u64,
     /// How far.
     pub how: Preparation,
 }
@@ -441,6 +502,7 @@ impl Default for Claim {
             oldest_wait: Duration::ZERO,
             rate: 0.0,
             idle_for: Duration::ZERO,
+            idle_ttl: None,
             drain: Duration::ZERO,
         }
     }

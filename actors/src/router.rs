@@ -1,5 +1,7 @@
 //! The router: knows who is there and forwards. It decides nothing about a request but whether
-//! its model exists.
+//! its model exists. Who is there at all is said by the configuration ([`enroll`]).
+
+mod enroll;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -11,33 +13,27 @@ use tokio::time::Instant;
 use crate::{
     Gpu, Ledger, Model, PULSE, Refusal, Tenant, Vitals,
     protocol::{
-        Addresses, Admit, Demand, Drain, Enqueue, Grant, Locate, Operate, Pulse, Reclaim, Reserve,
-        Reserved, Resign, Retire, Roster, Snapshot,
+        Addresses, Admit, Demand, Depart, Drain, Enqueue, Grant, Locate, Operate, Pulse, Reclaim,
+        Reserve, Reserved, Resign, Retire, Roster, Snapshot,
     },
     tenant,
 };
 
 /// A model as the router knows it.
-pub struct ModelEntry {
-    /// Canonical name.
-    pub id: ModelId,
-    /// Every name that routes to it, the canonical one included.
-    pub names: Vec<String>,
-    /// Names of its engines.
-    pub engines: Vec<ModelId>,
-    /// Its actor.
-    pub addr: Addr<Model>,
+struct ModelEntry {
+    id: ModelId,
+    /// Every name that routes to it, the canonical one included; none once it leaves.
+    names: Vec<String>,
+    addr: Addr<Model>,
 }
 
 /// How tenants that the configuration does not name are treated.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Unnamed {
     /// What each may use.
     pub limits: tenant::Limits,
     /// How many may exist at once; what comes on top shares the tenant [`OTHERS`].
     pub at_most: usize,
-    /// Who keeps what they use.
-    pub ledger: Arc<dyn Ledger>,
 }
 
 /// The tenant of all unnamed tenants beyond [`Unnamed::at_most`].
@@ -46,11 +42,13 @@ pub const OTHERS: &str = "_other";
 /// The directory of tenants and models.
 pub struct Router {
     tenants: HashMap<TenantId, Addr<Tenant>>,
-    named: usize,
+    named: HashMap<TenantId, tenant::Limits>,
     unnamed: Unnamed,
     names: HashMap<String, usize>,
     models: Vec<ModelEntry>,
     gpu: Addr<Gpu>,
+    /// Who keeps what tenants use.
+    ledger: Arc<dyn Ledger>,
     is_draining: bool,
     vitals: Vitals,
 }
@@ -73,61 +71,58 @@ pub struct RouterState {
 impl Router {
     /// A router in front of `gpu` that knows nobody yet.
     #[must_use]
-    pub fn new(gpu: Addr<Gpu>, unnamed: Unnamed) -> Self {
+    pub fn new(gpu: Addr<Gpu>, ledger: Arc<dyn Ledger>) -> Self {
         Self {
             tenants: HashMap::new(),
-            named: 0,
-            unnamed,
+            named: HashMap::new(),
+            unnamed: Unnamed::default(),
             names: HashMap::new(),
             models: Vec::new(),
             gpu,
+            ledger,
             is_draining: false,
             vitals: Vitals::default(),
         }
-    }
-
-    /// Makes a model known under all its names.
-    pub fn add_model(&mut self, entry: ModelEntry) {
-        let index = self.models.len();
-        self.names
-            .extend(entry.names.iter().map(|name| (name.clone(), index)));
-        self.models.push(entry);
-    }
-
-    /// Makes a tenant known that the configuration names.
-    pub fn add_tenant(&mut self, id: TenantId, tenant: Addr<Tenant>) {
-        self.tenants.insert(id, tenant);
-        self.named += 1;
     }
 
     fn tenant(&mut self, id: &TenantId, ctx: &Context<Self>) -> Addr<Tenant> {
         if let Some(known) = self.tenants.get(id) {
             return known.clone();
         }
-        let is_crowded = self.tenants.len() - self.named >= self.unnamed.at_most;
-        let id = if is_crowded {
-            TenantId::from(OTHERS)
-        } else {
+        let unnamed = self.tenants.len().saturating_sub(self.named.len());
+        let has_place = self.named.contains_key(id) || unnamed < self.unnamed.at_most;
+        let id = if has_place {
             id.clone()
+        } else {
+            TenantId::from(OTHERS)
         };
+        let entitlement = self.entitlement(&id);
         let router = ctx.address().downgrade();
-        let Unnamed { limits, ledger, .. } = &self.unnamed;
-        let tenant = self.tenants.entry(id).or_insert_with_key(|id| {
-            Tenant::unnamed(id.clone(), limits.clone(), router, ledger.clone()).start()
-        });
+        let ledger = self.ledger.clone();
+        let tenant = self
+            .tenants
+            .entry(id)
+            .or_insert_with_key(|id| Tenant::new(id.clone(), entitlement, router, ledger).start());
         tenant.clone()
     }
 
+    /// An engine's name begins with its model's, in which no `#` can be.
     fn owner(&self, engine: &ModelId) -> Option<&Addr<Model>> {
-        let mut models = self.models.iter();
-        let owner = models.find(|model| model.engines.contains(engine))?;
-        Some(&owner.addr)
+        let engine = engine.as_str();
+        let owner = engine.split_once('#').map_or(engine, |(owner, _)| owner);
+        Some(&self.entry(owner)?.addr)
     }
 
+    /// The model of this name, if it takes requests.
     fn model(&self, name: &str) -> Option<&ModelEntry> {
         self.names
             .get(name)
             .and_then(|index| self.models.get(*index))
+    }
+
+    /// The model of this canonical name, even if it is leaving.
+    fn entry(&self, id: &str) -> Option<&ModelEntry> {
+        self.models.iter().find(|model| model.id.as_str() == id)
     }
 }
 
@@ -161,7 +156,8 @@ impl Handler<Reserved> for Router {
 
     fn handle(&mut self, Reserved(ticket): Reserved, _: &mut Context<Self>) {
         self.vitals.handled();
-        match self.model(&ticket.model) {
+        // Whom it let in, a model that leaves still serves.
+        match self.entry(&ticket.model) {
             Some(model) => model.addr.do_send(Enqueue(ticket)),
             None => {
                 let name = ticket.model.clone();
@@ -218,10 +214,29 @@ impl Handler<Retire> for Router {
 
     fn handle(&mut self, Retire(id): Retire, _: &mut Context<Self>) {
         self.vitals.handled();
+        // It may have got its name since it asked.
+        if self.named.contains_key(&id) {
+            return;
+        }
         if let Some(tenant) = self.tenants.remove(&id) {
             // Behind every ticket already sent there, so that none is lost.
             tenant.do_send(Retire(id));
         }
+    }
+}
+
+impl Handler<Depart> for Router {
+    type Result = ();
+
+    fn handle(&mut self, Depart(id): Depart, _: &mut Context<Self>) {
+        self.vitals.handled();
+        // It may have come back since it asked.
+        let is_gone = |model: &ModelEntry| model.id == id && model.names.is_empty();
+        let Some(at) = self.models.iter().position(is_gone) else {
+            return;
+        };
+        self.models.remove(at).addr.do_send(Depart(id));
+        self.index();
     }
 }
 

@@ -14,7 +14,7 @@ use kvwarden_policy::{
     bucket::{TokenBucket, Verdict},
     cost::{PromptEstimator, Usage},
     quota::{DailyQuota, Day},
-    scheduling::{Group, TenantBounds},
+    scheduling::{Group, Share, TenantBounds},
     tier::{Tier, Tiers},
 };
 use serde::Serialize;
@@ -22,9 +22,9 @@ use tokio::time::Instant;
 
 use crate::{
     Held, Ledger, PULSE, Refusal, Reservation, Router, Ticket, Vitals,
-    protocol::{Pulse, Reserve, Reserved, Retire, Settle, Snapshot},
+    protocol::{Entitle, Pulse, Reserve, Reserved, Retire, Settle, Snapshot},
     router::OTHERS,
-    ticket::{RateLimits, Share},
+    ticket::RateLimits,
 };
 
 /// An unnamed tenant that nobody used for this long, and that owes nothing, is forgotten.
@@ -89,12 +89,32 @@ impl Limits {
     }
 }
 
+/// What a tenant may use, and by what right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entitlement {
+    /// What it may use.
+    pub limits: Limits,
+    /// The configuration names it; otherwise it is forgotten when its requests stop.
+    pub is_named: bool,
+}
+
+impl Entitlement {
+    /// What a request of that tenant and tier is entitled to in front of an engine.
+    pub(crate) fn share(&self, tenant: &TenantId, tier: Tier) -> Share {
+        let alone = if self.is_named {
+            tenant.as_str()
+        } else {
+            OTHERS
+        };
+        self.limits.share(alone, tier)
+    }
+}
+
 /// One tenant.
 pub struct Tenant {
     id: TenantId,
-    is_named: bool,
+    entitlement: Entitlement,
     is_retiring: bool,
-    limits: Limits,
     requests: Option<TokenBucket>,
     tokens: Option<TokenBucket>,
     day: Option<DailyQuota>,
@@ -131,59 +151,60 @@ pub struct TenantState {
 // === impl Tenant ===
 
 impl Tenant {
-    /// A tenant that the configuration names.
+    /// A tenant that has used nothing.
     #[must_use]
-    pub fn named(
+    pub fn new(
         id: TenantId,
-        limits: Limits,
+        entitlement: Entitlement,
         router: WeakAddr<Router>,
         ledger: Arc<dyn Ledger>,
     ) -> Self {
-        let now = Instant::now();
-        let today = Day::of(SystemTime::now());
-        let bucket = |(rate, burst): (u64, u64)| TokenBucket::full(rate, burst, now.into_std());
-        Self {
-            is_named: true,
+        let mut tenant = Self {
+            id,
+            entitlement,
             is_retiring: false,
-            requests: limits
-                .requests
-                .map(|(rate, burst)| bucket((rate.into(), burst.into()))),
-            tokens: limits.tokens_per_minute.map(|rate| bucket((rate, rate))),
-            day: limits
-                .tokens_per_day
-                .map(|quota| DailyQuota::resumed(quota, today, ledger.spent_on(&id, today))),
-            limits,
+            requests: None,
+            tokens: None,
+            day: None,
             estimator: PromptEstimator::default(),
             in_flight: 0,
             admitted: 0,
             refused: 0,
             used: Usage::default(),
-            last_seen: now,
+            last_seen: Instant::now(),
             router,
             ledger,
-            id,
             vitals: Vitals::default(),
-        }
+        };
+        tenant.resize();
+        tenant
     }
 
-    /// A tenant that only requests name; it is forgotten when they stop.
-    #[must_use]
-    pub fn unnamed(
-        id: TenantId,
-        limits: Limits,
-        router: WeakAddr<Router>,
-        ledger: Arc<dyn Ledger>,
-    ) -> Self {
-        Self {
-            is_named: false,
-            ..Self::named(id, limits, router, ledger)
+    /// Buckets of the size that its limits say. One that is there keeps what was used of it.
+    fn resize(&mut self) {
+        let Limits {
+            requests,
+            tokens_per_minute,
+            tokens_per_day,
+            ..
+        } = self.entitlement.limits;
+        let requests = requests.map(|(rate, burst)| (rate.into(), burst.into()));
+        resize(&mut self.requests, requests);
+        resize(&mut self.tokens, tokens_per_minute.map(|rate| (rate, rate)));
+        let today = Day::of(SystemTime::now());
+        let spent = || self.ledger.spent_on(&self.id, today);
+        match (&mut self.day, tokens_per_day) {
+            (Some(day), Some(tokens)) => day.resize(tokens),
+            (day, tokens) => {
+                *day = tokens.map(|tokens| DailyQuota::resumed(tokens, today, spent()));
+            }
         }
     }
 
     /// Holds `wanted` tokens and one request against the limits, or says which of them is reached.
     fn check(&mut self, wanted: u64, now: Instant) -> Result<(), Refusal> {
         let now = now.into_std();
-        if let Some(limit) = self.limits.concurrency
+        if let Some(limit) = self.entitlement.limits.concurrency
             && self.in_flight >= limit
         {
             return Err(Refusal::Concurrency { limit });
@@ -274,12 +295,7 @@ impl Tenant {
         };
         self.in_flight += 1;
         self.admitted += 1;
-        let alone = if self.is_named {
-            self.id.as_str()
-        } else {
-            OTHERS
-        };
-        ticket.share = self.limits.share(alone, ticket.terms.tier);
+        ticket.share = self.entitlement.share(&self.id, ticket.terms.tier);
         let size = ticket.size;
         let day = self.day.as_ref().map(DailyQuota::today).unwrap_or_default();
         ticket.hold(Reservation {
@@ -289,6 +305,15 @@ impl Tenant {
             spent: None,
         });
         router.do_send(Reserved(ticket));
+    }
+}
+
+/// To a rate per minute and a burst.
+fn resize(bucket: &mut Option<TokenBucket>, to: Option<(u64, u64)>) {
+    let now = Instant::now().into_std();
+    match (bucket.as_mut(), to) {
+        (Some(bucket), Some((rate, burst))) => bucket.resize(rate, burst, now),
+        (_, to) => *bucket = to.map(|(rate, burst)| TokenBucket::full(rate, burst, now)),
     }
 }
 
@@ -363,7 +388,7 @@ impl Handler<Pulse> for Tenant {
     fn handle(&mut self, Pulse(sent): Pulse, _: &mut Context<Self>) {
         self.vitals.pulse(sent);
         let is_idle = self.in_flight == 0 && self.last_seen.elapsed() >= FORGET_AFTER;
-        if !self.is_named
+        if !self.entitlement.is_named
             && !self.is_retiring
             && is_idle
             && self.owes_nothing()
@@ -372,6 +397,17 @@ impl Handler<Pulse> for Tenant {
             self.is_retiring = true;
             router.do_send(Retire(self.id.clone()));
         }
+    }
+}
+
+impl Handler<Entitle> for Tenant {
+    type Result = ();
+
+    fn handle(&mut self, Entitle(entitlement): Entitle, _: &mut Context<Self>) {
+        self.vitals.handled();
+        self.entitlement = entitlement;
+        self.is_retiring = false;
+        self.resize();
     }
 }
 
@@ -389,7 +425,7 @@ impl Handler<Snapshot<TenantState>> for Tenant {
     fn handle(&mut self, _: Snapshot<TenantState>, _: &mut Context<Self>) -> Self::Result {
         MessageResult(TenantState {
             id: self.id.clone(),
-            is_named: self.is_named,
+            is_named: self.entitlement.is_named,
             in_flight: self.in_flight,
             admitted: self.admitted,
             refused: self.refused,

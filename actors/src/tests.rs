@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor, Addr, AsyncContext as _};
+use actix::{Actor, Addr};
 use kvwarden_policy::{
     Generation, ModelId, TenantId,
     cost::{RequestSize, Usage},
@@ -23,14 +23,14 @@ use kvwarden_policy::{
 use tokio::{sync::oneshot::Receiver, time::Instant};
 
 use crate::{
-    Answer, Gpu, Model, Permit, Refusal, Router, Tenant, Terms, Ticket,
+    Answer, Gpu, Model, Permit, Refusal, Router, Terms, Ticket,
     gpu::{
         self,
         engine::{Attached, EngineKind, EngineSpec},
     },
-    model::{self, ModelState},
-    protocol::{Admit, Drain, EngineNews, News, Preparation, Prepared, Roster, Snapshot},
-    router::{ModelEntry, OTHERS, Unnamed},
+    model::{self, EngineParams, ModelState},
+    protocol::{Admit, Drain, EngineNews, Enroll, News, Preparation, Prepared, Roster, Snapshot},
+    router::{OTHERS, Unnamed},
     tenant::{self, TenantState},
 };
 
@@ -80,12 +80,29 @@ impl Default for Setup {
 }
 
 impl Setup {
+    /// One named tenant `t` and that model.
+    fn enroll(&self) -> Enroll {
+        Enroll {
+            tenants: vec![(TenantId::from("t"), self.limits.clone())],
+            unnamed: Unnamed {
+                limits: tenant::Limits::default(),
+                at_most: self.unnamed,
+            },
+            models: vec![self.model()],
+        }
+    }
+
     /// One model `m` (alias `short`) on somebody else's server.
     fn model(&self) -> model::Params {
         model::Params {
             id: ModelId::from("m"),
             names: vec!["m".to_owned(), "short".to_owned()],
-            engines: vec![(ModelId::from("m"), EngineKind::Attach)],
+            engines: vec![EngineParams {
+                name: ModelId::from("m"),
+                kind: EngineKind::Attach,
+                revision: 0,
+                costs: None,
+            }],
             scheduling: Settings {
                 discipline: Discipline::Fair,
                 bounds: Bounds {
@@ -108,7 +125,6 @@ impl Setup {
             is_pinned: false,
             idle_ttl: None,
             rate: residency::Rate::default(),
-            costs: Vec::new(),
             witness: Arc::new(()),
         }
     }
@@ -123,37 +139,16 @@ impl Node {
             run_dir: here.clone(),
             log_dir: here,
             memory: None,
-            residency: residency::Settings::default(),
-            orphan_grace: Duration::ZERO,
-            start_stall_timeout: DEADLINE,
-            max_saved_kv: 0,
+            tuning: gpu::Tuning {
+                start_stall_timeout: DEADLINE,
+                ..gpu::Tuning::default()
+            },
             charge: gpu::charge::Charge::sole(),
             witness: Arc::new(()),
         });
         let gpu = gpu.start();
-        let below = gpu.clone();
-        let router = Router::create(|ctx| {
-            let me = ctx.address().downgrade();
-            let unnamed = Unnamed {
-                limits: tenant::Limits::default(),
-                at_most: setup.unnamed,
-                ledger: Arc::new(()),
-            };
-            let mut router = Router::new(below.clone(), unnamed);
-            let id = TenantId::from("t");
-            let tenant = Tenant::named(id.clone(), setup.limits.clone(), me.clone(), Arc::new(()));
-            router.add_tenant(id, tenant.start());
-            let params = setup.model();
-            let names = params.names.clone();
-            let addr = Model::new(params, me, below).start();
-            router.add_model(ModelEntry {
-                id: ModelId::from("m"),
-                names,
-                engines: vec![ModelId::from("m")],
-                addr,
-            });
-            router
-        });
+        let router = Router::new(gpu.clone(), Arc::new(())).start();
+        router.do_send(setup.enroll());
         gpu.do_send(gpu::Meet(router.downgrade()));
         let model = router.send(Roster).await.unwrap().models.remove(0);
         let spec = Attached {
@@ -162,7 +157,8 @@ impl Node {
             served_name: "m".to_owned(),
         };
         model.do_send(Prepared {
-            replica: 0,
+            engine: ModelId::from("m"),
+            revision: 0,
             how: Preparation::Done(Arc::new(EngineSpec::Attached(spec))),
         });
         let node = Self { router, model };

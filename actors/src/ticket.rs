@@ -17,7 +17,7 @@ use kvwarden_policy::{
     cost::{PromptEstimator, RequestSize, Usage},
     failure::FailureClass,
     quota::Day,
-    scheduling::{Bound, Group, Key, Outcome, TenantBounds},
+    scheduling::{Bound, Group, Key, Outcome, Share, TenantBounds},
     tier::Tier,
 };
 use tokio::{sync::oneshot, time::Instant};
@@ -133,33 +133,6 @@ pub struct RateLimits {
     pub tokens: Option<Level>,
 }
 
-/// What a tenant is entitled to in front of an engine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Share {
-    /// Lower goes first.
-    pub class: i32,
-    /// Whom it shares its entitlement with, and how much that is.
-    pub group: Group,
-    /// Its part of that.
-    pub weight: u32,
-    /// How much of it may wait for a model.
-    pub queued: TenantBounds,
-}
-
-impl Default for Share {
-    fn default() -> Self {
-        Self {
-            class: 0,
-            group: Group {
-                name: OTHERS.into(),
-                weight: 1,
-            },
-            weight: 1,
-            queued: TenantBounds::default(),
-        }
-    }
-}
-
 /// What a client asks for besides its answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Terms {
@@ -211,7 +184,16 @@ impl Ticket {
                 model,
                 size,
                 terms,
-                share: Share::default(),
+                // Until its tenant has said.
+                share: Share {
+                    class: 0,
+                    group: Group {
+                        name: OTHERS.into(),
+                        weight: 1,
+                    },
+                    weight: 1,
+                    queued: TenantBounds::default(),
+                },
                 expires: None,
                 reservation: None,
                 reply: Some(reply),

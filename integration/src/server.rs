@@ -310,6 +310,31 @@ impl Server {
         })
     }
 
+    /// Writes another configuration, and leaves it to the caller to have it read.
+    ///
+    /// # Panics
+    /// If it can't be written.
+    pub fn configure(&self, config: &str) {
+        write_config(self.port, self.home.path(), config);
+    }
+
+    /// Sends SIGHUP and waits until the configuration was read again; what came of it.
+    ///
+    /// # Panics
+    /// If it is not.
+    #[must_use]
+    pub fn hang_up(&self) -> Value {
+        let last = || {
+            let status = self.client().get("/kvwarden/status").expect(200).json();
+            status["last_reload"].clone()
+        };
+        let before = last()["number"].clone();
+        self.signal(Signal::SIGHUP);
+        eventually_within(READY, "the configuration to be read again", || {
+            Some(last()).filter(|last| last["number"] != before)
+        })
+    }
+
     /// What it says of a model.
     #[must_use]
     pub fn model(&self, id: &str) -> Value {
@@ -415,10 +440,13 @@ fn spawn(
     env: &[(&'static str, String)],
     log: &Arc<Mutex<Vec<String>>>,
 ) -> Child {
-    let file = config_file(home);
-    let text = format!("listen = \"127.0.0.1:{port}\"\n{config}");
-    fs::write(&file, text).expect("the configuration is written");
+    write_config(port, home, config);
     serve(home, args, env, log)
+}
+
+fn write_config(port: u16, home: &Path, config: &str) {
+    let text = format!("listen = \"127.0.0.1:{port}\"\n{config}");
+    fs::write(config_file(home), text).expect("the configuration is written");
 }
 
 fn serve(

@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod engine;
 pub mod key;
 pub mod models;
+pub mod reload;
 pub mod replay;
 mod reply;
 pub mod serve;
@@ -55,6 +56,8 @@ enum Command {
     Status(status::StatusArgs),
     /// List the models of a running kvwarden, or load, unload, put to sleep and pin one
     Models(models::ModelsArgs),
+    /// Have a running kvwarden read its configuration file again
+    Reload(reload::ReloadArgs),
     /// Look for what would keep kvwarden or its engines from working on this machine
     Doctor(doctor::DoctorArgs),
     /// Say everything that is wrong with a configuration file
@@ -89,6 +92,7 @@ impl Cli {
             Command::Serve(args) => serve::run(&args),
             Command::Status(args) => status::run(&args),
             Command::Models(args) => models::run(&args),
+            Command::Reload(args) => reload::run(&args),
             Command::Doctor(args) => doctor::run(&args),
             Command::Check(args) => check::run(&args),
             Command::Engine(args) => {

@@ -24,6 +24,13 @@ pub(crate) struct Status {
     pub(crate) gpu: Gpu,
     #[serde(rename = "metrics")]
     pub(crate) totals: Totals,
+    /// How the configuration was last read again.
+    pub(crate) last_reload: Option<Reload>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Reload {
+    pub(crate) error: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -6,8 +6,9 @@ use clap::Args;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    config::{self, Config, Engine, Overrides, units::parse_share},
+    config::{Engine, Overrides, units::parse_share},
     layout::Layout,
+    reload::Source,
     serve,
 };
 
@@ -67,12 +68,12 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         gpu_budget: args.gpu_budget,
         log_level: args.log_level.clone(),
     };
-    let env = config::process_environment();
-    let loaded = match &args.config {
-        Some(path) => Config::load(path, &env, &overrides),
-        None => Config::from_flags(&args.models, &env, &overrides),
+    let source = Source {
+        file: args.config.clone(),
+        models: args.models.clone(),
+        overrides,
     };
-    let loaded = match loaded {
+    let loaded = match source.load() {
         Ok(loaded) => loaded,
         Err(error) => {
             write!(anstream::stderr(), "{}", error.render())?;
@@ -87,7 +88,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         data: loaded.config.data_dir.clone().unwrap_or(layout.data),
         state: loaded.config.state_dir.clone().unwrap_or(layout.state),
     };
-    serve::run(&loaded.config, &layout, args.takeover)?;
+    serve::run(&loaded.config, source, &layout, args.takeover)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -89,6 +89,13 @@ fn render_totals(status: &Status, base: &str, out: &mut dyn Write) -> io::Result
     if status.admission.is_draining {
         writeln!(out, "{CARE}stopping: nobody new is let in{CARE:#}")?;
     }
+    let reload = status.last_reload.as_ref();
+    if reload.is_some_and(|reload| reload.error.is_some()) {
+        writeln!(
+            out,
+            "{CARE}the configuration file was refused when it was last read; `kvwarden reload` says why{CARE:#}"
+        )?;
+    }
     writeln!(
         out,
         "{} running, {} waiting, at most {} in flight; {} since it started",

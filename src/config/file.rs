@@ -18,13 +18,13 @@ use super::{
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct File {
-    /// Address and port of the API. Default: `"127.0.0.1:8000"`.
+    /// Address and port of the API. Default: `"127.0.0.1:8000"`. A change needs a restart.
     pub listen: Option<String>,
-    /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or a filter like `"info,kvwarden=debug"`. Default: `"info"`.
+    /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or a filter like `"info,kvwarden=debug"`. Default: `"info"`. A change needs a restart.
     pub log_level: Option<String>,
-    /// Where engine environments and fetched models are kept. Default: `$KVWARDEN_DATA_DIR`, else `~/.cache/kvwarden`.
+    /// Where engine environments and fetched models are kept. Default: `$KVWARDEN_DATA_DIR`, else `~/.cache/kvwarden`. A change needs a restart.
     pub data_dir: Option<PathBuf>,
-    /// Where sockets, logs and records of running engines are kept. Default: `$KVWARDEN_STATE_DIR`, else `~/.local/state/kvwarden`.
+    /// Where sockets, logs and records of running engines are kept. Default: `$KVWARDEN_STATE_DIR`, else `~/.local/state/kvwarden`. A change needs a restart.
     pub state_dir: Option<PathBuf>,
     /// Who is let in as whom.
     pub auth: Auth,
@@ -96,7 +96,7 @@ pub struct Limits {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Gpu {
-    /// How much of each GPU's memory there is for engines; where there is no GPU, how much of the machine's memory. Default: all of each GPU's, and no limit where there is none.
+    /// How much of each GPU's memory there is for engines; where there is no GPU, how much of the machine's memory. Default: all of each GPU's, and no limit where there is none. A change needs a restart.
     pub memory: Option<SizeText>,
     /// How long requests for a model wait at most while others have the memory; then whoever is not pinned makes room. Default: `"2m"`.
     pub max_wait: Option<DurationText>,
@@ -106,11 +106,11 @@ pub struct Gpu {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Log {
-    /// A file for one line of JSON for each request that ended (model, tenant, tokens, wait; no text) and each change of an engine, which `kvwarden replay` reads. Default: none.
+    /// A file for one line of JSON for each request that ended (model, tenant, tokens, wait; no text) and each change of an engine, which `kvwarden replay` reads. Default: none. A change needs a restart.
     pub events: Option<PathBuf>,
-    /// How large that file and its predecessor (`.1`) get together. Default: `"256MiB"`.
+    /// How large that file and its predecessor (`.1`) get together. Default: `"256MiB"`. A change needs a restart.
     pub max_size: Option<SizeText>,
-    /// How long `usage.db` in the state directory keeps what each request used, for `kvwarden usage` and for `tokens_per_day` over a restart. `"0s"`: nothing is written. Default: `"90d"`.
+    /// How long `usage.db` in the state directory keeps what each request used, for `kvwarden usage` and for `tokens_per_day` over a restart. `"0s"`: nothing is written. Default: `"90d"`. A change needs a restart.
     pub keep_usage: Option<DurationText>,
 }
 
@@ -224,7 +224,7 @@ pub struct Model {
     pub max_concurrent: Option<u32>,
     /// For `vllm`, `vllm-cpu` and `sim`, tokens one engine step computes; 8192 suits H100 and newer. Default: 2048, or the preset's.
     pub step_tokens: Option<u32>,
-    /// Who goes next: `fair` (by tokens served), `fifo` (by arrival) or `drr` (by requests in the server, as the Python KVWarden). Default: `fair`.
+    /// Who goes next: `fair` (by tokens served), `fifo` (by arrival) or `drr` (by requests in the server, as the Python KVWarden). Default: `fair`. A change needs a restart.
     pub scheduling: Option<Scheduling>,
     /// Requests that may wait. Default: 1024.
     pub queue_size: Option<usize>,

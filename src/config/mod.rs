@@ -9,6 +9,7 @@
 //! No step stops at its first finding: an author sees every [`Problem`] of a file at once, with its
 //! place. Nothing here starts, fetches or connects to anything; a hub id needs no network.
 
+pub mod change;
 mod check;
 pub mod file;
 mod load;
@@ -29,6 +30,7 @@ pub mod units;
 mod unknown;
 mod yaml;
 
+pub use change::Changes;
 pub use file::Engine;
 pub use load::ConfigError;
 pub use overrides::Overrides;

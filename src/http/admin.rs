@@ -1,7 +1,7 @@
 //! Metrics, status and the list of models: what the actors say about themselves.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -87,7 +87,8 @@ where
 pub async fn models(request: HttpRequest, shared: web::Data<Arc<Shared>>) -> HttpResponse {
     match visible(&request, &shared).await {
         Ok(overview) => {
-            let data: Vec<_> = overview.models.iter().map(|m| entry(m, &shared)).collect();
+            let models = overview.models.iter().filter(|model| !model.is_leaving);
+            let data: Vec<_> = models.map(|model| entry(model, &shared)).collect();
             HttpResponse::Ok().json(json!({ "object": "list", "data": data }))
         }
         Err(failure) => failure.response(),
@@ -107,7 +108,7 @@ pub async fn model(
     match overview
         .models
         .iter()
-        .find(|model| model.names.contains(&name))
+        .find(|model| !model.is_leaving && model.names.contains(&name))
     {
         Some(model) => HttpResponse::Ok().json(entry(model, &shared)),
         None => Failure::Refused(Refusal::UnknownModel(name.into_inner())).response(),
@@ -115,7 +116,7 @@ pub async fn model(
 }
 
 async fn visible(request: &HttpRequest, shared: &Shared) -> Result<Overview, Failure> {
-    shared.identity.tenant(request)?;
+    shared.view().identity.tenant(request)?;
     Overview::of(&shared.router).await
 }
 
@@ -137,7 +138,7 @@ fn unix_seconds(time: SystemTime) -> u64 {
 
 /// `GET /kvwarden/status`: the keys of the Python KVWarden, and the actors' states beside them.
 pub async fn status(request: HttpRequest, shared: web::Data<Arc<Shared>>) -> HttpResponse {
-    if let Err(failure) = shared.identity.operator(&request) {
+    if let Err(failure) = shared.view().identity.operator(&request) {
         return failure.response();
     }
     let overview = match Overview::of(&shared.router).await {
@@ -166,12 +167,13 @@ pub async fn status(request: HttpRequest, shared: web::Data<Arc<Shared>>) -> Htt
         "admission": {
             "in_flight": sum(|model| model.running),
             "queue_depth": sum(|model| model.waiting),
-            "max_in_flight": shared.limits.max_in_flight,
+            "max_in_flight": shared.view().limits.max_in_flight,
             "is_draining": overview.router.is_draining,
         },
         "tenants": tenants,
         "gpu": overview.gpu,
         "router": overview.router,
+        "last_reload": *shared.reloaded.lock().unwrap_or_else(PoisonError::into_inner),
         "metrics": {
             "uptime_s": uptime,
             "total_requests": overview.tenants.iter().map(|t| t.admitted + t.refused).sum::<u64>(),
@@ -181,14 +183,12 @@ pub async fn status(request: HttpRequest, shared: web::Data<Arc<Shared>>) -> Htt
 
 /// `GET /metrics`: OpenMetrics for who asks for it (Prometheus does), else the classic text.
 pub async fn metrics(request: HttpRequest, shared: web::Data<Arc<Shared>>) -> HttpResponse {
-    if let Err(failure) = shared.identity.operator(&request) {
+    if let Err(failure) = shared.view().identity.operator(&request) {
         return failure.response();
     }
     // With an actor stuck the counters still tell something; its gauges keep their last value.
-    if let Ok(overview) = Overview::of(&shared.router).await {
-        observe(&overview, &shared);
-    }
-    let Ok(text) = shared.metrics.open_metrics() else {
+    let overview = Overview::of(&shared.router).await.ok();
+    let Ok(text) = observe(overview.as_ref(), &shared) else {
         return HttpResponse::InternalServerError().finish();
     };
     let accept = request

@@ -114,7 +114,7 @@ impl Attempt<'_> {
         let head = self.head(&permit, &answer);
         let manner = Manner {
             strips_usage: ask.stream && !ask.wants_usage,
-            idle: self.shared.limits.stream_idle_timeout,
+            idle: self.shared.view().limits.stream_idle_timeout,
         };
         let answer = Answer {
             body: Box::pin(answer.body.take_until(Box::pin(self.shared.until_cut()))),

@@ -25,7 +25,7 @@ use crate::config::Limits;
 /// How many bytes of bodies are held, and how many may be.
 struct Meter {
     held: AtomicUsize,
-    limit: usize,
+    limit: AtomicUsize,
 }
 
 /// The bytes of bodies that each tenant and the node hold.
@@ -54,16 +54,21 @@ impl Meter {
     fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
             held: AtomicUsize::new(0),
-            limit,
+            limit: AtomicUsize::new(limit),
         })
     }
 
+    fn limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
+    }
+
     fn has_room(&self, bytes: usize) -> bool {
-        self.held.load(Ordering::Relaxed).saturating_add(bytes) <= self.limit
+        self.held.load(Ordering::Relaxed).saturating_add(bytes) <= self.limit()
     }
 
     fn take(&self, bytes: usize) -> bool {
-        let more = |held: usize| held.checked_add(bytes).filter(|sum| *sum <= self.limit);
+        let limit = self.limit();
+        let more = |held: usize| held.checked_add(bytes).filter(|sum| *sum <= limit);
         let taken = self
             .held
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
@@ -78,14 +83,25 @@ impl Meter {
 // === impl Bodies ===
 
 impl Bodies {
-    /// Nothing is held yet. `tenants` are those with a bound of their own.
-    pub fn new(limits: &Limits, tenants: impl IntoIterator<Item = String>) -> Self {
+    /// `tenants` are those with a bound of their own. What was held `before` still is.
+    pub fn new(
+        limits: &Limits,
+        tenants: impl IntoIterator<Item = String>,
+        before: Option<&Self>,
+    ) -> Self {
+        let limited = |meter: Option<Arc<Meter>>, limit: usize| {
+            let meter = meter.unwrap_or_else(|| Meter::new(limit));
+            meter.limit.store(limit, Ordering::Relaxed);
+            meter
+        };
         let tenants = tenants.into_iter().chain([OTHERS.to_owned()]);
+        let tenants = tenants.map(|tenant| {
+            let known = before.and_then(|before| before.tenants.get(&tenant).cloned());
+            (tenant, limited(known, limits.max_bodies_per_tenant))
+        });
         Self {
-            node: Meter::new(limits.max_bodies),
-            tenants: tenants
-                .map(|tenant| (tenant, Meter::new(limits.max_bodies_per_tenant)))
-                .collect(),
+            node: limited(before.map(|before| before.node.clone()), limits.max_bodies),
+            tenants: tenants.collect(),
         }
     }
 
@@ -106,7 +122,7 @@ impl Held {
             && !tenant.take(bytes)
         {
             return Err(Failure::BodiesFull {
-                limit: tenant.limit,
+                limit: tenant.limit(),
             });
         }
         if !self.node.take(bytes) {
@@ -123,7 +139,7 @@ impl Held {
     fn check(&self, announced: usize) -> Result<(), Failure> {
         match &self.tenant {
             Some(tenant) if !tenant.has_room(announced) => Err(Failure::BodiesFull {
-                limit: tenant.limit,
+                limit: tenant.limit(),
             }),
             _ if !self.node.has_room(announced) => Err(Failure::NodeFull),
             _ => Ok(()),

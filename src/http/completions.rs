@@ -47,7 +47,7 @@ pub async fn forward(
     engines: web::Data<Engines>,
 ) -> HttpResponse {
     let shared = shared.get_ref().clone();
-    let tenant = match shared.identity.tenant(&request) {
+    let tenant = match shared.view().identity.tenant(&request) {
         Ok(tenant) => tenant,
         Err(failure) => {
             Record::of_stranger(shared).failed(&failure);
@@ -104,7 +104,8 @@ impl Exchange {
         let Some(place) = Place::take(&self.shared) else {
             return Err((Failure::NodeFull, record));
         };
-        let bounds = (&self.shared.bodies, &self.shared.limits);
+        let view = self.shared.view();
+        let bounds = (&view.bodies, &view.limits);
         let body = match Body::receive(&self.request, payload, bounds, record.tenant()).await {
             Ok(body) => body,
             Err(failure) => return Err((failure, record)),
@@ -161,7 +162,7 @@ impl Exchange {
     async fn respond(&self, reached: Reached, is_streamed: bool, place: Place) -> HttpResponse {
         match reached {
             Reached::Stream(mut head, relay) if is_streamed => {
-                let outlet = relay.into_body(self.shared.limits.client_stall_timeout);
+                let outlet = relay.into_body(self.shared.view().limits.client_stall_timeout);
                 head.insert_header((header::CACHE_CONTROL, "no-cache"))
                     // nginx would collect the stream otherwise.
                     .insert_header(("x-accel-buffering", "no"))

@@ -1,5 +1,5 @@
-//! What operators do to models: load, unload, sleep, pin. Each is a wish; `kvwarden status` shows
-//! what became of it.
+//! What operators do: load, unload, sleep and pin models, and have the configuration read again. What
+//! is done to a model is a wish; `kvwarden status` shows what became of it.
 
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use kvwarden_policy::lifecycle::Rung;
 use serde_json::json;
 
 use super::{Shared, body::require_json, refusal::Failure};
+use crate::reload::{ReloadError, Reloader};
 
 /// The routes. `sleep` is as deep as leaves the engine alive and frees most.
 pub fn routes(app: &mut web::ServiceConfig) {
@@ -29,6 +30,7 @@ pub fn routes(app: &mut web::ServiceConfig) {
         let act = move |request, id, shared| operate(wish, request, id, shared);
         app.route(&path, web::post().to(act));
     }
+    app.route("/kvwarden/reload", web::post().to(reload));
 }
 
 /// `POST /kvwarden/models/{id}/{verb}`, by any of the model's names: 202, since it takes its time.
@@ -51,9 +53,34 @@ async fn operate(
     }
 }
 
+/// `POST /kvwarden/reload`: 200 and what changed, or 422 and why nothing did.
+async fn reload(
+    request: HttpRequest,
+    shared: web::Data<Arc<Shared>>,
+    reloader: web::Data<Reloader>,
+) -> HttpResponse {
+    if let Err(failure) = is_operator(&request, &shared) {
+        return failure.response();
+    }
+    match reloader.reload().await {
+        Ok(changes) => HttpResponse::Ok().json(changes),
+        Err(ReloadError::Draining) => Failure::from(Refusal::Draining).response(),
+        Err(error) => Failure::Config(error.to_string()).response(),
+    }
+}
+
 /// The canonical name of the model, if the request may do this to it.
 fn admit(request: &HttpRequest, shared: &Shared, name: String) -> Result<String, Failure> {
-    shared.identity.operator(request)?;
+    is_operator(request, shared)?;
+    match shared.view().model_labels(&name) {
+        Some((model, _)) => Ok(model.to_string()),
+        None => Err(Failure::Refused(Refusal::UnknownModel(name))),
+    }
+}
+
+fn is_operator(request: &HttpRequest, shared: &Shared) -> Result<(), Failure> {
+    let view = shared.view();
+    view.identity.operator(request)?;
     if !shared.charge.is_held() {
         return Err(Refusal::Draining.into());
     }
@@ -61,15 +88,12 @@ fn admit(request: &HttpRequest, shared: &Shared, name: String) -> Result<String,
     // this content type for another site without asking first, and after rebinding its own name to
     // this address it still sends that name.
     require_json(request)?;
-    if !shared.identity.has_keys() && !is_addressed_as_local(request) {
+    if !view.identity.has_keys() && !is_addressed_as_local(request) {
         return Err(Failure::Forbidden(
             "without auth.admin_keys this is for requests to http://localhost or a loopback address",
         ));
     }
-    match shared.model_labels(&name) {
-        Some((model, _)) => Ok(model.clone()),
-        None => Err(Failure::Refused(Refusal::UnknownModel(name))),
-    }
+    Ok(())
 }
 
 fn is_addressed_as_local(request: &HttpRequest) -> bool {

@@ -26,7 +26,8 @@ enum Standing {
 impl Overview {
     /// Models that somebody expects: from the start on, or since they were first wanted.
     fn expected(&self) -> impl Iterator<Item = &ModelState> {
-        let is_expected = |model: &&ModelState| model.autostart || model.generation.0 > 0;
+        let is_expected =
+            |model: &&ModelState| !model.is_leaving && (model.autostart || model.generation.0 > 0);
         self.models.iter().filter(is_expected)
     }
 

@@ -2,7 +2,7 @@
 //!
 //! | file | does |
 //! |---|---|
-//! | [`identity`] | who asks |
+//! | [`view`], [`identity`] | the configuration as requests see it; who asks |
 //! | [`envelope`], [`terms`] | what is read off a request, and the fields we set |
 //! | [`completions`], [`body`], [`attempt`] | the way of one request: received, tried, answered |
 //! | [`relay`], [`sse`], [`assemble`] | the answer, streamed or put together |
@@ -12,7 +12,7 @@
 //! | [`refusal`], [`reason`] | every error, as HTTP |
 //! | [`health`] | whether this node does what it should |
 //! | [`admin`] | metrics, status, the list of models |
-//! | [`control`] | what operators do to models |
+//! | [`control`] | what operators do |
 //! | [`record`] | what is counted |
 
 pub mod admin;
@@ -38,11 +38,11 @@ pub mod sse;
 pub mod terms;
 pub mod tokenize;
 pub mod upstream;
+pub mod view;
 
 use std::{
-    collections::{HashMap, HashSet},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::SystemTime,
@@ -60,19 +60,15 @@ use actix_web::{
     middleware::Next,
     web,
 };
+use arc_swap::ArcSwap;
 use kvwarden_actors::{Router, gpu::charge::Charge};
 use tokio::sync::watch;
 
-use crate::{
-    config::{Config, Limits},
-    events::EventLog,
-    metrics::Metrics,
-};
-use body::Bodies;
+use crate::{config::Config, events::EventLog, metrics::Metrics, reload::Reloaded};
 use completions::{Task, forward};
-use identity::Identity;
 use refusal::Failure;
 use salt::Salts;
+use view::View;
 
 /// The label of every tenant that the configuration does not name.
 const OTHERS: &str = kvwarden_actors::router::OTHERS;
@@ -81,10 +77,6 @@ const OTHERS: &str = kvwarden_actors::router::OTHERS;
 pub struct Shared {
     /// The directory of actors.
     pub router: Addr<Router>,
-    /// Who is let in as whom.
-    pub identity: Identity,
-    /// What bounds the node.
-    pub limits: Limits,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Where it is written down, if it is.
@@ -95,13 +87,11 @@ pub struct Shared {
     pub charge: Charge,
     /// When this process began to serve.
     pub since: SystemTime,
-    named_tenants: HashSet<String>,
-    weights: HashMap<String, u32>,
-    default_weight: u32,
-    models: HashMap<String, (String, &'static str)>,
+    /// How the configuration was last read again, if it was.
+    pub reloaded: Mutex<Option<Reloaded>>,
+    view: ArcSwap<View>,
     held: AtomicUsize,
     is_cut: watch::Sender<bool>,
-    bodies: Bodies,
     seen: observe::Seen,
 }
 
@@ -115,24 +105,15 @@ impl Shared {
         events: Option<Arc<EventLog>>,
         charge: Charge,
     ) -> Self {
-        let weights = config.tenants.iter();
-        let weights = weights.map(|tenant| (tenant.id.to_string(), tenant.limits.weight));
-        let named = config.tenants.iter().map(|tenant| tenant.id.to_string());
-        let named: HashSet<_> = named.chain([identity::DEFAULT.to_owned()]).collect();
         Self {
             router,
-            identity: Identity::new(config),
-            limits: config.limits.clone(),
             metrics,
             events,
-            weights: weights.collect(),
-            default_weight: config.tenant_defaults.weight,
             salts: Salts::new(),
             charge,
             since: SystemTime::now(),
-            bodies: Bodies::new(&config.limits, named.iter().cloned()),
-            named_tenants: named,
-            models: model_labels(config),
+            reloaded: Mutex::default(),
+            view: ArcSwap::from_pointee(View::new(config, None)),
             held: AtomicUsize::new(0),
             is_cut: watch::Sender::new(false),
             seen: observe::Seen::default(),
@@ -151,40 +132,17 @@ impl Shared {
         async move { drop(is_cut.wait_for(|is_cut| *is_cut).await) }
     }
 
-    /// The tenant's name if the configuration knows it: labels must not grow with what clients send.
-    fn tenant_label<'a>(&self, tenant: &'a str) -> &'a str {
-        if self.is_named(tenant) {
-            tenant
-        } else {
-            OTHERS
-        }
+    /// The configuration as it is now.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        self.view.load_full()
     }
 
-    /// Canonical name and engine of a model, by any of its names.
-    fn model_labels(&self, name: &str) -> Option<&(String, &'static str)> {
-        self.models.get(name)
+    /// Another configuration from now on.
+    pub fn show(&self, config: &Config) {
+        let before = self.view();
+        self.view.store(Arc::new(View::new(config, Some(&before))));
     }
-
-    /// A tenant's part of every engine.
-    fn weight(&self, tenant: &str) -> u32 {
-        let weight = self.weights.get(tenant).copied();
-        weight.unwrap_or(self.default_weight)
-    }
-
-    fn is_named(&self, tenant: &str) -> bool {
-        self.named_tenants.contains(tenant)
-    }
-}
-
-fn model_labels(config: &Config) -> HashMap<String, (String, &'static str)> {
-    let labels = config.models.iter().flat_map(|model| {
-        let labels = (model.id.to_string(), model.engine.as_str());
-        let names = [model.id.to_string()]
-            .into_iter()
-            .chain(model.aliases.clone());
-        names.map(move |name| (name, labels.clone()))
-    });
-    labels.collect()
 }
 
 /// One of `limits.max_in_flight` places on this node, given back when dropped.
@@ -192,7 +150,7 @@ pub struct Place(Arc<Shared>);
 
 impl Place {
     fn take(shared: &Arc<Shared>) -> Option<Self> {
-        let limit = shared.limits.max_in_flight;
+        let limit = shared.view().limits.max_in_flight;
         let one_more = |held| (held < limit).then_some(held + 1);
         let taken = shared
             .held

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -28,10 +29,25 @@ pub(super) struct Counted {
     reclaimed: u64,
 }
 
-pub(super) fn observe(overview: &Overview, shared: &Shared) {
-    let metrics = &shared.metrics;
-    // Held to the end: two who ask at once must not count the same start twice.
+/// The metrics as text, with what the actors said if they did.
+pub(super) fn observe(overview: Option<&Overview>, shared: &Shared) -> Result<String, fmt::Error> {
+    // Held to the end: two who ask at once must not count the same start twice, nor see each other's
+    // gauges half set.
     let mut seen = shared.seen.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(overview) = overview {
+        shared.metrics.clear_gauges();
+        let is_here = |engine: &String| {
+            let mut engines = overview.models.iter().flat_map(|model| &model.engines);
+            engines.any(|here| here.engine.as_str() == engine)
+        };
+        seen.retain(|engine, _| is_here(engine));
+        set(overview, shared, &mut seen);
+    }
+    shared.metrics.open_metrics()
+}
+
+fn set(overview: &Overview, shared: &Shared, seen: &mut HashMap<String, Counted>) {
+    let metrics = &shared.metrics;
     let serves = |model: &&ModelState| model.engines.iter().any(is_up);
     metrics
         .models_loaded
@@ -62,8 +78,8 @@ pub(super) fn observe(overview: &Overview, shared: &Shared) {
 }
 
 fn observe_tenants(overview: &Overview, shared: &Shared) {
-    let tenants = overview.tenants.iter();
-    for tenant in tenants.filter(|tenant| shared.is_named(tenant.id.as_str())) {
+    let (tenants, view) = (overview.tenants.iter(), shared.view());
+    for tenant in tenants.filter(|tenant| view.is_named(tenant.id.as_str())) {
         let labels = metrics::Tenant {
             tenant: tenant.id.to_string(),
         };
@@ -89,16 +105,9 @@ fn observe_model(model: &ModelState, metrics: &Metrics) {
         .model_in_flight
         .get_or_create(&labels)
         .set(count(model.running));
-    match model
-        .engine_waiting
-        .and_then(|count| i64::try_from(count).ok())
-    {
-        Some(waiting) => {
-            metrics.engine_waiting.get_or_create(&labels).set(waiting);
-        }
-        None => {
-            metrics.engine_waiting.remove(&labels);
-        }
+    let waiting = model.engine_waiting;
+    if let Some(waiting) = waiting.and_then(|count| i64::try_from(count).ok()) {
+        metrics.engine_waiting.get_or_create(&labels).set(waiting);
     }
     observe_actor(metrics, format!("model:{}", model.id), model.vitals);
 }

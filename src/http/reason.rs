@@ -17,6 +17,8 @@ pub enum Reason {
     InvalidApiKey,
     /// This key may not see that.
     Forbidden,
+    /// The configuration that was to be read again.
+    ConfigRefused,
     /// No such route.
     UnknownRoute,
     /// No such model.
@@ -63,6 +65,7 @@ impl Reason {
             Self::NotJson => "not_json",
             Self::InvalidApiKey => "invalid_api_key",
             Self::Forbidden => "forbidden",
+            Self::ConfigRefused => "config_refused",
             Self::UnknownRoute => "unknown_route",
             Self::ModelNotFound => "model_not_found",
             Self::RequestsPerMinute => "requests_per_minute",
@@ -97,6 +100,7 @@ impl Reason {
             | Self::NotJson
             | Self::InvalidApiKey
             | Self::Forbidden
+            | Self::ConfigRefused
             | Self::UnknownRoute
             | Self::ModelNotFound
             | Self::RequestsPerMinute

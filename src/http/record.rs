@@ -53,7 +53,7 @@ impl Record {
     /// A request of this tenant arrived.
     #[must_use]
     pub fn new(shared: Arc<Shared>, tenant: &str) -> Self {
-        let tenant = shared.tenant_label(tenant).to_owned();
+        let tenant = shared.view().tenant_label(tenant).to_owned();
         Self::labelled(shared, tenant)
     }
 
@@ -93,8 +93,8 @@ impl Record {
     /// It is for this model, by any of its names. Names that nobody configured stay out of the
     /// labels.
     pub fn wants(&mut self, model: &str) {
-        if let Some((model, engine)) = self.shared.model_labels(model) {
-            model.clone_into(&mut self.model);
+        if let Some((model, engine)) = self.shared.view().model_labels(model) {
+            self.model = model.to_string();
             self.engine = engine;
         }
     }
@@ -220,7 +220,7 @@ impl Record {
             None if model == UNKNOWN => return None,
             None => Line::Arrival(Arrival {
                 t,
-                weight: self.shared.weight(&tenant).into(),
+                weight: self.shared.view().weight(&tenant).into(),
                 model,
                 tenant,
                 prompt_tokens: self.usage.prompt_tokens,

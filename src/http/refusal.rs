@@ -67,6 +67,8 @@ pub enum Failure {
     Unauthorized(&'static str),
     /// This key may not see that.
     Forbidden(&'static str),
+    /// The configuration can't be read again, in full sentences.
+    Config(String),
     /// No such route.
     NoRoute {
         /// What was asked for.
@@ -154,6 +156,11 @@ impl Failure {
             Self::Forbidden(_) => {
                 form(StatusCode::FORBIDDEN, "permission_error", Reason::Forbidden)
             }
+            Self::Config(_) => form(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                INVALID,
+                Reason::ConfigRefused,
+            ),
             Self::NoRoute { .. } => form(StatusCode::NOT_FOUND, INVALID, Reason::UnknownRoute),
             Self::NodeFull => form(StatusCode::SERVICE_UNAVAILABLE, SERVER, Reason::NodeFull),
             Self::Unreachable(_) => {
@@ -230,6 +237,7 @@ impl fmt::Display for Failure {
             Self::SlowBody => f.write_str("the request body did not arrive in time"),
             Self::NotJson => f.write_str("send the body as JSON, with `content-type: application/json` and no content-encoding"),
             Self::Unauthorized(why) | Self::Forbidden(why) => f.write_str(why),
+            Self::Config(why) => f.write_str(why),
             Self::NoRoute { path } => write!(
                 f,
                 "there is no {path} here; served are /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, /tokenize, /health, /metrics and /kvwarden/status"

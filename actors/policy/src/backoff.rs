@@ -86,6 +86,16 @@ impl Backoff {
         }
     }
 
+    /// An open breaker refuses for `cool_down` from the next failure on.
+    pub fn cool_for(&mut self, cool_down: Duration) {
+        self.cool_down = cool_down;
+    }
+
+    /// Forgets what was: the next failure is another engine's first.
+    pub fn reset(&mut self) {
+        *self = Self::new(self.cool_down);
+    }
+
     /// It serves. That alone forgets no failure: one that serves and crashes again and again is to
     /// be found too. But a breaker that was open closes.
     pub fn succeed(&mut self) {

@@ -85,6 +85,17 @@ impl TokenBucket {
         self.debt = self.debt.saturating_sub(grains(units));
     }
 
+    /// Another rate and burst from now on. What was used stays used; a smaller bucket is empty by that
+    /// at most.
+    pub fn resize(&mut self, per_minute: u64, burst: u64, now: Instant) {
+        self.drain(now);
+        let burst = burst.max(1);
+        if burst < self.burst {
+            self.debt = self.debt.min(grains(burst));
+        }
+        (self.per_minute, self.burst) = (per_minute.max(1), burst);
+    }
+
     /// What is left.
     #[must_use]
     pub fn level(&self, now: Instant) -> Level {
@@ -158,6 +169,19 @@ mod tests {
             panic!("70 used of 10 leaves nothing");
         };
         assert_eq!(retry_after, Duration::from_secs(61));
+    }
+
+    #[test]
+    fn resized_bucket_keeps_what_was_used_and_a_smaller_one_is_empty_at_most() {
+        let start = epoch();
+        let mut bucket = TokenBucket::full(60, 100, start);
+        bucket.take(40, start);
+        bucket.resize(600, 200, start);
+        assert_eq!(bucket.level(start).remaining, 160);
+        bucket.resize(60, 10, start);
+        let level = bucket.level(start);
+        assert_eq!((level.limit, level.remaining), (10, 0));
+        assert_eq!(level.reset, Duration::from_secs(10));
     }
 
     proptest! {

@@ -75,6 +75,11 @@ impl DailyQuota {
         }
     }
 
+    /// Another budget from now on. What was used of the day stays used.
+    pub fn resize(&mut self, per_day: u64) {
+        self.per_day = per_day.max(1);
+    }
+
     /// The day that tokens were taken from last.
     #[must_use]
     pub fn today(&self) -> Day {
@@ -155,6 +160,16 @@ mod tests {
         quota.settle(quota.today(), 10, 5000);
         assert!(matches!(quota.take(1, at(7, 1)), Verdict::Denied { .. }));
         assert_eq!(quota.take(1, at(8, 0)), Verdict::Granted);
+    }
+
+    #[test]
+    fn resized_day_keeps_what_was_used() {
+        let mut quota = DailyQuota::resumed(100, Day::default(), 0);
+        let _ = quota.take(60, at(7, 0));
+        quota.resize(50);
+        assert!(matches!(quota.take(1, at(7, 1)), Verdict::Denied { .. }));
+        quota.resize(61);
+        assert_eq!(quota.take(1, at(7, 2)), Verdict::Granted);
     }
 
     #[test]

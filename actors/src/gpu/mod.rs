@@ -39,7 +39,10 @@ use tokio::{
 
 use crate::{
     PULSE, Router, Vitals, Witness,
-    protocol::{Demand, EngineGone, Enlist, Grant, Order, Pulse, Reclaim, Signal, Snapshot, Spawn},
+    protocol::{
+        Delist, Demand, EngineGone, Enlist, Grant, Order, Pulse, Reclaim, Signal, Snapshot, Spawn,
+        Tune,
+    },
 };
 
 use charge::Charge;
@@ -58,6 +61,17 @@ pub struct Params {
     pub log_dir: PathBuf,
     /// How much of each GPU's memory is for engines, or of the machine's where there is no GPU.
     pub memory: Option<u64>,
+    /// What may change while it runs.
+    pub tuning: Tuning,
+    /// Whether this process decides about engines.
+    pub charge: Charge,
+    /// Who is told what the planner orders.
+    pub witness: Arc<dyn Witness>,
+}
+
+/// How engines are swapped and left.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tuning {
     /// When to swap.
     pub residency: residency::Settings,
     /// How long engines outlive us if we die without stopping them.
@@ -66,10 +80,6 @@ pub struct Params {
     pub start_stall_timeout: Duration,
     /// Bytes of disk for KV that stopped engines leave behind, all models together.
     pub max_saved_kv: u64,
-    /// Whether this process decides about engines.
-    pub charge: Charge,
-    /// Who is told what the planner orders.
-    pub witness: Arc<dyn Witness>,
 }
 
 /// The GPU set.
@@ -118,7 +128,7 @@ impl Gpu {
         Self {
             engines: HashMap::new(),
             orphans: HashMap::new(),
-            seats: Seats::new(params.residency),
+            seats: Seats::new(params.tuning.residency),
             params,
             router: None,
             reading: watch::Sender::new(vram::Reading::NotYet),
@@ -219,6 +229,29 @@ impl Handler<Enlist> for Gpu {
         let now = Instant::now().into_std();
         self.seats.enlist(engine.clone(), needs, now);
         self.bequeath(engine);
+    }
+}
+
+impl Handler<Delist> for Gpu {
+    type Result = ();
+
+    fn handle(&mut self, Delist(engine): Delist, _: &mut Context<Self>) {
+        self.vitals.handled();
+        self.seats.delist(&engine);
+        if let Some(orphan) = self.orphans.remove(&engine) {
+            actix::spawn(orphan.end());
+        }
+    }
+}
+
+impl Handler<Tune> for Gpu {
+    type Result = ();
+
+    fn handle(&mut self, Tune(tuning): Tune, _: &mut Context<Self>) {
+        self.vitals.handled();
+        self.params.tuning = tuning;
+        self.seats.tune(tuning.residency);
+        self.plan();
     }
 }
 

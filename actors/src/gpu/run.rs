@@ -159,7 +159,7 @@ impl Run {
     /// Comes back once the engine should have started by now: nothing moves in it, or it took too
     /// long in any case.
     pub(super) async fn overdue(&self, shim: Option<ProcessId>, launch: &Launch) -> End {
-        let patience = self.params.start_stall_timeout;
+        let patience = self.params.tuning.start_stall_timeout;
         let stalled = async {
             match shim {
                 Some(shim) => startup::stalled(patience, shim, self.log()).await,
@@ -233,7 +233,7 @@ impl Run {
             }
         };
         let rungs = rungs::supported(&endpoint, launch.flags.rungs).await;
-        if let Some(shelf) = Shelf::of(launch, self.params.max_saved_kv) {
+        if let Some(shelf) = Shelf::of(launch, self.params.tuning.max_saved_kv) {
             self.tell(News::Restored(shelf.restore(&endpoint).await));
         }
         Done::Proved(Ok(Endpoint {
@@ -296,7 +296,7 @@ impl Run {
 
     /// What is done with an engine that works before it is stopped.
     pub(super) async fn part(&self, endpoint: Arc<Endpoint>, launch: &Launch) -> Done {
-        if let Some(shelf) = Shelf::of(launch, self.params.max_saved_kv) {
+        if let Some(shelf) = Shelf::of(launch, self.params.tuning.max_saved_kv) {
             self.tell(News::Saved(shelf.save(&endpoint).await));
         }
         Done::Parted

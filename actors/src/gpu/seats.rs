@@ -70,6 +70,8 @@ type Place = (Vec<DeviceId>, u64);
 #[derive(Debug)]
 struct Seat {
     needs: Needs,
+    /// What it needs from its next start on, if that is something else.
+    next: Option<Needs>,
     claim: Claim,
     /// Since when its claim says the same state.
     since: Instant,
@@ -197,12 +199,22 @@ impl Seats {
         self.ledger.measure(&id, Some(gpu.used), foreign);
     }
 
-    /// An engine that may want memory.
+    /// Other settings from now on.
+    pub(super) fn tune(&mut self, settings: residency::Settings) {
+        self.settings = settings;
+    }
+
+    /// An engine that may want memory. Of one that is there already it is what its next start needs.
     pub(super) fn enlist(&mut self, engine: ModelId, needs: Needs, now: Instant) {
+        if let Some(seat) = self.seats.get_mut(&engine) {
+            seat.next = Some(needs);
+            return;
+        }
         let prior = || Costs::prior(needs.footprint.weights);
         let costs = needs.costs.unwrap_or_else(prior);
         let seat = Seat {
             needs,
+            next: None,
             claim: Claim::default(),
             since: now,
             rung: Rung::Cold,
@@ -212,6 +224,13 @@ impl Seats {
             order: 0,
         };
         self.seats.insert(engine, seat);
+    }
+
+    /// An engine that is no more.
+    pub(super) fn delist(&mut self, engine: &ModelId) {
+        self.seats.remove(engine);
+        self.inherited.remove(engine);
+        self.ledger.release(engine);
     }
 
     /// Takes in where an engine stands. Whether that may change the plan.
@@ -229,6 +248,11 @@ impl Seats {
             && let Some(rung) = seat.claim.state.rung()
         {
             seat.rung = rung;
+            if rung == Rung::Cold
+                && let Some(next) = seat.next.take()
+            {
+                seat.needs = next;
+            }
             let bytes = seat.bytes(&self.devices)[rung];
             if rung == Rung::Cold {
                 seat.devices.clear();
@@ -404,7 +428,7 @@ impl Seat {
             rate: claim.rate,
             is_pinned: claim.is_pinned,
             idle_for: claim.idle_for,
-            idle_ttl: self.needs.idle_ttl,
+            idle_ttl: claim.idle_ttl,
         }
     }
 }

@@ -100,7 +100,7 @@ impl Run {
     /// Writes down what an heir would need, if engines outlive us at all.
     pub(super) async fn note(&self, record: &Path, handover: &mut Handover, standing: Standing) {
         handover.standing = standing;
-        if !self.params.orphan_grace.is_zero() && self.params.charge.is_held() {
+        if !self.params.tuning.orphan_grace.is_zero() && self.params.charge.is_held() {
             handover.write(record).await;
         }
     }
@@ -117,9 +117,7 @@ impl Run {
         // Short, since the path of a Unix socket ends at 107 bytes.
         let short = &token[..8];
         let Params {
-            run_dir,
-            orphan_grace,
-            ..
+            run_dir, tuning, ..
         } = &self.params;
         ShimSpec {
             model: self.spawn.engine.to_string(),
@@ -130,7 +128,7 @@ impl Run {
             socket: run_dir.join(format!("{short}.sock")),
             record: run_dir.join(format!("{short}.json")),
             log: self.log(),
-            orphan_grace: *orphan_grace,
+            orphan_grace: tuning.orphan_grace,
             token,
         }
     }

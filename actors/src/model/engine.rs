@@ -58,7 +58,7 @@ impl Model {
     }
 
     /// Every engine that is ready takes part in what the queue hands out.
-    fn fit_queue(&mut self) {
+    pub(super) fn fit_queue(&mut self) {
         let serving = self.replicas.iter();
         let serving = serving.filter(|replica| replica.life.state().admits());
         self.queue
@@ -66,10 +66,11 @@ impl Model {
     }
 
     fn spawn(&mut self, at: usize, generation: Generation, ctx: &Context<Self>) {
-        let replica = &self.replicas[at];
-        let Some(spec) = replica.spec.clone() else {
+        let replica = &mut self.replicas[at];
+        let Some((revision, spec)) = replica.spec.clone() else {
             return;
         };
+        replica.started = Some(revision);
         self.gpu.do_send(Spawn {
             engine: replica.engine.clone(),
             generation,
@@ -100,31 +101,14 @@ impl Model {
     /// Somebody wants the model: its first engine that can be had shall serve. Further ones start
     /// with the server, and again with an operator.
     pub(super) fn want(&mut self, ctx: &Context<Self>) {
-        let is_served = self
-            .replicas
-            .iter()
-            .any(|replica| match replica.life.state() {
-                State::Ready
-                | State::Adopting
-                | State::Waiting { .. }
-                | State::Starting { .. }
-                | State::Waking { .. }
-                | State::Verifying { .. } => true,
-                State::Fetching
-                | State::Cold
-                | State::Draining { .. }
-                | State::Demoting { .. }
-                | State::Asleep { .. }
-                | State::Stopping
-                | State::Backoff { .. }
-                | State::Broken { .. } => false,
-            });
-        if is_served {
+        let serves_soon = |replica: &Replica| replica.life.state().serves_soon();
+        if self.replicas.iter().any(serves_soon) {
             return;
         }
         let can_rise = |state: State| matches!(state, State::Cold | State::Asleep { .. });
         let shallow = |at: &usize| self.replicas[*at].life.state().rung();
         let first = (0..self.replicas.len())
+            .filter(|at| !self.replicas[*at].is_leaving)
             .filter(|at| can_rise(self.replicas[*at].life.state()))
             .min_by_key(shallow);
         if let Some(at) = first {
@@ -211,10 +195,17 @@ impl Model {
 impl Handler<Prepared> for Model {
     type Result = ();
 
-    fn handle(&mut self, Prepared { replica: at, how }: Prepared, ctx: &mut Context<Self>) {
+    fn handle(&mut self, prepared: Prepared, ctx: &mut Context<Self>) {
         self.vitals.handled();
+        let Some(at) = self.replica(&prepared.engine) else {
+            return;
+        };
         let replica = &mut self.replicas[at];
-        match how {
+        if replica.revision != prepared.revision {
+            replica.record.stale += 1;
+            return;
+        }
+        match prepared.how {
             Preparation::Step(step) => replica.record.note = Some(step),
             Preparation::Failed { class, reason } => {
                 replica.record.note = Some(reason);
@@ -223,16 +214,19 @@ impl Handler<Prepared> for Model {
             Preparation::Done(spec) => {
                 replica.record.note = None;
                 let needs = Needs {
-                    idle_ttl: self.params.idle_ttl,
-                    costs: self.params.costs.get(at).copied().flatten(),
+                    costs: replica.costs,
                     ..Needs::of(&spec)
                 };
-                replica.spec = Some(spec);
+                let before = replica.life.state();
+                let is_new = matches!(before, State::Fetching | State::Broken { .. });
+                replica.equip(spec);
                 let engine = replica.engine.clone();
                 self.gpu.do_send(Enlist { engine, needs });
-                self.happen(at, Event::Pin(self.params.is_pinned), ctx);
+                self.happen(at, Event::Pin(self.is_pinned), ctx);
                 self.happen(at, Event::Fetched, ctx);
-                let may_start = self.replicas[at].wish.is_none() && self.drain.is_none();
+                let has_wish = self.replicas[at].wish.is_some();
+                let is_ending = self.drain.is_some() || self.is_leaving;
+                let may_start = is_new && !has_wish && !is_ending;
                 if self.params.autostart && may_start {
                     self.happen(at, Event::Wanted, ctx);
                 }
@@ -282,7 +276,7 @@ impl Handler<Operate> for Model {
         self.vitals.handled();
         if let Wish::Pin(is_pinned) = wish {
             // For engines that are still being fetched.
-            self.params.is_pinned = is_pinned;
+            self.is_pinned = is_pinned;
         }
         let now = Instant::now();
         for at in 0..self.replicas.len() {
@@ -290,6 +284,7 @@ impl Handler<Operate> for Model {
                 Wish::Pin(is_pinned) => self.happen(at, Event::Pin(is_pinned), ctx),
                 Wish::Load | Wish::Sleep(_) => {
                     self.replicas[at].wish = Some((wish, now));
+                    self.replicas[at].is_renewing &= wish == Wish::Load;
                     self.remind(at, ctx);
                 }
             }
@@ -373,6 +368,7 @@ impl Model {
 
     /// An engine has proved that it serves.
     fn served(&mut self, at: usize, ctx: &Context<Self>) {
+        self.replicas[at].is_renewing = false;
         self.happen(at, Event::Verified, ctx);
         self.dispatch(ctx);
     }

@@ -3,8 +3,9 @@
 //! It never spawns anything. Which request goes next is decided by `policy::scheduling`, to which
 //! engine by `policy::routing`, what to do about an engine by `policy::lifecycle`; the actor only
 //! carries messages between them: `queue` for who waits and runs, `engine` for the engines' lives,
-//! `claim` for what the planner is told.
+//! `claim` for what the planner is told, `adjust` for a configuration that changes.
 
+mod adjust;
 mod audit;
 mod claim;
 mod engine;
@@ -47,15 +48,28 @@ const ASSUMED_SERVICE: Duration = Duration::from_secs(5);
 /// connections close a moment before we hear of its end; if it is not, hardly anything is lost.
 const LOST_PAUSE: Duration = Duration::from_millis(200);
 
-/// What a model is told at its birth.
+/// What the configuration says of an engine of a model.
+#[derive(Clone, Debug)]
+pub struct EngineParams {
+    /// The model's name, or `model#2` for a second one.
+    pub name: ModelId,
+    /// Which kind it is.
+    pub kind: EngineKind,
+    /// Stands for everything else that is said of it: another number, another engine.
+    pub revision: u64,
+    /// What its comings and goings were measured to cost before this process began.
+    pub costs: Option<Costs>,
+}
+
+/// What the configuration says of a model.
 #[derive(Clone, Debug)]
 pub struct Params {
     /// Canonical name.
     pub id: ModelId,
     /// Every name that routes to it, the canonical one first.
     pub names: Vec<String>,
-    /// Its engines: what each is called, and of which kind it is.
-    pub engines: Vec<(ModelId, EngineKind)>,
+    /// Its engines; at least one.
+    pub engines: Vec<EngineParams>,
     /// Who goes next, and how much may wait.
     pub scheduling: Settings,
     /// How long a request may wait.
@@ -72,8 +86,6 @@ pub struct Params {
     pub idle_ttl: Option<Duration>,
     /// How often it was asked for before this process began.
     pub rate: Rate,
-    /// What its engines' comings and goings were measured to cost before.
-    pub costs: Vec<Option<Costs>>,
     /// Who is told what becomes of its engines.
     pub witness: Arc<dyn Witness>,
 }
@@ -88,6 +100,10 @@ pub struct Model {
     running: HashMap<Key, Running>,
     estimator: PromptEstimator,
     rate: Rate,
+    /// As configured, until an operator wants it otherwise.
+    is_pinned: bool,
+    /// The configuration has it no more: it serves whom it let in.
+    is_leaving: bool,
     clock: Clock,
     busy_at: Instant,
     service_time: Duration,
@@ -103,16 +119,17 @@ impl Model {
     /// A model whose engines and weights are being prepared.
     #[must_use]
     pub fn new(params: Params, router: WeakAddr<Router>, gpu: Addr<Gpu>) -> Self {
-        let pause = params.broken_pause;
-        let replica =
-            |(engine, kind): &(ModelId, EngineKind)| Replica::new(engine.clone(), *kind, pause);
         let clock = Clock::set();
+        let pause = params.broken_pause;
+        let engines = params.engines.iter();
         Self {
             queue: Scheduler::new(&params.scheduling),
             running: HashMap::new(),
-            replicas: params.engines.iter().map(replica).collect(),
+            replicas: engines.map(|engine| Replica::new(engine, pause)).collect(),
             rate: params.rate.clone().resumed(clock.since_epoch()),
             clock,
+            is_pinned: params.is_pinned,
+            is_leaving: false,
             params,
             router,
             gpu,
@@ -129,8 +146,8 @@ impl Model {
     fn is_drained(&self, now: Instant) -> bool {
         let counts = self.queue.total();
         let is_idle = counts.waiting == 0 && counts.running == 0;
-        self.drain
-            .is_some_and(|deadline| is_idle || now >= deadline)
+        let is_over = self.drain.is_some_and(|deadline| now >= deadline);
+        is_over || (is_idle && (self.is_leaving || self.drain.is_some()))
     }
 
     fn tick(&mut self, ctx: &Context<Self>) {
@@ -153,6 +170,8 @@ impl Model {
                 self.happen(at, Event::Unwanted, ctx);
             }
         }
+        self.dismiss(ctx);
+        self.depart();
     }
 
     fn tick_engine(&mut self, at: usize, now: Instant, ctx: &Context<Self>) {
@@ -165,6 +184,7 @@ impl Model {
             self.happen(at, Event::RetryDue, ctx);
         }
         if self.drain.is_none() {
+            self.renew(at, now, ctx);
             self.remind(at, ctx);
         }
         self.demand(at);
@@ -253,6 +273,7 @@ impl Handler<Snapshot<ModelState>> for Model {
             state: lead.state,
             generation: lead.generation,
             autostart: self.params.autostart,
+            is_leaving: self.is_leaving,
             url: lead.url,
             pid: lead.pid,
             record: lead.record,

@@ -32,6 +32,13 @@ pub(super) struct Running {
     since: Instant,
 }
 
+impl Running {
+    /// The engine of that index is gone; those behind it moved up.
+    pub(super) fn moved_up(&mut self, gone: usize) {
+        self.replica -= usize::from(self.replica > gone);
+    }
+}
+
 impl Model {
     /// Hands free places to whoever is next, each on the engine that suits it.
     pub(super) fn dispatch(&mut self, ctx: &Context<Self>) {

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use kvwarden_policy::{
     DeviceId, Generation, ModelId,
     lifecycle::Lifecycle,
+    residency::Costs,
     routing::Load,
     stall,
     stall::{Signs, Stall},
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{
+    EngineParams,
     audit::Audit,
     state::{EngineState, Record},
 };
@@ -26,8 +28,17 @@ pub(super) struct Replica {
     /// Its name: the model's, or `model#2` for a second one.
     pub(super) engine: ModelId,
     pub(super) kind: EngineKind,
-    /// What to start, once it is on this machine.
-    pub(super) spec: Option<Arc<EngineSpec>>,
+    /// Which one it is to be, by its configuration.
+    pub(super) revision: u64,
+    pub(super) costs: Option<Costs>,
+    /// What to start, once it is on this machine, and of which revision that is.
+    pub(super) spec: Option<(u64, Arc<EngineSpec>)>,
+    /// The revision of its newest start.
+    pub(super) started: Option<u64>,
+    /// It gives way to the next one, which does not serve yet.
+    pub(super) is_renewing: bool,
+    /// The configuration has it no more.
+    pub(super) is_leaving: bool,
     pub(super) life: Lifecycle,
     /// Where it listens, asleep or not.
     pub(super) endpoint: Option<Arc<Endpoint>>,
@@ -62,11 +73,16 @@ pub struct Occupancy {
 // === impl Replica ===
 
 impl Replica {
-    pub(super) fn new(engine: ModelId, kind: EngineKind, broken_pause: Duration) -> Self {
+    pub(super) fn new(engine: &EngineParams, broken_pause: Duration) -> Self {
         Self {
-            engine,
-            kind,
+            engine: engine.name.clone(),
+            kind: engine.kind,
+            revision: engine.revision,
+            costs: engine.costs,
             spec: None,
+            started: None,
+            is_renewing: false,
+            is_leaving: false,
             life: Lifecycle::new().pausing(broken_pause),
             endpoint: None,
             devices: Vec::new(),
@@ -80,6 +96,32 @@ impl Replica {
             wish: None,
             record: Record::default(),
         }
+    }
+
+    /// What the configuration says of it now.
+    pub(super) fn adjust(&mut self, engine: &EngineParams, broken_pause: Duration) {
+        self.life.pause_for(broken_pause);
+        self.kind = engine.kind;
+        self.revision = engine.revision;
+        self.is_leaving = false;
+    }
+
+    /// Takes on what it is to start. One that serves the same goes on.
+    pub(super) fn equip(&mut self, spec: Arc<EngineSpec>) {
+        if let Some((revision, before)) = &self.spec
+            && self.started == Some(*revision)
+            && before.serves_like(&spec)
+        {
+            self.started = Some(self.revision);
+        }
+        self.spec = Some((self.revision, spec));
+    }
+
+    /// Another one is prepared than it is, or than failed.
+    pub(super) fn is_outdated(&self) -> bool {
+        let prepared = self.spec.as_ref().map(|(revision, _)| *revision);
+        let state = self.life.state();
+        prepared.is_some() && prepared != self.started && (state.has_engine() || state.has_failed())
     }
 
     pub(super) fn generation(&self) -> Generation {
@@ -132,6 +174,7 @@ impl Replica {
             url: self.endpoint.as_ref().map(|endpoint| endpoint.base.clone()),
             pid: self.record.pid(),
             devices: self.devices.clone(),
+            is_prepared: matches!(self.spec, Some((revision, _)) if revision == self.revision),
             occupancy: self.occupancy,
             waiting: self.waiting,
             rungs: self.life.rungs(),

@@ -121,6 +121,8 @@ pub struct EngineState {
     pub pid: Option<i32>,
     /// Where it runs, or ran last.
     pub devices: Vec<DeviceId>,
+    /// What its configuration says is on this machine.
+    pub is_prepared: bool,
     /// What runs on it.
     pub occupancy: Occupancy,
     /// Requests that wait inside it, while it says so.
@@ -151,6 +153,8 @@ pub struct ModelState {
     pub generation: Generation,
     /// Starts with the server.
     pub autostart: bool,
+    /// The configuration has it no more: it serves whom it let in, and goes.
+    pub is_leaving: bool,
     /// Where the engine listens, while it serves.
     pub url: Option<String>,
     /// The engine's process.

@@ -16,6 +16,7 @@ mod faults;
 mod hang_ups;
 mod kills;
 mod real;
+mod reloads;
 mod slow_clients;
 mod soak;
 mod streams;

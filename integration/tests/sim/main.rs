@@ -11,6 +11,7 @@ mod life;
 mod limits;
 mod operators;
 mod readers;
+mod reload;
 mod residency;
 mod retries;
 mod routes;

@@ -1,6 +1,7 @@
 //! The configuration from outside: texts in, problems and [`Config`] out.
 
 mod access;
+mod change;
 mod engines;
 mod example_files;
 mod flags;

@@ -71,6 +71,11 @@ impl Lifecycle {
         }
     }
 
+    /// From now on it is refused for so long once it is broken.
+    pub fn pause_for(&mut self, broken: Duration) {
+        self.backoff.cool_for(broken);
+    }
+
     /// Where it stands.
     #[must_use]
     pub fn state(&self) -> State {
@@ -124,9 +129,9 @@ impl Lifecycle {
     )]
     pub fn on(&mut self, event: Event, now: Instant, entropy: u64) -> Effect {
         use Event::{
-            DemoteFailed, Demoted, Drained, Exited, FetchFailed, Fetched, FoundAsleep, Granted,
-            Inherited, Pin, Progressed, Reclaim, RetryDue, Sleep, Unwanted, Verified, VerifyFailed,
-            WakeFailed, Wanted, Woken,
+            DemoteFailed, Demoted, Dismissed, Drained, Exited, FetchFailed, Fetched, FoundAsleep,
+            Granted, Inherited, Pin, Progressed, Reclaim, RetryDue, Sleep, Unwanted, Verified,
+            VerifyFailed, WakeFailed, Wanted, Woken,
         };
         use State::{
             Adopting, Asleep, Backoff, Broken, Cold, Demoting, Draining, Fetching, Ready, Starting,
@@ -201,6 +206,8 @@ impl Lifecycle {
                 self.retry_at = None;
                 self.rest(Rung::Cold)
             }
+
+            (_, Dismissed) => self.dismiss(),
 
             // What was left running could not be used. It served until now, so it shall again.
             (Adopting, Exited(_)) => self.go(Waiting { from: Rung::Cold }, Effect::Demand),
@@ -306,6 +313,31 @@ impl Lifecycle {
             Rung::Ready | Rung::Parked | Rung::L1 | Rung::L2 => {
                 self.go(State::Demoting { to }, Effect::Demote(to))
             }
+        }
+    }
+
+    /// What comes next is another engine, which has broken no promise yet.
+    fn dismiss(&mut self) -> Effect {
+        use State::{
+            Adopting, Asleep, Broken, Cold, Demoting, Draining, Fetching, Ready, Starting,
+            Stopping, Verifying, Waiting, Waking,
+        };
+        self.backoff.reset();
+        self.retry_at = None;
+        self.barred = Rungs::default();
+        let to = Rung::Cold;
+        match self.state {
+            Fetching | Cold | Waiting { from: Rung::Cold } | Stopping => Effect::None,
+            State::Backoff { .. } | Broken { .. } => self.rest(to),
+            Ready => self.go(Draining { to }, Effect::Drain),
+            Draining { .. } => self.go(Draining { to }, Effect::None),
+            Waiting { .. }
+            | Adopting
+            | Starting { .. }
+            | Demoting { .. }
+            | Asleep { .. }
+            | Waking { .. }
+            | Verifying { .. } => self.stop(),
         }
     }
 

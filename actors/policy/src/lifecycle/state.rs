@@ -134,6 +134,9 @@ pub enum Event {
     RetryDue,
     /// The model shall not run any more, whoever still does: kvwarden ends.
     Unwanted,
+    /// The engine shall end once nobody runs on it, pinned or not: the configuration has another one
+    /// in its place, or none.
+    Dismissed,
 }
 
 /// What the shell has to do. What is for an engine is for that of
@@ -188,6 +191,33 @@ impl State {
             | Self::Verifying { .. }
             | Self::Stopping => None,
         }
+    }
+
+    /// It serves, or will without being asked again.
+    #[must_use]
+    pub fn serves_soon(self) -> bool {
+        match self {
+            Self::Waiting { .. }
+            | Self::Adopting
+            | Self::Starting { .. }
+            | Self::Ready
+            | Self::Waking { .. }
+            | Self::Verifying { .. } => true,
+            Self::Fetching
+            | Self::Cold
+            | Self::Draining { .. }
+            | Self::Demoting { .. }
+            | Self::Asleep { .. }
+            | Self::Stopping
+            | Self::Backoff { .. }
+            | Self::Broken { .. } => false,
+        }
+    }
+
+    /// Its engine failed.
+    #[must_use]
+    pub fn has_failed(self) -> bool {
+        matches!(self, Self::Backoff { .. } | Self::Broken { .. })
     }
 
     /// An engine exists.

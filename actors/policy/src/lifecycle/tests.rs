@@ -232,11 +232,26 @@ fn a_rung_that_the_engine_lacks_is_not_gone_to() {
     assert_eq!(life.on(Event::Drained, epoch(), 0), Effect::Stop);
 }
 
+#[test]
+fn dismissed_engine_drains_whoever_pinned_it_and_one_that_is_broken_gets_another_chance() {
+    let (mut life, _) = after(&TO_READY);
+    life.on(Event::Pin(true), epoch(), 0);
+    assert_eq!(life.on(Event::Dismissed, epoch(), 0), Effect::Drain);
+    assert_eq!(life.on(Event::Dismissed, epoch(), 0), Effect::None);
+    assert_eq!(life.on(Event::Drained, epoch(), 0), Effect::Stop);
+    let (mut life, _) = after(&[Event::Fetched, Event::Wanted, Event::Granted]);
+    life.on(Event::Exited(FailureClass::BadFlag), epoch(), 0);
+    assert!(life.state().has_failed());
+    life.on(Event::Dismissed, epoch(), 0);
+    assert_eq!(life.on(Event::Wanted, epoch(), 0), Effect::Demand);
+}
+
 fn event() -> impl Strategy<Value = Event> {
     let class = prop_oneof![Just(FailureClass::Crashed), Just(FailureClass::BadFlag)];
     let rung = || prop::sample::select(&Rung::ALL[..]);
     prop_oneof![
         1 => Just(Event::Fetched),
+        1 => Just(Event::Dismissed),
         3 => Just(Event::Wanted),
         3 => Just(Event::Granted),
         1 => (1..9_u64).prop_map(|n| Event::Inherited(Generation(n))),
@@ -316,8 +331,10 @@ impl World {
             "{}",
             life.state()
         );
+        // That of the engine before is none of the next one's.
+        let is_lifted = event == Event::Dismissed;
         prop_assert!(
-            barred.iter().all(|rung| life.barred().contains(rung)),
+            is_lifted || barred.iter().all(|rung| life.barred().contains(rung)),
             "a bar was lifted"
         );
         Ok(())

@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     slab::Slab,
-    types::{Arrival, Bound, Bounds, Counts, Key},
+    types::{Arrival, Bound, Bounds, Counts, Group, Key},
 };
 use crate::TenantId;
 
@@ -353,8 +353,57 @@ impl<T> Line<T> {
         (self.fill(&tenant.counts), group)
     }
 
+    /// Other bounds from now on. How full the house is of somebody depends on them.
+    pub(super) fn rebound(&mut self, bounds: Bounds) {
+        let here: Vec<u32> = self.by_id.values().copied().collect();
+        let counts: Vec<(u32, Counts)> = here.into_iter().map(|at| (at, self.clear(at))).collect();
+        self.bounds = bounds;
+        for (at, counts) in counts {
+            self.recount(at, |mine| mine.add(counts));
+        }
+    }
+
+    /// The tenant belongs to this group from now on, with all that waits and runs of it.
+    pub(super) fn regroup(&mut self, tenant: &TenantId, group: &Group) {
+        let Some(at) = self.by_id.get(tenant).copied() else {
+            return;
+        };
+        let weight = group.weight.max(1);
+        let before = &self.tenants[at as usize];
+        if before.group == group.name && before.weight == weight {
+            return;
+        }
+        let counts = self.clear(at);
+        let tenant = &mut self.tenants[at as usize];
+        tenant.group = group.name.clone();
+        tenant.weight = weight;
+        self.recount(at, |mine| mine.add(counts));
+    }
+
+    /// What waits of a tenant, first come first.
+    pub(super) fn waiting_of(&self, tenant: &TenantId) -> Vec<Key> {
+        let at = self.by_id.get(tenant);
+        let waiting = at.map(|at| self.tenants[*at as usize].waiting.iter());
+        waiting.into_iter().flatten().map(|(_, key)| *key).collect()
+    }
+
+    pub(super) fn item_mut(&mut self, key: Key) -> Option<&mut T> {
+        match &mut self.requests.get_mut(key)?.stage {
+            Stage::Waiting { item, .. } => Some(item),
+            Stage::Running => None,
+        }
+    }
+
+    /// Takes a tenant's counts out of all lists.
+    fn clear(&mut self, at: u32) -> Counts {
+        let counts = self.tenants[at as usize].counts;
+        self.recount(at, |mine| mine.sub(counts));
+        counts
+    }
+
     fn seat(&mut self, arrival: &Arrival) -> u32 {
         let id = &arrival.tenant;
+        self.regroup(id, &arrival.group);
         if let Some(at) = self.by_id.get(id) {
             return *at;
         }

@@ -31,7 +31,7 @@ pub use self::{
     settings::{Capacity, FairSettings, Price, Settings},
     types::{
         Arrival, Bound, Bounds, Counts, Discipline, Dispatch, Full, Group, Key, Outcome, Pushed,
-        Snapshot, TenantBounds, TenantState, WindowState,
+        Share, Snapshot, TenantBounds, TenantState, WindowState,
     },
 };
 use crate::TenantId;
@@ -190,6 +190,29 @@ impl<T> Scheduler<T> {
                 plain.allow(settings.max_in_flight.saturating_mul(engines.max(1)));
             }
             Order::Fair(core) => core.allow(settings.fair.capacity.times(engines)),
+        }
+    }
+
+    /// Other settings from now on, but for the discipline, which stays, and the engine's size, which
+    /// [`serve_with`](Self::serve_with) tells. What waits already stays, even if it is more than may.
+    pub fn adjust(&mut self, settings: &Settings) {
+        self.line.rebound(settings.bounds);
+        if let Order::Fair(core) = &mut self.order {
+            core.adjust(settings.fair);
+        }
+    }
+
+    /// A tenant is entitled otherwise from now on, and so is what waits of it: `share` says of each
+    /// request to what. Under `Fifo` and `Drr` only its place when the house is full changes.
+    pub fn reshare(&mut self, tenant: &TenantId, mut share: impl FnMut(&mut T) -> Share) {
+        for key in self.line.waiting_of(tenant) {
+            let Some(share) = self.line.item_mut(key).map(&mut share) else {
+                continue;
+            };
+            self.line.regroup(tenant, &share.group);
+            if let Order::Fair(core) = &mut self.order {
+                core.reshare(key.index, &share);
+            }
         }
     }
 

@@ -39,6 +39,19 @@ pub struct Group {
     pub weight: u32,
 }
 
+/// What a tenant is entitled to in front of an engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Lower goes first.
+    pub class: i32,
+    /// Whom it shares its entitlement with, and how much that is.
+    pub group: Group,
+    /// Its part of that.
+    pub weight: u32,
+    /// How much of it may wait for a model.
+    pub queued: TenantBounds,
+}
+
 /// What has to be known about a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Arrival {
@@ -226,6 +239,22 @@ impl fmt::Display for Bound {
             Self::Bytes => "the waiting requests are too large",
             Self::Expiry => "its turn would come too late",
         })
+    }
+}
+
+// === impl Counts ===
+
+impl Counts {
+    pub(super) fn add(&mut self, other: Self) {
+        self.waiting += other.waiting;
+        self.bytes += other.bytes;
+        self.running += other.running;
+    }
+
+    pub(super) fn sub(&mut self, other: Self) {
+        self.waiting -= other.waiting;
+        self.bytes -= other.bytes;
+        self.running -= other.running;
     }
 }
 

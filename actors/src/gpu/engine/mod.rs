@@ -87,6 +87,20 @@ pub enum EngineSpec {
     Attached(Attached),
 }
 
+impl EngineSpec {
+    /// An engine of the one may stay where the other is wanted: it serves alike and takes as much.
+    #[must_use]
+    pub fn serves_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Child(one), Self::Child(other)) => {
+                one.fingerprint() == other.fingerprint() && one.footprint == other.footprint
+            }
+            (Self::Attached(one), Self::Attached(other)) => one == other,
+            (Self::Child(_), Self::Attached(_)) | (Self::Attached(_), Self::Child(_)) => false,
+        }
+    }
+}
+
 /// A server that somebody else runs.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Attached {

@@ -1,6 +1,6 @@
 //! What an engine takes, and of which devices it may take it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use kvwarden_policy::{
     DeviceId,
@@ -29,8 +29,6 @@ pub struct Needs {
     pub gpus: Vec<String>,
     /// Over how many of them it is spread.
     pub width: usize,
-    /// It is stopped when nobody has wanted it for this long.
-    pub idle_ttl: Option<Duration>,
     /// What leaving and coming back cost, if it was measured before.
     pub costs: Option<Costs>,
 }
@@ -55,7 +53,6 @@ impl Needs {
             is_on_host: true,
             gpus: Vec::new(),
             width: 1,
-            idle_ttl: None,
             costs: None,
         };
         match spec {

@@ -17,7 +17,6 @@ fn needs(gib: u64) -> Needs {
         is_on_host: false,
         gpus: Vec::new(),
         width: 1,
-        idle_ttl: None,
         costs: None,
     }
 }
@@ -113,6 +112,24 @@ fn engine_keeps_to_the_gpus_it_may_use() {
     seats.claim(&ModelId::from("a"), at(WAITING, 0), now);
     let orders = seats.decide();
     assert_eq!(orders[0].2, Order::Grant(vec!["GPU-b".into()]));
+}
+
+#[test]
+fn what_the_next_engine_needs_counts_from_the_end_of_the_one_before() {
+    let (mut seats, now) = waiting(&[("a", needs(30))]);
+    let (engine, order, _) = seats.decide().remove(0);
+    seats.claim(&engine, at(State::Ready, order), now);
+    seats.enlist(engine.clone(), needs(50), now);
+    seats.claim(&engine, at(State::Ready, order), now);
+    assert_eq!(seats.memory()[0].taken, 30 * GIB);
+    seats.claim(&engine, at(State::Cold, order), now);
+    assert_eq!(seats.memory()[0].taken, 0);
+    seats.claim(&engine, at(WAITING, order), now);
+    assert_eq!(seats.decide().len(), 1);
+    assert_eq!(seats.memory()[0].taken, 50 * GIB);
+    seats.delist(&engine);
+    assert_eq!(seats.memory()[0].taken, 0);
+    assert!(seats.residents().is_empty());
 }
 
 #[test]

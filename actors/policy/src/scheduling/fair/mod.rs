@@ -44,7 +44,7 @@ use self::{
 };
 use super::{
     settings::{Capacity, FairSettings, Grains, Mutant, TOKEN},
-    types::{Arrival, WindowState},
+    types::{Arrival, Share, WindowState},
 };
 
 /// One request, as far as fairness is concerned.
@@ -135,24 +135,57 @@ impl FairCore {
             self.jobs.resize(at + 1, job);
         }
         self.jobs[at] = job;
-        let credit = Grains::from(self.settings.credit) * TOKEN;
-        let lift = (!self.settings.lacks(Mutant::Lift)).then_some(credit);
-        self.tree.enqueue(leaf, job.class, lift);
-        let standing = Standing { slot, since: now };
-        let lanes = &mut self.tree.node_mut(leaf).lanes;
-        lanes.insert(job.class, length, place, standing);
-        self.ages
-            .entry(job.class)
-            .or_default()
-            .insert((place, slot));
+        self.tree.enqueue(leaf, job.class, self.lift());
+        self.line_up(slot);
     }
 
     /// A request waits no longer; it costs nothing.
     pub(super) fn dequeue(&mut self, slot: u32) {
         let job = *self.job(slot);
+        self.step_out(slot);
+        self.tree.dequeue(job.leaf, job.class);
+    }
+
+    /// A waiting request's tenant is entitled otherwise from now on. It waits twice for a moment, so
+    /// that no line is empty by that and nobody lifted.
+    pub(super) fn reshare(&mut self, slot: u32, share: &Share) {
+        let before = *self.job(slot);
+        self.step_out(slot);
+        let (leaf, class) = (self.tree.moved(before.leaf, share), share.class);
+        self.tree.enqueue(leaf, class, self.lift());
+        self.tree.dequeue(before.leaf, before.class);
+        self.jobs[slot as usize] = Job {
+            leaf,
+            class,
+            ..before
+        };
+        self.line_up(slot);
+    }
+
+    /// The window has its size from [`allow`](Self::allow).
+    pub(super) fn adjust(&mut self, settings: FairSettings) {
+        self.settings = settings;
+    }
+
+    /// How far behind its siblings' time somebody starts that comes back.
+    fn lift(&self) -> Option<Grains> {
+        let credit = Grains::from(self.settings.credit) * TOKEN;
+        (!self.settings.lacks(Mutant::Lift)).then_some(credit)
+    }
+
+    fn line_up(&mut self, slot: u32) {
+        let job = *self.job(slot);
+        let since = job.since;
+        let lanes = &mut self.tree.node_mut(job.leaf).lanes;
+        lanes.insert(job.class, job.length, job.place, Standing { slot, since });
+        let ages = self.ages.entry(job.class).or_default();
+        ages.insert((job.place, slot));
+    }
+
+    fn step_out(&mut self, slot: u32) {
+        let job = *self.job(slot);
         let lanes = &mut self.tree.node_mut(job.leaf).lanes;
         lanes.remove(job.class, job.length, job.place);
-        self.tree.dequeue(job.leaf, job.class);
         if let Some(ages) = self.ages.get_mut(&job.class) {
             ages.remove(&(job.place, slot));
             if ages.is_empty() {
@@ -206,6 +239,7 @@ impl FairCore {
     }
 
     pub(super) fn allow(&mut self, capacity: Capacity) {
+        self.pace.allow(capacity.chunk_tokens);
         self.window.allow(capacity);
     }
 

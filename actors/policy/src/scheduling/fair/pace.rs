@@ -56,6 +56,11 @@ impl Pace {
         self.tokens += u128::from(tokens);
     }
 
+    /// The engine computes so much of one prompt in a step from now on.
+    pub(super) fn allow(&mut self, chunk_tokens: u64) {
+        self.chunk_tokens = chunk_tokens.max(1);
+    }
+
     /// A prompt's first token came after that long.
     pub(super) fn first_token(&mut self, prompt_tokens: u64, took: Duration, now: Instant) {
         let Some(step) = self.step else {

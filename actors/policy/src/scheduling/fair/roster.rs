@@ -7,7 +7,10 @@ use super::{
     node::{Level, Node, NodeId},
     tree::{ROOT, Tree},
 };
-use crate::scheduling::{settings::Grains, types::Arrival};
+use crate::scheduling::{
+    settings::Grains,
+    types::{Arrival, Share},
+};
 
 /// Idle nodes that are remembered for what they owe: flows of a tenant, tenants of a group, groups.
 /// Beyond that the one that owes least is forgotten. It would usually be lifted above its debt at
@@ -27,6 +30,18 @@ impl Tree {
         let tenant = Arc::from(arrival.tenant.as_str());
         let tenant = self.child(group, Level::Tenant, (&tenant, arrival.weight), lengths);
         self.child(tenant, Level::Flow, (&flow_name(arrival), 1), lengths)
+    }
+
+    /// The leaf of the same session of the same tenant, which is entitled otherwise from now on. In
+    /// another group it begins anew, but for what its answers come to.
+    pub(super) fn moved(&mut self, leaf: NodeId, share: &Share) -> NodeId {
+        let flow = Arc::clone(&self.node(leaf).name);
+        let tenant = self.node(self.tenant_of(leaf));
+        let (name, lengths) = (Arc::clone(&tenant.name), tenant.lengths);
+        let group = (&share.group.name, share.group.weight);
+        let group = self.child(ROOT, Level::Group, group, lengths);
+        let tenant = self.child(group, Level::Tenant, (&name, share.weight), lengths);
+        self.child(tenant, Level::Flow, (&flow, 1), lengths)
     }
 
     fn child(

@@ -6,6 +6,7 @@ mod engines;
 mod forecast;
 mod mutants;
 mod properties;
+mod reshare;
 mod service;
 mod sim;
 mod vtc;

@@ -27,6 +27,8 @@ enum Op {
     Expire,
     Tick(u64),
     EngineWaiting(Option<u64>),
+    Reshare(Push),
+    Adjust(usize),
 }
 
 #[derive(Clone, Debug)]
@@ -42,7 +44,7 @@ struct Push {
     lives_ms: u64,
 }
 
-fn push() -> impl Strategy<Value = Op> {
+fn push() -> impl Strategy<Value = Push> {
     let who = (
         0_u8..3,
         0_u8..4,
@@ -57,18 +59,16 @@ fn push() -> impl Strategy<Value = Op> {
         1_u64..5000,
     );
     (who, size).prop_map(
-        |((group, tenant, flow, weight, class), (prompt, max_tokens, choices, lives_ms))| {
-            Op::Push(Push {
-                group,
-                tenant,
-                flow,
-                weight,
-                class,
-                prompt,
-                max_tokens,
-                choices,
-                lives_ms,
-            })
+        |((group, tenant, flow, weight, class), (prompt, max_tokens, choices, lives_ms))| Push {
+            group,
+            tenant,
+            flow,
+            weight,
+            class,
+            prompt,
+            max_tokens,
+            choices,
+            lives_ms,
         },
     )
 }
@@ -76,7 +76,7 @@ fn push() -> impl Strategy<Value = Op> {
 fn op() -> impl Strategy<Value = Op> {
     let which = any::<usize>;
     prop_oneof![
-        8 => push(),
+        8 => push().prop_map(Op::Push),
         6 => Just(Op::Next),
         4 => which().prop_map(Op::FirstToken),
         4 => (which(), 1_u64..300).prop_map(|(i, n)| Op::Stream(i, n)),
@@ -88,6 +88,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Expire),
         2 => (1_u64..400).prop_map(Op::Tick),
         1 => prop::option::of(0_u64..9).prop_map(Op::EngineWaiting),
+        1 => push().prop_map(Op::Reshare),
+        1 => (1_usize..60).prop_map(Op::Adjust),
     ]
 }
 
@@ -248,6 +250,26 @@ impl World {
             Op::Tick(ms) => {
                 self.now += Duration::from_millis(*ms);
                 self.scheduler.tick(self.now);
+            }
+            Op::Reshare(to) => {
+                // Of any group into this one.
+                for group in 0..3 {
+                    let tenant = format!("{group}/{}", to.tenant).into();
+                    self.scheduler.reshare(&tenant, |_| Share {
+                        class: to.class,
+                        group: Group {
+                            name: to.group.to_string().into(),
+                            weight: to.weight,
+                        },
+                        weight: to.weight,
+                        queued: TenantBounds::default(),
+                    });
+                }
+            }
+            Op::Adjust(requests) => {
+                let mut settings = small();
+                settings.bounds.requests = *requests;
+                self.scheduler.adjust(&settings);
             }
             Op::EngineWaiting(waiting) => self.scheduler.engine_waiting(*waiting, self.now),
         }

@@ -1,0 +1,158 @@
+//! A configuration that changes: what a model does about it while it goes on serving.
+//!
+//! What the queue goes by changes at once. An engine that is to be another one serves until the next
+//! is prepared, gives way when nobody runs on it, and requests wait meanwhile.
+
+use actix::{ActorContext as _, Context, Handler};
+use kvwarden_policy::lifecycle::Event;
+use tokio::time::Instant;
+
+use super::{Model, Params, replica::Replica};
+use crate::protocol::{Adjust, Delist, Depart, Leave, Reshare, Wish};
+
+impl Model {
+    /// Takes on engines that are new, and marks those that are gone.
+    fn restaff(&mut self) {
+        for replica in &mut self.replicas {
+            replica.is_leaving = true;
+        }
+        let pause = self.params.broken_pause;
+        for engine in &self.params.engines {
+            let is_it = |replica: &&mut Replica| replica.engine == engine.name;
+            match self.replicas.iter_mut().find(is_it) {
+                Some(replica) => replica.adjust(engine, pause),
+                None => self.replicas.push(Replica::new(engine, pause)),
+            }
+        }
+    }
+
+    /// Lets an engine give way to the next. One after the other, so that the others serve meanwhile;
+    /// if the next one does not come to serve, they stay.
+    pub(super) fn renew(&mut self, at: usize, now: Instant, ctx: &Context<Self>) {
+        let others = self.replicas.iter().enumerate();
+        let mut others = others.filter(|(other, _)| *other != at);
+        let replica = &self.replicas[at];
+        if self.is_leaving || !replica.is_outdated() || others.any(|(_, other)| other.is_renewing) {
+            return;
+        }
+        let state = replica.life.state();
+        if state.serves_soon() || state.has_failed() {
+            let replica = &mut self.replicas[at];
+            replica.is_renewing = true;
+            replica.wish.get_or_insert((Wish::Load, now));
+        }
+        self.happen(at, Event::Dismissed, ctx);
+    }
+
+    /// Engines that the configuration does not have any more go once nobody runs on them.
+    pub(super) fn dismiss(&mut self, ctx: &Context<Self>) {
+        for at in (0..self.replicas.len()).rev() {
+            let replica = &mut self.replicas[at];
+            if !replica.is_leaving {
+                continue;
+            }
+            replica.wish = None;
+            if replica.life.state().has_engine() || replica.occupancy.running > 0 {
+                self.happen(at, Event::Dismissed, ctx);
+            } else {
+                self.forget(at);
+            }
+        }
+    }
+
+    fn forget(&mut self, at: usize) {
+        let gone = self.replicas.remove(at);
+        for running in self.running.values_mut() {
+            running.moved_up(at);
+        }
+        self.gpu.do_send(Delist(gone.engine));
+    }
+
+    /// Nothing is left of a model that leaves. Said until the router agrees.
+    pub(super) fn depart(&self) {
+        let mut states = self.replicas.iter().map(|replica| replica.life.state());
+        let counts = self.queue.total();
+        let is_empty = counts.waiting + counts.running == 0;
+        if self.is_leaving
+            && is_empty
+            && !states.any(|state| state.has_engine())
+            && let Some(router) = self.router.upgrade()
+        {
+            router.do_send(Depart(self.params.id.clone()));
+        }
+    }
+
+    fn pin(&mut self, is_pinned: bool, ctx: &Context<Self>) {
+        self.is_pinned = is_pinned;
+        for at in 0..self.replicas.len() {
+            self.happen(at, Event::Pin(is_pinned), ctx);
+        }
+    }
+}
+
+impl Handler<Adjust> for Model {
+    type Result = ();
+
+    fn handle(&mut self, Adjust(params): Adjust, ctx: &mut Context<Self>) {
+        self.vitals.handled();
+        let Params {
+            is_pinned,
+            autostart,
+            ..
+        } = std::mem::replace(&mut self.params, params);
+        self.is_leaving = false;
+        self.queue.adjust(&self.params.scheduling);
+        self.restaff();
+        self.fit_queue();
+        // What an operator said since is not taken back by a file that says the same as before.
+        if is_pinned != self.params.is_pinned {
+            self.pin(self.params.is_pinned, ctx);
+        }
+        if self.params.autostart && !autostart {
+            for at in 0..self.replicas.len() {
+                self.happen(at, Event::Wanted, ctx);
+            }
+        }
+    }
+}
+
+impl Handler<Reshare> for Model {
+    type Result = ();
+
+    fn handle(&mut self, reshare: Reshare, ctx: &mut Context<Self>) {
+        self.vitals.handled();
+        let Reshare {
+            tenant,
+            entitlement,
+        } = reshare;
+        self.queue.reshare(&tenant, |ticket| {
+            ticket.share = entitlement.share(&ticket.tenant, ticket.terms.tier);
+            ticket.share.clone()
+        });
+        self.dispatch(ctx);
+    }
+}
+
+impl Handler<Leave> for Model {
+    type Result = ();
+
+    fn handle(&mut self, _: Leave, _: &mut Context<Self>) {
+        self.vitals.handled();
+        self.is_leaving = true;
+        for replica in &mut self.replicas {
+            replica.wish = None;
+            replica.is_renewing = false;
+        }
+    }
+}
+
+impl Handler<Depart> for Model {
+    type Result = ();
+
+    fn handle(&mut self, _: Depart, ctx: &mut Context<Self>) {
+        for replica in &self.replicas {
+            self.gpu.do_send(Delist(replica.engine.clone()));
+        }
+        ctx.stop();
+    }
+}

@@ -94,14 +94,8 @@ async fn serve(
     );
     let (actors, log) = (router.clone(), events.clone());
     let shared = Arc::new(Shared::new(config, actors, metrics, log, charge.clone()));
-    let running_config = config.clone();
-    let reloader = Reloader::new(
-        source,
-        layout.clone(),
-        witness,
-        shared.clone(),
-        running_config,
-    );
+    let (dirs, in_use) = (layout.clone(), config.clone());
+    let reloader = Reloader::new(source, dirs, witness, shared.clone(), in_use);
     let reloader = web::Data::new(reloader);
     let listener = holdings.listener.try_clone()?;
     if let Some(predecessor) = predecessor {

@@ -69,7 +69,7 @@ fn write_bad(server: &Server, round: u32) {
 
 fn request(number: u64) -> Value {
     json!({
-        "model": "m", "stream": number % 2 == 0, "max_tokens": 5 + number % 40, "ignore_eos": true,
+        "model": "m", "stream": number.is_multiple_of(2), "max_tokens": 5 + number % 40, "ignore_eos": true,
         "messages": [{"role": "user", "content": "Write one sentence about the sea."}],
     })
 }
@@ -81,12 +81,12 @@ fn ask(
     is_over: &AtomicBool,
     answered: &AtomicU64,
 ) -> Result<(), String> {
-    let tenant = if client % 2 == 0 { "a" } else { "b" };
+    let tenant = if client.is_multiple_of(2) { "a" } else { "b" };
     let client_of = server.client().tenant(tenant);
     let mut number = client;
     while !is_over.load(Ordering::Relaxed) {
         let reply = client_of.post(CHAT, &request(number));
-        let is_whole = if number % 2 == 0 {
+        let is_whole = if number.is_multiple_of(2) {
             sse::data(&reply.body)
                 .last()
                 .is_some_and(|last| last == "[DONE]")

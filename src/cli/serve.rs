@@ -98,6 +98,8 @@ fn start_logging(level: &str, json: bool) {
     let filter = filter.unwrap_or_else(|_| EnvFilter::new("info"));
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // Its complaint about a closed stderr would go to stderr, and that ends the process.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     if json {
         logs.json().init();

@@ -135,6 +135,8 @@ pub struct Claim {
     pub oldest_wait: Duration,
     /// Requests per second, from the last few.
     pub rate: f64,
+    /// How soon it is wanted again: 1 is at once, 0 never.
+    pub soon: f64,
     /// How long nobody has wanted it.
     pub idle_for: Duration,
     /// How long the requests that run will take.
@@ -402,6 +404,7 @@ impl Default for Claim {
             rent: 0.0,
             oldest_wait: Duration::ZERO,
             rate: 0.0,
+            soon: 0.0,
             idle_for: Duration::ZERO,
             drain: Duration::ZERO,
         }

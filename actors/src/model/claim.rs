@@ -31,6 +31,7 @@ impl Model {
             rent: self.queue.rent(now.into_std()),
             oldest_wait: oldest.max(replica.asked_for(now)),
             rate: self.rate.per_second(since_epoch()),
+            soon: self.rate.soon(since_epoch()),
             idle_for: now.saturating_duration_since(self.busy_at),
             drain: self.service_time,
         }

@@ -140,6 +140,8 @@ pub struct Claim {
     pub oldest_wait: Duration,
     /// Requests per second, from the last few.
     pub rate: f64,
+    /// How soon it is wanted again: 1 is at once, 0 never.
+    pub soon: f64,
     /// How long nobody has wanted it.
     pub idle_for: Duration,
     /// It is stopped when that gets this long.
@@ -501,6 +503,7 @@ impl Default for Claim {
             rent: 0.0,
             oldest_wait: Duration::ZERO,
             rate: 0.0,
+            soon: 0.0,
             idle_for: Duration::ZERO,
             idle_ttl: None,
             drain: Duration::ZERO,

@@ -64,6 +64,7 @@ fn full(devices: usize, models: usize) -> Snapshot {
             rent: rng.unit(),
             oldest_wait: Duration::from_secs(rng.next_u64() % 100),
             rate: rng.unit(),
+            soon: rng.unit(),
             is_pinned: index % 10 == 9,
             idle_for: Duration::ZERO,
             idle_ttl: Some(Duration::from_secs(600)),

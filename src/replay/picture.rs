@@ -9,7 +9,7 @@ use crate::plot::{Drawn, FONT, Picture, decades, short};
 const MOST_POINTS: usize = 1000;
 
 /// Colours that the colour-blind tell apart (Okabe and Ito).
-const COLOURS: [RGBColor; 8] = [
+const COLOURS: [RGBColor; 9] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(230, 159, 0),
@@ -18,6 +18,7 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(86, 180, 233),
     RGBColor(120, 120, 120),
     RGBColor(0, 0, 0),
+    RGBColor(240, 228, 66),
 ];
 
 impl Picture for Report {

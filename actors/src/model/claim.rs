@@ -31,6 +31,7 @@ impl Model {
             rent: self.queue.rent(now.into_std()),
             oldest_wait: oldest.max(replica.asked_for(now)),
             rate: self.rate.per_second(self.clock.since_epoch()),
+            soon: self.rate.soon(self.clock.since_epoch()),
             idle_for: now.saturating_duration_since(self.busy_at),
             idle_ttl: self.params.idle_ttl,
             drain: self.service_time,

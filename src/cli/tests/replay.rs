@@ -22,7 +22,7 @@ fn replay_compares_policies_over_a_saved_log_and_draws_them() {
     assert_eq!(read["label"], "SIMULATED");
     assert_eq!(read["requests"], made["requests"]);
     let policies = read["policies"].as_array().unwrap();
-    assert_eq!(policies.len(), 8);
+    assert_eq!(policies.len(), 9);
     assert!(
         policies
             .iter()

@@ -13,6 +13,7 @@
 //! any price but a pinned model's.
 
 mod cost;
+mod gaps;
 mod ledger;
 mod planner;
 mod rate;
@@ -41,8 +42,6 @@ pub use rate::Rate;
 pub struct Settings {
     /// Who has waited this long gets a place.
     pub max_wait: Duration,
-    /// How far ahead the planner looks when it asks whether a model will be wanted again.
-    pub horizon: Duration,
     /// How much of its victims' value a model must outweigh while they are idle.
     pub idle_factor: f64,
     /// How much of it in rent while they serve.
@@ -98,7 +97,7 @@ pub struct Model {
     pub rungs: Rungs,
     /// What leaving and coming back costs.
     pub costs: Costs,
-    /// How long its running requests take to end.
+    /// How long a running request takes to end, on average.
     pub drain: Duration,
     /// Requests that run.
     pub in_flight: usize,
@@ -110,6 +109,8 @@ pub struct Model {
     pub oldest_wait: Duration,
     /// Requests per second ([`Rate::per_second`]).
     pub rate: f64,
+    /// How soon it is wanted again: 1 is at once, 0 never ([`Rate::soon`]).
+    pub soon: f64,
     /// It must stay where it is.
     pub is_pinned: bool,
     /// How long nobody has wanted it.
@@ -196,9 +197,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             max_wait: Duration::from_secs(120),
-            horizon: Duration::from_secs(120),
-            idle_factor: 0.5,
-            busy_factor: 5.0,
+            idle_factor: 1.5,
+            busy_factor: 10.0,
         }
     }
 }
@@ -206,6 +206,5 @@ impl Default for Settings {
 /// What to do, given what there is.
 #[must_use]
 pub fn plan(snapshot: &Snapshot) -> Plan {
-    let worth = |model: &Model, to| value::value(model, to, &snapshot.settings);
-    planner::Planner::new(snapshot, &worth).plan()
+    planner::Planner::new(snapshot, &value::value).plan()
 }

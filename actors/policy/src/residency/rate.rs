@@ -4,19 +4,27 @@ use std::{collections::VecDeque, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-/// How many requests count.
+use super::gaps::Gaps;
+
+/// How many requests count for the mean.
 const COUNTED: usize = 8;
 
-/// The last requests of a model. Kept while it is out of memory, and across restarts: moments count
-/// from the Unix epoch, by a clock that was set once and then only runs.
+/// The last requests of a model, and the gaps between many more. Kept while it is out of memory, and
+/// across restarts: moments count from the Unix epoch, by a clock that was set once and then only
+/// runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rate {
     last: VecDeque<Duration>,
+    #[serde(default)]
+    gaps: Gaps,
 }
 
 impl Rate {
     /// Counts a request.
     pub fn seen(&mut self, now: Duration) {
+        if let Some(last) = self.last_seen() {
+            self.gaps.seen(now.saturating_sub(last));
+        }
         if self.last.len() == COUNTED {
             self.last.pop_front();
         }
@@ -58,6 +66,14 @@ impl Rate {
             (count + 1.0, sum + (count + 1.0) / since(at))
         });
         if count > 0.0 { sum / count } else { 0.0 }
+    }
+
+    /// How soon the next request comes: 1 is at once, 0 never. Nobody expects a model that was never
+    /// asked.
+    #[must_use]
+    pub fn soon(&self, now: Duration) -> f64 {
+        self.last_seen()
+            .map_or(0.0, |last| self.gaps.soon(now.saturating_sub(last)))
     }
 }
 

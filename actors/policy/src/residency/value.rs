@@ -2,27 +2,38 @@
 
 use std::time::Duration;
 
-use super::{Model, Settings};
+use super::Model;
 use crate::lifecycle::Rung;
 
-/// Seconds that are lost if the model goes down to `to`. With its rate l, the horizon H, the cost C
-/// of going down and coming back, its drain D and its own queue q:
+/// Euler and Mascheroni's constant, by which harmonic numbers exceed logarithms.
+const EULER: f64 = 0.577_215_664_9;
+
+/// Seconds that are lost if the model goes down to `to`. With how soon it is wanted again s, its
+/// rate l, the cost C of going down and coming back, its drain D and its own queue q:
 ///
-/// `(1 - e^(-lH)) C (1 + lC/2) + lD (C + D/2) + qC`
+/// `s C (1 + lC/2) + lD (C + D/2) + qC`
 ///
-/// It is wanted again within the horizon, and then whoever asks while it comes back waits too; those
-/// who ask while it drains wait for all of it; and its own queue waits.
+/// Who wants it again waits for it, the sooner the surer, and then whoever asks while it comes back
+/// waits too; those who ask while it drains wait for all of it; and its own queue waits.
 #[must_use]
-pub fn value(model: &Model, to: Rung, settings: &Settings) -> f64 {
+pub fn value(model: &Model, to: Rung) -> f64 {
     let (cost, rate) = (round_trip(model, to).as_secs_f64(), model.rate);
-    let drain = match model.in_flight {
-        0 => 0.0,
-        _ => model.drain.as_secs_f64(),
-    };
-    let is_wanted_again = 1.0 - (-rate * settings.horizon.as_secs_f64()).exp();
-    is_wanted_again * cost * (1.0 + rate * cost / 2.0)
+    let drain = drain(model);
+    model.soon * cost * (1.0 + rate * cost / 2.0)
         + rate * drain * (cost + drain / 2.0)
         + count(model.queued) * cost
+}
+
+/// Seconds until the last running request ends: as long as the longest of them, which of `k` with
+/// lengths of the usual spread (exponential) is the `k`-th harmonic number of means.
+fn drain(model: &Model) -> f64 {
+    let running = count(model.in_flight);
+    let harmonic = |k: f64| k.ln() + EULER + 0.5 / k;
+    match model.in_flight {
+        0 => 0.0,
+        1 => model.drain.as_secs_f64(),
+        _ => model.drain.as_secs_f64() * harmonic(running),
+    }
 }
 
 /// What it costs to go down to `to` from where the model is and to serve again, beyond what it costs

@@ -7,6 +7,7 @@
 
 pub mod cells;
 mod policy;
+pub mod search;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -398,6 +399,7 @@ impl Engine {
             rent: self.queue.iter().map(waits).sum(),
             oldest_wait: oldest.unwrap_or_default(),
             rate: self.rate.per_second(now),
+            soon: self.rate.soon(now),
             is_pinned: spec.is_pinned,
             idle_for: now - last,
             idle_ttl: spec.idle_ttl,

@@ -26,8 +26,14 @@ const SOON: f64 = 10.0;
 pub enum PolicyName {
     /// Ours.
     Kvwarden,
-    /// The least recently used (Ollama).
+    /// The least recently used: the textbook's rule, which draws no line between idle and busy.
     Lru,
+    /// Ollama: one request at a time makes room, and others that need a load queue behind it
+    /// (`processPending` in `server/sched.go`: "we're queueing up all incoming requests"). An idle model
+    /// goes, by the shortest keep-alive and, as that is mostly the same, by name (`findRunnerToUnload`,
+    /// `ByDurationAndName`); else the first that becomes idle. Kinder than the original, where requests
+    /// for models in memory queue behind it as well.
+    Ollama,
     /// The least often used.
     Lfu,
     /// Greedy dual size frequency (Cherkasova 1998): uses times cost over size, with ageing.
@@ -66,9 +72,10 @@ struct Book {
 
 impl PolicyName {
     /// All, ours first.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Kvwarden,
         Self::Lru,
+        Self::Ollama,
         Self::Lfu,
         Self::Gdsf,
         Self::KvwardenPy,
@@ -83,6 +90,7 @@ impl PolicyName {
         match self {
             Self::Kvwarden => "kvwarden",
             Self::Lru => "lru",
+            Self::Ollama => "ollama",
             Self::Lfu => "lfu",
             Self::Gdsf => "gdsf",
             Self::KvwardenPy => "kvwarden-py",
@@ -149,17 +157,18 @@ impl Policy {
     }
 
     pub(super) fn plan(&self, snapshot: &Snapshot, now: Duration) -> Plan {
-        let ours = |model: &Model, to| value(model, to, &snapshot.settings);
         let trip = |model: &Model, to| round_trip(model, to).as_secs_f64();
         let known = |model: &Model, to| self.true_value(snapshot, model, to, now);
         match self.name {
-            PolicyName::Kvwarden => Planner::new(snapshot, &ours).plan(),
+            PolicyName::Kvwarden => Planner::new(snapshot, &value).plan(),
             PolicyName::Rent => Planner::new(snapshot, &trip).plan(),
             PolicyName::Clairvoyant => Planner::new(&hindsight(snapshot), &known).plan(),
             PolicyName::LlamaSwap => fewest(snapshot),
-            PolicyName::Lru | PolicyName::Lfu | PolicyName::Gdsf | PolicyName::KvwardenPy => {
-                self.evict_by_score(snapshot, now)
-            }
+            PolicyName::Lru
+            | PolicyName::Ollama
+            | PolicyName::Lfu
+            | PolicyName::Gdsf
+            | PolicyName::KvwardenPy => self.evict_by_score(snapshot, now),
         }
     }
 
@@ -186,6 +195,9 @@ impl Policy {
             .filter(|model| model.is_wanted && !model.is_changing)
             .collect();
         waiting.sort_by_key(|model| std::cmp::Reverse(model.oldest_wait));
+        if self.name == PolicyName::Ollama {
+            waiting.truncate(1);
+        }
         let mut blocked: Vec<bool> = snapshot.devices.iter().map(|one| one.is_changing).collect();
         let mut plan = Plan::default();
         for model in waiting {
@@ -248,7 +260,7 @@ impl Policy {
             .iter()
             .filter(|other| !other.is_pinned && !other.is_changing && other.rung != Rung::Cold)
             .filter(|other| on(other).iter().any(|at| set.contains(at)))
-            .map(|other| (self.score(position(snapshot, other), now), other))
+            .map(|other| (self.score(other, position(snapshot, other), now), other))
             .collect();
         others.sort_by(|a, b| a.0.total_cmp(&b.0));
         let (mut worst, mut chosen) = (f64::NEG_INFINITY, Vec::new());
@@ -269,10 +281,11 @@ impl Policy {
     }
 
     /// The lowest goes first.
-    fn score(&self, index: usize, now: Duration) -> f64 {
+    fn score(&self, model: &Model, index: usize, now: Duration) -> f64 {
         let book = &self.books[index];
         let age = (now - book.last).as_secs_f64();
         match self.name {
+            PolicyName::Ollama => by_name(index) + if model.in_flight > 0 { 1.0 } else { 0.0 },
             PolicyName::Lfu => book.uses,
             PolicyName::Gdsf => book.gdsf,
             PolicyName::KvwardenPy => book.uses_since_start.ln_1p() * 0.5_f64.powf(age / 600.0),
@@ -288,6 +301,12 @@ impl Policy {
 fn position(snapshot: &Snapshot, model: &Model) -> usize {
     let found = snapshot.models.iter().position(|one| one.id == model.id);
     found.unwrap_or_else(|| unreachable!("it is one of them"))
+}
+
+/// From 0 for the first to 1.
+fn by_name(index: usize) -> f64 {
+    let index = u32::try_from(index).unwrap_or(u32::MAX);
+    1.0 - 1.0 / (1.0 + f64::from(index))
 }
 
 /// With certainty in place of a guess a swap needs a full excuse.

@@ -1,6 +1,6 @@
 //! Goals L1, L2 and L5 in virtual time. All figures are SIMULATED.
 
-use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
+use std::{ops::RangeInclusive, time::Duration};
 
 use proptest::prelude::*;
 
@@ -10,11 +10,12 @@ use crate::{
     residency::sim::{
         Policy, PolicyName, Request, Served, Sim, Tally, World,
         cells::{Cell, Room},
+        search::least_stall,
     },
 };
 
-/// Tuning saw 1 to 4, and one look at 101 to 103 led to the present rate; these were never seen.
-const HELD_OUT: RangeInclusive<u64> = 201..=205;
+/// Tuning saw 1 to 10 and older versions were tried on 101 to 205; these were never seen.
+const HELD_OUT: RangeInclusive<u64> = 301..=305;
 
 fn run(world: &World, requests: Vec<Request>, name: PolicyName) -> (Vec<Served>, Tally) {
     let (mut all, policy) = (Vec::new(), Policy::new(name, world, &requests));
@@ -22,74 +23,118 @@ fn run(world: &World, requests: Vec<Request>, name: PolicyName) -> (Vec<Served>,
     (all, tally)
 }
 
-/// Seconds stalled in a cell, all seeds together.
-fn stall(cell: Cell, name: PolicyName) -> f64 {
-    let world = cell.world();
-    let of_seed = |seed| -> f64 {
-        let (served, _) = run(&world, cell.requests(seed), name);
-        served.iter().map(|one| one.stall.as_secs_f64()).sum()
-    };
-    HELD_OUT.map(of_seed).sum()
+/// A cell under all rules, all seeds together, in seconds.
+struct Row {
+    cell: Cell,
+    stall: Vec<f64>,
+    p99: Vec<f64>,
+    longest: Vec<f64>,
+    /// The best schedule of the search, or of a planner that knows the future where that is better.
+    least: f64,
 }
 
-/// How much longer each policy stalls than ours: of all seconds, and the mean over cells (geometric,
-/// so that dear reloads do not decide alone).
-struct Ratios(BTreeMap<PolicyName, (f64, f64)>);
+impl Row {
+    fn of(cell: Cell) -> Self {
+        let world = cell.world();
+        let (mut stall, mut p99, mut longest) = (Vec::new(), Vec::new(), Vec::new());
+        let mut least: Vec<f64> = HELD_OUT
+            .map(|seed| {
+                least_stall(&world, &cell.requests(seed))
+                    .unwrap()
+                    .as_secs_f64()
+            })
+            .collect();
+        for name in PolicyName::ALL {
+            let mut all = Vec::new();
+            for (seed, least) in HELD_OUT.zip(&mut least) {
+                let (served, _) = run(&world, cell.requests(seed), name);
+                let of_seed: Vec<f64> = served.iter().map(|one| one.stall.as_secs_f64()).collect();
+                *least = least.min(of_seed.iter().sum());
+                all.extend(of_seed);
+            }
+            all.sort_by(f64::total_cmp);
+            stall.push(all.iter().sum());
+            p99.push(all[all.len() * 99 / 100]);
+            longest.push(all[all.len() - 1]);
+        }
+        let least = least.iter().sum();
+        Self {
+            cell,
+            stall,
+            p99,
+            longest,
+            least,
+        }
+    }
+}
 
-impl Ratios {
-    fn of(table: &[(Cell, Vec<f64>)]) -> Self {
-        let ratio = |at: usize| {
-            let total = |at: usize| table.iter().map(|(_, row)| row[at]).sum::<f64>();
-            let logs = table.iter().map(|(_, row)| (row[at] / row[0]).ln());
-            let cells = f64::from(u32::try_from(table.len()).unwrap());
-            (total(at) / total(0), (logs.sum::<f64>() / cells).exp())
-        };
-        let names = PolicyName::ALL.into_iter().enumerate();
-        Self(names.map(|(at, name)| (name, ratio(at))).collect())
+/// How many times ours something is: of all seconds, and the mean over cells (geometric, so that dear
+/// reloads do not decide alone).
+fn times(rows: &[&Row], of: impl Fn(&Row) -> f64) -> (f64, f64) {
+    let total = |of: &dyn Fn(&Row) -> f64| rows.iter().map(|row| of(row)).sum::<f64>();
+    let logs = rows.iter().map(|row| (of(row) / row.stall[0]).ln());
+    let cells = f64::from(u32::try_from(rows.len()).unwrap());
+    let mean = (logs.sum::<f64>() / cells).exp();
+    (total(&of) / total(&|row| row.stall[0]), mean)
+}
+
+fn print(rows: &[Row]) {
+    let names = PolicyName::ALL.map(PolicyName::as_str);
+    println!("SIMULATED, seconds: stall of all requests; p99; longest\n{names:?} least");
+    for row in rows {
+        let name = row.cell.name();
+        println!("{name:26}{:>9.0?} {:.0}", row.stall, row.least);
+        println!("{:26}{:>9.1?}\n{:26}{:>9.1?}", "", row.p99, "", row.longest);
+    }
+    let is_one = |row: &&Row| row.cell.room == Room::One;
+    let (one, half): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(is_one);
+    for (part, rows) in [
+        ("all", &rows.iter().collect()),
+        ("one", &one),
+        ("half", &half),
+    ] {
+        for (at, name) in names.iter().enumerate() {
+            println!("{part:5}{name:12} {:.3?}", times(rows, |row| row.stall[at]));
+        }
+        println!(
+            "{part:5}{:12} {:.3?}",
+            "least",
+            times(rows, |row| row.least)
+        );
     }
 }
 
 /// Not goals: below them something got worse. A tenth under the geometric means that were reached.
-const FLOORS: [(PolicyName, f64); 4] = [
-    (PolicyName::Lru, 1.05),
-    (PolicyName::KvwardenPy, 1.25),
-    (PolicyName::Gdsf, 1.1),
-    (PolicyName::Lfu, 1.3),
+const FLOORS: [(PolicyName, f64); 5] = [
+    (PolicyName::Lru, 1.12),
+    (PolicyName::Ollama, 1.4),
+    (PolicyName::KvwardenPy, 1.4),
+    (PolicyName::Gdsf, 1.2),
+    (PolicyName::Lfu, 1.4),
 ];
 
-/// The goals: 1.2 times less than llama-swap and at most 1.5 times more than the clairvoyant planner,
-/// which are met over all cells; 1.5 less than LRU, 2 less than the Python KVWarden's score and no
-/// cell 5 % worse than LRU, which are not. Not even the clairvoyant planner is 1.5 better than LRU.
+/// The goals that are met: 1.2 times less than llama-swap. Those that are not, or not by every
+/// measure: 1.5 times less than LRU, 2 less than the Python KVWarden's score, at most 1.5 times the
+/// least there is, and no cell 5 % worse than LRU.
 #[test]
 fn stalls_less_than_other_rules_on_seeds_that_tuning_never_saw() {
-    let row = |cell: Cell| PolicyName::ALL.map(|name| stall(cell, name)).to_vec();
-    let table: Vec<(Cell, Vec<f64>)> = Cell::all().map(|cell| (cell, row(cell))).collect();
-    println!(
-        "SIMULATED: seconds stalled\n{:26}{:>12?}",
-        "cell",
-        PolicyName::ALL
-    );
-    for (cell, row) in &table {
-        println!("{:26}{row:>12.0?}", cell.name());
-    }
-    for room in [Room::One, Room::Half] {
-        let of_room = |row: &&(Cell, Vec<f64>)| row.0.room == room;
-        let part: Vec<_> = table.iter().filter(of_room).cloned().collect();
-        println!("{room:?}: {:.2?}", Ratios::of(&part).0);
-    }
-    let ratios = Ratios::of(&table);
-    println!("all: {:.2?}", ratios.0);
-    let worse = table.iter().filter(|(_, row)| row[0] > 1.05 * row[1]);
-    let worse: Vec<String> = worse.map(|(cell, _)| cell.name()).collect();
+    let rows: Vec<Row> = Cell::all().map(Row::of).collect();
+    print(&rows);
+    let worse = |row: &&Row| row.stall[0] > 1.05 * row.stall[1];
+    let worse: Vec<String> = rows
+        .iter()
+        .filter(worse)
+        .map(|row| row.cell.name())
+        .collect();
     println!("over 5 % worse than LRU: {worse:?}");
-    let (llama_swap, clairvoyant) = (
-        ratios.0[&PolicyName::LlamaSwap],
-        ratios.0[&PolicyName::Clairvoyant],
-    );
+    let of = |name: PolicyName| {
+        let at = PolicyName::ALL.iter().position(|one| *one == name).unwrap();
+        times(&rows.iter().collect::<Vec<_>>(), |row| row.stall[at])
+    };
+    let llama_swap = of(PolicyName::LlamaSwap);
     assert!(llama_swap.0.min(llama_swap.1) >= 1.2);
-    assert!(clairvoyant.0.min(clairvoyant.1) >= 1.0 / 1.5);
     for (name, floor) in FLOORS {
-        assert!(ratios.0[&name].1 >= floor, "{name}");
+        assert!(of(name).1 >= floor, "{name}");
     }
 }
 

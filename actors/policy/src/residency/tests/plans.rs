@@ -52,6 +52,7 @@ fn model(name: &str, gib: u64) -> Model {
         rent: 0.0,
         oldest_wait: Duration::ZERO,
         rate: 0.0,
+        soon: 0.0,
         is_pinned: false,
         idle_for: Duration::ZERO,
         idle_ttl: None,
@@ -67,6 +68,7 @@ fn ready(name: &str, gib: u64, on: &[usize]) -> Model {
             .collect(),
         width: on.len(),
         rate: 0.1,
+        soon: 0.25,
         ..model(name, gib)
     }
 }

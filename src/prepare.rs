@@ -5,6 +5,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use actix::Addr;
@@ -13,6 +14,7 @@ use kvwarden_actors::{
     gpu::engine::{Attached, EngineKind, EngineSpec, Launch},
     protocol::{Preparation, Prepared},
 };
+use kvwarden_policy::failure::FailureClass;
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -24,6 +26,9 @@ use crate::{
     layout::Layout,
     weights,
 };
+
+/// How long after a download failed it is tried again.
+const AGAIN: Duration = Duration::from_secs(30);
 
 /// Why a model can't be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +42,15 @@ pub enum PrepareError {
     /// The configuration says something that its check should have refused.
     #[error("{0}")]
     Mismatch(&'static str),
+}
+
+impl PrepareError {
+    fn class(&self) -> FailureClass {
+        match self {
+            Self::Install(error) if error.is_passing() => FailureClass::Download,
+            Self::Install(_) | Self::Myself(_) | Self::Mismatch(_) => FailureClass::NotInstalled,
+        }
+    }
 }
 
 /// An engine to prepare.
@@ -58,35 +72,48 @@ impl Wanted {
     }
 }
 
-/// Prepares every model on a thread of its own and tells each model's actor how it goes.
+/// Prepares every model on a thread of its own and tells each model's actor how it goes. A download
+/// in which nothing moves for longer than `patience` is given up, and like one that failed is tried
+/// again when the others are done.
 ///
 /// # Errors
 /// When no thread can be started.
-pub fn spawn(mut models: Vec<Wanted>, layout: Layout) -> std::io::Result<()> {
+pub fn spawn(mut models: Vec<Wanted>, layout: Layout, patience: Duration) -> std::io::Result<()> {
     // Those that run already and those that need nothing come first, so that they don't wait for
     // others' downloads.
     models.sort_by_key(|wanted| !wanted.is_running && wanted.config.environment.is_some());
     let work = move || {
-        for wanted in models {
-            let config = &wanted.config;
-            let reporter = Reporter {
-                terminal: install::progress::to_stderr(),
-                wanted: &wanted,
-            };
-            let result = prepare(config, &layout, &reporter);
-            wanted.tell(match result {
-                Ok(spec) => Preparation::Done(Arc::new(spec)),
-                Err(error) => {
-                    tracing::error!(engine = %config.engine_name, %error, "cannot be prepared");
-                    Preparation::Failed(error.to_string())
-                }
-            });
+        loop {
+            models.retain(|wanted| !settle(wanted, &layout, patience));
+            if models.is_empty() {
+                return;
+            }
+            std::thread::sleep(AGAIN);
         }
     };
     std::thread::Builder::new()
         .name("prepare".to_owned())
         .spawn(work)
         .map(drop)
+}
+
+/// Prepares one engine and tells how that went; whether there is nothing more to try.
+fn settle(wanted: &Wanted, layout: &Layout, patience: Duration) -> bool {
+    let reporter = Reporter {
+        terminal: install::progress::to_stderr(),
+        wanted,
+        patience,
+    };
+    let (how, is_settled) = match prepare(&wanted.config, layout, &reporter) {
+        Ok(spec) => (Preparation::Done(Arc::new(spec)), true),
+        Err(error) => {
+            let (class, reason) = (error.class(), error.to_string());
+            tracing::error!(engine = %wanted.config.engine_name, %error, "cannot be prepared");
+            (Preparation::Failed { class, reason }, class.is_permanent())
+        }
+    };
+    wanted.tell(how);
+    is_settled
 }
 
 fn prepare(
@@ -194,9 +221,14 @@ fn dir_name(id: &str) -> String {
 struct Reporter<'a> {
     terminal: Box<dyn Progress>,
     wanted: &'a Wanted,
+    patience: Duration,
 }
 
 impl Progress for Reporter<'_> {
+    fn patience(&self) -> Duration {
+        self.patience
+    }
+
     fn report(&self, event: Event<'_>) {
         self.terminal.report(event);
         let note = match event {

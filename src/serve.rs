@@ -102,7 +102,9 @@ async fn serve(config: &Config, layout: &Layout, takes_over: bool) -> anyhow::Re
     tracing::info!(listen = %config.listen, models = config.models.len(), "serving");
 
     let roster = router.send(Roster).await?;
-    prepare::spawn(to_prepare(config, &roster.models, &running), layout.clone())?;
+    let wanted = to_prepare(config, &roster.models, &running);
+    let patience = config.limits.start_stall_timeout;
+    prepare::spawn(wanted, layout.clone(), patience)?;
     let tasks = look_after(config, layout, &router, events.as_ref(), charge);
     let incumbent = Incumbent {
         holdings: &holdings,
@@ -249,6 +251,7 @@ fn start_actors(
             ..residency::Settings::default()
         },
         orphan_grace: config.limits.orphan_grace,
+        start_stall_timeout: config.limits.start_stall_timeout,
         max_saved_kv: config.limits.max_saved_kv,
         charge: charge.clone(),
         witness: witness.clone(),
@@ -371,6 +374,7 @@ fn model_params(
         },
         queue_timeout: config.limits.queue_timeout,
         stall_timeout: config.limits.stall_timeout,
+        broken_pause: config.limits.broken_pause,
         autostart: model.autostart,
         is_pinned: model.residency.pinned,
         idle_ttl: model.residency.idle_ttl,

@@ -15,15 +15,17 @@ pub const WAITING: [&str; 3] = [
     "llamacpp:requests_deferred",
 ];
 
-/// What an engine counts up as it computes, during a long prompt too where it can be told. `SGLang`
-/// counts a prompt's tokens as they are computed, llama.cpp its calls of `llama_decode`.
-pub const WORK: [&str; 3] = [
+/// What changes as an engine computes, during a long prompt too. vLLM counts only iterations out of
+/// which a token came, but takes memory for each part of a prompt; `SGLang` counts a prompt's tokens
+/// as they are computed, llama.cpp its calls of `llama_decode`.
+pub const WORK: [&str; 4] = [
     "vllm:iteration_tokens_total_count",
+    "vllm:kv_cache_usage_perc",
     "sglang:realtime_tokens_total",
     "llamacpp:n_decode_total",
 ];
 
-/// The sum of a gauge, known by one of `names`, over its labels. None if the page has none of it.
+/// The sum of what goes by one of `names`, over their labels. None if the page has none of it.
 #[must_use]
 pub fn gauge(page: &str, names: &[&str]) -> Option<f64> {
     let values = page.lines().filter_map(|line| {

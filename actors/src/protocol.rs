@@ -13,6 +13,7 @@ use kvwarden_policy::{
     lifecycle::{Phase, Rung, Rungs, State},
     scheduling::{Key, Outcome},
 };
+use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::{
@@ -77,7 +78,7 @@ pub struct EngineSays {
     pub generation: Generation,
     /// Requests that wait inside it; none if it did not say.
     pub waiting: Option<u64>,
-    /// What it has computed, by its own count; none if it did not say.
+    /// A number that changes as it computes; none if it did not say.
     pub work: Option<u64>,
 }
 
@@ -202,8 +203,10 @@ pub enum Order {
     Stop,
     /// Change.
     Shift(Shift),
-    /// Prove that you still work, or end: nothing moves.
+    /// Prove that you still work: nothing moves.
     Probe,
+    /// End at once: nothing moves, and you were asked.
+    GiveUp,
 }
 
 /// What can be done to a live engine.
@@ -251,6 +254,13 @@ pub enum News {
     Restored(Kept),
     /// It answered its first token.
     Ready(Arc<Endpoint>),
+    /// An earlier kvwarden left it asleep.
+    FoundAsleep {
+        /// How deep.
+        rung: Rung,
+        /// Where it will answer.
+        endpoint: Arc<Endpoint>,
+    },
     /// It gave its memory back.
     Demoted,
     /// It did not.
@@ -265,6 +275,8 @@ pub enum News {
         /// Why.
         reason: String,
     },
+    /// It was suspected of doing nothing, and gave a token.
+    Proved,
     /// It answers as it did when it was new.
     Verified,
     /// It does not.
@@ -306,7 +318,8 @@ pub struct Operate {
 }
 
 /// What an operator can want of a model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Wish {
     /// It shall serve as soon as there is room.
     Load,
@@ -314,6 +327,20 @@ pub enum Wish {
     Sleep(Rung),
     /// It shall stay where it is, or not any more.
     Pin(bool),
+}
+
+impl Wish {
+    /// Nothing is left to do for it: the engine serves or, as deep as it can, does not.
+    pub(crate) fn is_fulfilled_by(self, state: State) -> bool {
+        match self {
+            Self::Load => state.admits(),
+            Self::Sleep(_) => matches!(
+                state,
+                State::Cold | State::Asleep { .. } | State::Broken { .. }
+            ),
+            Self::Pin(_) => true,
+        }
+    }
 }
 
 // === before and after ===
@@ -335,8 +362,13 @@ pub enum Preparation {
     Step(String),
     /// All is here.
     Done(Arc<EngineSpec>),
-    /// It can't be had.
-    Failed(String),
+    /// It can't be had. A download that failed is tried again.
+    Failed {
+        /// What kind of failure that is.
+        class: FailureClass,
+        /// Why, and what to do.
+        reason: String,
+    },
 }
 
 /// serve -> Router -> Models: let in nobody new.

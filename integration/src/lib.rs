@@ -6,9 +6,12 @@
 //! Nothing here sleeps for a fixed time: [`eventually`] asks until a deadline.
 
 mod binary;
+pub mod caller;
 mod client;
 pub mod engine;
 mod exchange;
+mod fake_tree;
+mod footprint;
 mod knocking;
 mod metrics;
 mod server;
@@ -18,11 +21,14 @@ mod tree;
 mod wait;
 
 pub use binary::{kvwarden, workspace};
+pub use caller::Caller;
 pub use client::{Client, Reply};
 pub use exchange::{Answer, Exchange};
+pub use fake_tree::FakeTree;
+pub use footprint::Footprint;
 pub use knocking::{Knocked, Knocking};
 pub use metrics::Metrics;
-pub use server::{Ended, Server, Sibling};
+pub use server::{Ended, Server, Sibling, free_port};
 pub use stub::{Act, Stub};
 pub use tree::{EngineProcess, Process};
 pub use wait::{Stopwatch, eventually, eventually_within};

@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read},
     net::TcpListener,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
@@ -176,6 +176,11 @@ impl Server {
         log.iter().filter(|line| line.contains(text)).count()
     }
 
+    /// As [`Self::start_again`], with the configuration that is there.
+    pub fn resume(&mut self) {
+        self.child = serve(self.home.path(), &[], &[], &self.log);
+    }
+
     /// Kills it, as the kernel's OOM killer would, and waits for its end. Its engines stay.
     pub fn kill(&mut self) {
         self.signal(Signal::SIGKILL);
@@ -303,6 +308,29 @@ impl Server {
         })
     }
 
+    /// What it says of a model.
+    #[must_use]
+    pub fn model(&self, id: &str) -> Value {
+        let status = self.client().get("/kvwarden/status").expect(200).json();
+        status["loaded_models"][id].clone()
+    }
+
+    /// Waits until a model is in this state.
+    ///
+    /// # Panics
+    /// If it is not within `limit`.
+    pub fn wait_until_model_is(&self, id: &str, state: &str, limit: Duration) {
+        eventually_within(limit, &format!("{id} to be {state}"), || {
+            (self.model(id)["state"] == state).then_some(())
+        });
+    }
+
+    /// An operator's wish, such as `sleep`.
+    pub fn wish(&self, id: &str, verb: &str) {
+        let path = format!("/kvwarden/models/{id}/{verb}");
+        let _ = self.client().post(&path, &Value::Null).expect(202);
+    }
+
     /// Waits for its end.
     ///
     /// # Panics
@@ -385,12 +413,21 @@ fn spawn(
     env: &[(&str, &Path)],
     log: &Arc<Mutex<Vec<String>>>,
 ) -> Child {
-    let file = home.join("kvwarden.toml");
+    let file = config_file(home);
     let text = format!("listen = \"127.0.0.1:{port}\"\n{config}");
     fs::write(&file, text).expect("the configuration is written");
+    serve(home, args, env, log)
+}
+
+fn serve(
+    home: &Path,
+    args: &[&str],
+    env: &[(&str, &Path)],
+    log: &Arc<Mutex<Vec<String>>>,
+) -> Child {
     let mut child = Command::new(kvwarden())
         .args(["serve", "--config"])
-        .arg(&file)
+        .arg(config_file(home))
         .args(args)
         .envs(env.iter().copied())
         .env("KVWARDEN_STATE_DIR", home.join("state"))
@@ -406,6 +443,10 @@ fn spawn(
     collect(child.stdout.take(), log);
     collect(child.stderr.take(), log);
     child
+}
+
+fn config_file(home: &Path) -> PathBuf {
+    home.join("kvwarden.toml")
 }
 
 fn collect(output: Option<impl Read + Send + 'static>, log: &Arc<Mutex<Vec<String>>>) {
@@ -425,7 +466,11 @@ fn collect(output: Option<impl Read + Send + 'static>, log: &Arc<Mutex<Vec<Strin
 
 /// A free port that nobody is given by chance: below the range from which the kernel takes the
 /// ports of engines, stubs and clients, and never the same one twice.
-fn free_port() -> u16 {
+///
+/// # Panics
+/// Never; it looks until one is found.
+#[must_use]
+pub fn free_port() -> u16 {
     const FIRST: u32 = 10_000;
     const COUNT: u32 = 20_000;
     static TAKEN: AtomicU32 = AtomicU32::new(0);

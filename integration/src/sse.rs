@@ -34,6 +34,24 @@ fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in event {text}"))
 }
 
+/// What the SDKs need to see that an answer is not whole: one error, and no `[DONE]` after it.
+///
+/// # Panics
+/// If the body ends in any other way.
+pub fn assert_one_error_at_the_end(body: &[u8]) {
+    let events = data(body);
+    let errors = events
+        .iter()
+        .filter(|event| event.starts_with("{\"error\""));
+    let shown = String::from_utf8_lossy(body);
+    assert_eq!(errors.count(), 1, "{shown}");
+    let last: Value = events
+        .last()
+        .and_then(|event| serde_json::from_str(event).ok())
+        .unwrap_or_default();
+    assert!(last["error"]["message"].is_string(), "{shown}");
+}
+
 /// The text that chunks of a chat or of a completion add up to.
 #[must_use]
 pub fn text(chunks: &[Value]) -> String {

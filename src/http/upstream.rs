@@ -1,7 +1,14 @@
 //! The HTTP client to engines. Only this file and the command line's client name `awc`, so that it
 //! can be replaced.
 
-use std::{io, pin::Pin, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    io,
+    pin::Pin,
+    rc::{Rc, Weak},
+    time::Duration,
+};
 
 use actix_service::ServiceExt as _;
 use actix_tls::connect::{Connection, Connector as TcpConnector};
@@ -9,8 +16,9 @@ use actix_web::http::{StatusCode, Uri, header};
 use actix_web::rt::net::TcpStream;
 use awc::error::{ConnectError, SendRequestError};
 use bytes::Bytes;
-use futures_util::{Stream, TryStreamExt as _};
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use kvwarden_actors::gpu::engine::Endpoint;
+use tokio::time::{Instant, interval};
 
 /// Engines are on this machine, or near.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -19,9 +27,21 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// first means that a request hardly ever goes out on a dying one.
 const IDLE: Duration = Duration::from_secs(3);
 
-/// A pooled client. One per worker thread.
+/// A pooled client for each engine. One of these per worker thread.
+///
+/// awc closes idle connections only when it looks for one to the same engine, so those to an engine
+/// that nobody asks any more, or that is gone, would stay for ever. Here its whole client goes.
 #[derive(Clone)]
-pub struct Engines(awc::Client);
+pub struct Engines(Rc<RefCell<Clients>>);
+
+/// By the engine's base URL.
+type Clients = HashMap<String, Rc<Pooled>>;
+
+/// Whoever uses it, to the last byte of an answer, holds it.
+struct Pooled {
+    http: awc::Client,
+    asked: Cell<Instant>,
+}
 
 /// No answer came.
 #[derive(Debug)]
@@ -79,10 +99,26 @@ impl Answer {
 }
 
 impl Engines {
-    /// A client without connections.
+    /// A client without connections. It belongs to the thread that makes it.
     #[must_use]
     pub fn new() -> Self {
-        Self(streaming_client(CONNECT_TIMEOUT))
+        let clients = Rc::default();
+        actix_web::rt::spawn(close_unused(Rc::downgrade(&clients)));
+        Self(clients)
+    }
+
+    fn client(&self, base: &str) -> Rc<Pooled> {
+        let mut clients = self.0.borrow_mut();
+        if let Some(client) = clients.get(base) {
+            client.asked.set(Instant::now());
+            return client.clone();
+        }
+        let client = Rc::new(Pooled {
+            http: streaming_client(CONNECT_TIMEOUT),
+            asked: Cell::new(Instant::now()),
+        });
+        clients.insert(base.to_owned(), client.clone());
+        client
     }
 
     /// Posts `body` and waits for the head of the answer.
@@ -117,8 +153,9 @@ impl Engines {
         request_id: &str,
         body: Bytes,
     ) -> Result<Answer, SendRequestError> {
-        let mut request = self
-            .0
+        let client = self.client(&to.base);
+        let mut request = client
+            .http
             .post(format!("{}{path}", to.base))
             .no_decompress()
             .insert_header((header::CONTENT_TYPE, "application/json"))
@@ -135,8 +172,25 @@ impl Engines {
             status: response.status(),
             content_type: text("content-type"),
             is_simulated: text("x-kvwarden-simulated").is_some(),
-            body: Box::pin(response.map_err(io::Error::other)),
+            body: Box::pin(response.map_err(io::Error::other).inspect(move |_| {
+                let _held = &client;
+            })),
         })
+    }
+}
+
+/// Lets go of clients that nobody uses, for as long as there are any to come.
+async fn close_unused(clients: Weak<RefCell<Clients>>) {
+    let mut looks = interval(IDLE);
+    loop {
+        looks.tick().await;
+        let Some(clients) = clients.upgrade() else {
+            return;
+        };
+        let is_used = |client: &Rc<Pooled>| {
+            Rc::strong_count(client) > 1 || client.asked.get().elapsed() < IDLE
+        };
+        clients.borrow_mut().retain(|_, client| is_used(client));
     }
 }
 

@@ -78,6 +78,16 @@ pub enum InstallError {
         /// The last lines of its output.
         tail: String,
     },
+    /// Nothing moved any more while a step ran.
+    #[error("{label} stalled: {reason}; check the network\n{tail}")]
+    Stalled {
+        /// The step.
+        label: &'static str,
+        /// For how long, and what moved last.
+        reason: String,
+        /// The last lines of its output.
+        tail: String,
+    },
     /// A step failed for another reason.
     #[error("{label} failed ({status}): {command}\n{tail}")]
     Step {
@@ -124,6 +134,28 @@ pub enum InstallError {
     },
 }
 
+impl InstallError {
+    /// It may go better another time without anybody doing anything.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Network { .. } | Self::Stalled { .. } => true,
+            Self::UnknownEngine { .. }
+            | Self::NoPython { .. }
+            | Self::PythonVersion { .. }
+            | Self::NoVenv { .. }
+            | Self::NoCompiler { .. }
+            | Self::NoSpace { .. }
+            | Self::DiskFull { .. }
+            | Self::Step { .. }
+            | Self::InUse { .. }
+            | Self::BadSource { .. }
+            | Self::NoSuchFile { .. }
+            | Self::Io { .. } => false,
+        }
+    }
+}
+
 /// Said by uv, pip and the C library.
 const DISK_FULL: [&str; 2] = ["No space left on device", "os error 28"];
 const NETWORK: [&str; 9] = [
@@ -164,7 +196,7 @@ pub(super) fn of_step(
 /// Enough for a Python traceback's end or a resolver's explanation.
 const TAIL_LINES: usize = 20;
 
-fn tail(output: &str) -> String {
+pub(super) fn tail(output: &str) -> String {
     let lines: Vec<&str> = output
         .lines()
         .filter(|line| !line.trim().is_empty())

@@ -43,6 +43,11 @@ pub enum Event<'a> {
 pub trait Progress: Sync {
     /// Takes note of an event.
     fn report(&self, event: Event<'_>);
+
+    /// How long it is content to see nothing move. Then a step is ended.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(180)
+    }
 }
 
 impl<F: Fn(Event<'_>) + Sync> Progress for F {

@@ -9,8 +9,14 @@ use std::{
     process::{Command, Stdio},
     sync::mpsc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+use kvwarden_actors::gpu::{
+    startup,
+    tree::{self, ProcessId},
+};
+use kvwarden_policy::startup::{Sign, Startup, Verdict};
 
 use super::{
     InstallError,
@@ -65,35 +71,75 @@ impl Runner<'_> {
             .env_remove("PYTHONHOME");
 
         let mut child = command.spawn().map_err(at(command.get_program()))?;
-        let status = self
-            .watched(|| child.wait())
-            .map_err(at(command.get_program()))?;
+        let process = child.id().try_into().ok().and_then(ProcessId::of);
+        let (status, stalled) = self.watched(process, || child.wait());
+        let status = status.map_err(at(command.get_program()))?;
         let output = read_from(&self.log, from)?;
+        if let Some(last) = stalled {
+            return Err(InstallError::Stalled {
+                label,
+                reason: startup::reason(self.progress.patience(), last),
+                tail: error::tail(&output),
+            });
+        }
         if status.success() {
             return Ok(output);
         }
         Err(error::of_step(label, shown, status.to_string(), &output))
     }
 
-    /// Reports growth for as long as `work` takes.
-    fn watched<T>(&self, work: impl FnOnce() -> T) -> T {
-        let Some(growth) = &self.growth else {
-            return work();
-        };
+    /// Reports growth for as long as `work` takes, and ends `process`, which does it, if that stands
+    /// still. What moved last then.
+    fn watched<T>(
+        &self,
+        process: Option<ProcessId>,
+        work: impl FnOnce() -> T,
+    ) -> (T, Option<Option<Sign>>) {
         let (done, finished) = mpsc::channel::<()>();
         thread::scope(|scope| {
-            scope.spawn(move || {
-                while finished.recv_timeout(SAMPLE_EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
-                    self.progress.report(Event::OnDisk(growth.bytes()));
-                }
-            });
+            let watch = scope.spawn(move || self.watch(process, &finished));
             let result = work();
             drop(done);
+            let stalled = watch.join().unwrap_or_default();
             // A short step ends before its first sample.
-            self.progress.report(Event::OnDisk(growth.bytes()));
-            result
+            self.report_growth();
+            (result, stalled)
         })
     }
+
+    fn watch(
+        &self,
+        process: Option<ProcessId>,
+        finished: &mpsc::Receiver<()>,
+    ) -> Option<Option<Sign>> {
+        let patience = self.progress.patience();
+        let mut startup = Startup::new(now(), patience);
+        while finished.recv_timeout(SAMPLE_EVERY.min(patience))
+            == Err(mpsc::RecvTimeoutError::Timeout)
+        {
+            self.report_growth();
+            let Some(process) = process else { continue };
+            let Ok(seen) = startup::traces(process, &self.log) else {
+                continue;
+            };
+            if let Verdict::Stalled { last } = startup.look(now(), seen) {
+                tree::kill_below(process);
+                return Some(last);
+            }
+        }
+        None
+    }
+
+    fn report_growth(&self) {
+        if let Some(growth) = &self.growth {
+            self.progress.report(Event::OnDisk(growth.bytes()));
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "installs run in real time")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 /// Writes a file whole or not at all, making its directory.

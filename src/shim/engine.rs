@@ -92,6 +92,11 @@ impl Engine {
         self.ended
     }
 
+    /// The kernel killed some of it for want of memory; unknown without a cgroup.
+    pub(super) fn is_oom_killed(&self) -> bool {
+        self.cgroup.as_ref().is_some_and(Cgroup::has_oom_kill)
+    }
+
     /// SIGTERM to the main process alone: it knows how to end the others.
     pub(super) fn terminate(&self) {
         if self.ended.is_none() {

@@ -10,7 +10,7 @@
 use std::{io, os::fd::OwnedFd, time::Duration};
 
 use kvwarden_actors::gpu::shim::{ShimCommand, ShimEvent, ShimExit, ShimSpec};
-use kvwarden_policy::failure::{self, FailureClass};
+use kvwarden_policy::failure::{self, Exit, FailureClass};
 use tokio::{
     io::AsyncReadExt,
     net::{UnixListener, unix::pipe},
@@ -20,13 +20,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{
-    engine::{Ended, Engine},
-    log::Log,
-    record::RecordFile,
-    socket,
-    tail::Tail,
-};
+use super::{engine::Engine, log::Log, record::RecordFile, socket, tail::Tail};
 
 /// How long the orchestrator may take to connect first; it does so at once or has died.
 const FIRST_CONNECTION: Duration = Duration::from_secs(30);
@@ -135,8 +129,13 @@ impl Shim {
             Ok((mut engine, mut output)) => {
                 self.supervise(&mut engine, &mut output, &mut clients).await;
                 self.drain(&mut output);
+                let exit = Exit {
+                    code: engine.ended().and_then(|ended| ended.code),
+                    signal: engine.ended().and_then(|ended| ended.signal),
+                    is_oom_killed: engine.is_oom_killed(),
+                };
                 engine.clear();
-                self.exited(engine.ended())
+                self.exited(exit)
             }
             Err(error) => self.failed(&error),
         };
@@ -293,10 +292,10 @@ impl Shim {
         }
     }
 
-    fn exited(&mut self, ended: Option<Ended>) -> ShimEvent {
+    fn exited(&mut self, ended: Exit) -> ShimEvent {
         let now = Instant::now();
-        let (code, signal) = ended.map_or((None, None), |e| (e.code, e.signal));
-        let class = failure::classify(code, signal, &self.tail.recent(now), self.asked_to_stop);
+        let Exit { code, signal, .. } = ended;
+        let class = failure::classify(ended, &self.tail.recent(now), self.asked_to_stop);
         let exit = ShimExit {
             code,
             signal,

@@ -1,6 +1,11 @@
 //! What a simulated engine does wrong on purpose, so that its supervisor can be tested.
 
-use std::{io::Write, process, time::Duration};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process,
+    time::{Duration, Instant},
+};
 
 use clap::Args;
 
@@ -10,6 +15,15 @@ use super::args::duration;
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Faults")]
 pub struct Faults {
+    /// Be well once this file exists: what else goes wrong does so only in starts before that.
+    #[arg(long, value_name = "FILE")]
+    pub fault_until: Option<PathBuf>,
+    /// Do nothing, bind no port either, before this file exists.
+    #[arg(long, value_name = "FILE")]
+    pub fault_wait_for: Option<PathBuf>,
+    /// Print lines as fast as they go for this long after the start.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub fault_log_flood: Option<Duration>,
     /// Refuse connections for this long after the start (`5s`, `250ms`); the port is bound at once.
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub fault_slow_start: Option<Duration>,
@@ -54,6 +68,14 @@ pub(super) enum Failure {
 // === impl Faults ===
 
 impl Faults {
+    /// Those of this start.
+    pub(super) fn now(self) -> Self {
+        if self.fault_until.as_deref().is_some_and(Path::exists) {
+            return Self::default();
+        }
+        self
+    }
+
     /// Whether something fails in the middle of the `nth` request, counted from 1.
     pub(super) fn during(&self, nth: u64) -> Option<Failure> {
         if self.fault_crash_after == Some(nth) {
@@ -62,6 +84,24 @@ impl Faults {
         }
         (self.fault_hang_after == Some(nth)).then_some(Failure::Hang)
     }
+}
+
+/// Prints until the time is over; whoever reads must keep up.
+pub(super) fn flood(how_long: Duration) {
+    const LINE: &str = "INFO: all is well, and I say so (simulated by --fault-log-flood)\n";
+    let lines = LINE.repeat(1000);
+    let end = now() + how_long;
+    while now() < end {
+        complain(&lines);
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a process of its own, in real time"
+)]
+fn now() -> Instant {
+    Instant::now()
 }
 
 /// The last words of vLLM when the weights don't fit, shortened.

@@ -30,6 +30,8 @@ use super::{
 const BACKLOG: u32 = 2048;
 /// uvicorn's default, which vLLM keeps.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// How often is looked whether it may go on.
+const POLL: Duration = Duration::from_millis(20);
 /// How long the last events have to reach their clients at the end.
 const FLUSH: Duration = Duration::from_millis(100);
 /// When the end is forced, whatever hangs.
@@ -40,7 +42,11 @@ const EXIT_WITHIN: Duration = Duration::from_millis(700);
 /// # Errors
 /// When the limits fit together badly, the port is taken, or memory is "missing" by
 /// `--fault-oom-at-start`.
-pub fn run(args: SimArgs) -> anyhow::Result<()> {
+pub fn run(mut args: SimArgs) -> anyhow::Result<()> {
+    args.faults = args.faults.now();
+    if let Some(how_long) = args.faults.fault_log_flood {
+        std::thread::spawn(move || faults::flood(how_long));
+    }
     if args.faults.fault_oom_at_start {
         faults::print_out_of_memory();
         anyhow::bail!("the engine could not start: out of memory");
@@ -115,6 +121,11 @@ async fn serve(args: SimArgs) -> anyhow::Result<()> {
 /// refused, as by vLLM while it loads.
 async fn listen(args: &SimArgs) -> anyhow::Result<TcpListener> {
     let address = SocketAddr::new(args.host, args.port);
+    if let Some(file) = &args.faults.fault_wait_for {
+        while !file.exists() {
+            sleep(POLL).await;
+        }
+    }
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,

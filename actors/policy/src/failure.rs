@@ -16,17 +16,29 @@ pub enum FailureClass {
     Stopped,
     /// Not enough GPU or host memory.
     OutOfMemory,
+    /// What is left beside the weights holds no request of the longest kind.
+    KvTooSmall,
     /// Its port was taken by another process.
     PortInUse,
     /// The model's files are missing, gated or unreadable.
     BadModel,
     /// It did not know a flag or a flag's value.
     BadFlag,
-    /// The GPU's driver or CUDA refused to work.
+    /// There is no GPU driver, or none that fits.
     Driver,
+    /// The GPU failed: an error of CUDA, of its memory, or it is gone.
+    Gpu,
+    /// GPUs could not talk to each other.
+    Nccl,
+    /// This CPU lacks an instruction that it was built for.
+    Unsupported,
     /// The engine or its environment could not be installed or started at all.
     NotInstalled,
-    /// It did not become ready in time.
+    /// What it needs could not be downloaded; that is tried again.
+    Download,
+    /// It was starting, and then nothing moved any more.
+    StartStalled,
+    /// It went on starting and never came to an end.
     StartTimeout,
     /// It answered, but not like an engine that works.
     Canary,
@@ -46,8 +58,14 @@ impl fmt::Display for FailureClass {
             Self::PortInUse => "its port was taken",
             Self::BadModel => "the model could not be loaded",
             Self::BadFlag => "it did not accept its flags",
-            Self::Driver => "GPU driver error",
+            Self::KvTooSmall => "its KV cache is too small",
+            Self::Driver => "no fitting GPU driver",
+            Self::Gpu => "GPU error",
+            Self::Nccl => "GPUs could not talk to each other",
+            Self::Unsupported => "this CPU can't run it",
             Self::NotInstalled => "it is not installed",
+            Self::Download => "its download failed",
+            Self::StartStalled => "start stalled",
             Self::StartTimeout => "it did not start in time",
             Self::Canary => "it gave no first token",
             Self::Hung => "it hung",
@@ -61,7 +79,55 @@ impl FailureClass {
     /// Trying again with the same configuration can't help.
     #[must_use]
     pub fn is_permanent(self) -> bool {
-        matches!(self, Self::BadModel | Self::BadFlag | Self::NotInstalled)
+        match self {
+            Self::KvTooSmall
+            | Self::BadModel
+            | Self::BadFlag
+            | Self::Driver
+            | Self::Unsupported
+            | Self::NotInstalled => true,
+            Self::Stopped
+            | Self::OutOfMemory
+            | Self::PortInUse
+            | Self::Gpu
+            | Self::Nccl
+            | Self::Download
+            | Self::StartStalled
+            | Self::StartTimeout
+            | Self::Canary
+            | Self::Hung
+            | Self::Killed
+            | Self::Crashed => false,
+        }
+    }
+
+    /// What an operator can do about it, where that follows from the class.
+    #[must_use]
+    pub fn advice(self) -> Option<&'static str> {
+        Some(match self {
+            Self::OutOfMemory => "lower `gpu_memory_utilization`, `kv_cache` or `max_model_len`",
+            Self::KvTooSmall => {
+                "lower `max_model_len`, or raise `kv_cache` or `gpu_memory_utilization`"
+            }
+            Self::BadModel => "check the model's name or path, and HF_TOKEN if it is gated",
+            Self::BadFlag => "check the model's `extra_args` against the engine's version",
+            Self::Driver => "install a GPU driver that fits; `kvwarden doctor` shows what is here",
+            Self::Gpu => "look for Xid in the kernel's log; `kvwarden doctor` shows the GPUs",
+            Self::Unsupported => "use a build of the engine for this CPU",
+            Self::NotInstalled => "try `kvwarden engine install`, or check `executable`",
+            Self::Download => "check the network",
+            Self::StartStalled => {
+                "see its log; `limits.start_stall_timeout` is how long it may stand still"
+            }
+            Self::StartTimeout => "see its log; `start_timeout` is how long it may take",
+            Self::Stopped
+            | Self::PortInUse
+            | Self::Nccl
+            | Self::Canary
+            | Self::Hung
+            | Self::Killed
+            | Self::Crashed => return None,
+        })
     }
 }
 
@@ -89,8 +155,6 @@ const SIGNS: &[(FailureClass, &[&str])] = &[
             "CUBLAS_STATUS_ALLOC_FAILED",
             "DefaultCPUAllocator: can't allocate memory",
             "DefaultCPUAllocator: not enough memory",
-            "No available memory for the cache blocks",
-            "larger than the available KV cache memory",
             "Free memory on device",
             "Not enough memory. Please try to",
             "Prefill out of memory",
@@ -108,6 +172,13 @@ const SIGNS: &[(FailureClass, &[&str])] = &[
         ],
     ),
     (
+        FailureClass::KvTooSmall,
+        &[
+            "No available memory for the cache blocks",
+            "larger than the available KV cache memory",
+        ],
+    ),
+    (
         FailureClass::PortInUse,
         &[
             "[Errno 98]",
@@ -115,6 +186,7 @@ const SIGNS: &[(FailureClass, &[&str])] = &[
             "os error 98",
             "couldn't bind HTTP server socket",
             "is used by a process already",
+            "Port is already in use. dist_init_port=",
         ],
     ),
     (
@@ -138,6 +210,9 @@ const SIGNS: &[(FailureClass, &[&str])] = &[
             "are not supported for now", // vLLM: Model architectures [..]
             "Error while deserializing header",
             "SafetensorError",
+            "Following weights were not initialized from checkpoint",
+            "invalid magic characters",
+            "unknown model architecture",
             "failed to open GGUF file",
             "failed to load model",
             "error loading model",
@@ -167,27 +242,53 @@ const SIGNS: &[(FailureClass, &[&str])] = &[
     (
         FailureClass::Driver,
         &[
-            "CUDA error",
-            "HIP error",
-            "CUDA_ERROR_",
             "CUDA driver version is insufficient",
             "Found no NVIDIA driver",
             "NVIDIA driver on your system is too old",
-            "CUDA driver initialization failed",
             "no CUDA-capable device",
             "No CUDA GPUs are available",
-            "failed to initialize CUDA",
             "Failed to infer device type",
-            "NCCL error",
-            "GPU is lost",
-            "uncorrectable ECC error",
-            "Failed to initialize NVML",
             "Driver/library version mismatch",
+            "NVMLLibraryMismatch",
+            "Driver Not Loaded",
+            "libcuda.so.1: cannot open shared object",
+            "no kernel image is available for execution",
+            "provided PTX was compiled with an unsupported toolchain",
+        ],
+    ),
+    (
+        FailureClass::Nccl,
+        &[
+            "NCCL error",
+            "ncclUnhandledCudaError",
+            "ncclSystemError",
+            "ncclInternalError",
+            "ncclRemoteError",
+            "Watchdog caught collective operation timeout",
+        ],
+    ),
+    (
+        FailureClass::Gpu,
+        &[
+            "GPU is lost",
+            "fallen off the bus",
+            "NVRM: Xid",
+            "uncorrectable ECC error",
+            "CUDA error",
+            "CUDA driver error",
+            "HIP error",
+            "CUDA_ERROR_",
+            "CUDA driver initialization failed",
+            "failed to initialize CUDA",
+            "Failed to initialize NVML",
             "NVMLError",
             "illegal memory access was encountered",
-            "CUBLAS_STATUS_NOT_INITIALIZED",
-            "libcuda.so.1: cannot open shared object",
+            "CUBLAS_STATUS_",
         ],
+    ),
+    (
+        FailureClass::Unsupported,
+        &["Illegal instruction", "illegal hardware instruction"],
     ),
     (
         FailureClass::NotInstalled,
@@ -206,32 +307,44 @@ const SIGNS: &[(FailureClass, &[&str])] = &[
 /// (`launch_phase_sigquit_handler` in its engine.py), so that signal is no kill from outside.
 const OWN_SIGKILL: &str = "Received sigquit from a child process";
 
+const SIGILL: i32 = 4;
 const SIGKILL: i32 = 9;
-/// How a shell reports a child that died by SIGKILL, could not be executed, or was not found.
-const SHELL_SIGKILL: i32 = 137;
+/// A shell adds this to the signal that its child died by.
+const BY_SIGNAL: i32 = 128;
+/// How a shell reports that it could not execute a program, or found none.
 const SHELL_NOT_EXECUTABLE: i32 = 126;
 const SHELL_NOT_FOUND: i32 = 127;
 
-/// Why an engine ended: `code` or `signal` from `wait`, the last lines of its output, oldest
-/// first, and whether we had told it to stop.
+/// How an engine's main process ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exit {
+    /// Its exit code, if it exited.
+    pub code: Option<i32>,
+    /// The signal, if one killed it.
+    pub signal: Option<i32>,
+    /// The kernel killed a process of its tree because memory ran out.
+    pub is_oom_killed: bool,
+}
+
+/// Why an engine ended: its exit, the last lines of its output, oldest first, and whether we had
+/// told it to stop.
 #[must_use]
-pub fn classify(
-    code: Option<i32>,
-    signal: Option<i32>,
-    log_tail: &[String],
-    asked_to_stop: bool,
-) -> FailureClass {
+pub fn classify(exit: Exit, log_tail: &[String], asked_to_stop: bool) -> FailureClass {
     if asked_to_stop {
         return FailureClass::Stopped;
+    }
+    if exit.is_oom_killed {
+        return FailureClass::OutOfMemory;
     }
     if let Some(class) = first_sign(log_tail) {
         return class;
     }
-    match (code, signal) {
+    let of_shell = |code: i32| (code > BY_SIGNAL).then(|| code - BY_SIGNAL);
+    let signal = exit.signal.or(exit.code.and_then(of_shell));
+    match (exit.code, signal) {
         (Some(SHELL_NOT_EXECUTABLE | SHELL_NOT_FOUND), _) => FailureClass::NotInstalled,
-        (Some(SHELL_SIGKILL), _) | (_, Some(SIGKILL))
-            if !log_tail.iter().any(|line| line.contains(OWN_SIGKILL)) =>
-        {
+        (_, Some(SIGILL)) => FailureClass::Unsupported,
+        (_, Some(SIGKILL)) if !log_tail.iter().any(|line| line.contains(OWN_SIGKILL)) => {
             FailureClass::Killed
         }
         (_, _) => FailureClass::Crashed,
@@ -255,7 +368,21 @@ fn first_sign(lines: &[impl AsRef<str>]) -> Option<FailureClass> {
 
 #[cfg(test)]
 mod tests {
-    use super::{FailureClass, FailureClass::*, classify, names_a_cause};
+    use super::{Exit, FailureClass, FailureClass::*, classify, names_a_cause};
+
+    fn code(code: i32) -> Exit {
+        Exit {
+            code: Some(code),
+            ..Exit::default()
+        }
+    }
+
+    fn signal(signal: i32) -> Exit {
+        Exit {
+            signal: Some(signal),
+            ..Exit::default()
+        }
+    }
 
     /// Lines as engines print them, prefixes included; [run] marks the ones seen in runs that were
     /// made to fail, the others are from the sources or from issues.
@@ -267,15 +394,23 @@ mod tests {
         ),
         (
             "ERROR 05-23 09:31:47 [core.py:396] ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when initializing the engine.",
-            OutOfMemory,
+            KvTooSmall,
         ),
         (
             "(EngineCore pid=81) ValueError: To serve at least one request with the model's max seq len (131072), (16.0 GiB KV cache is needed, which is larger than the available KV cache memory (3.1 GiB).",
-            OutOfMemory,
+            KvTooSmall,
         ),
         (
             "RuntimeError: CUDA out of memory occurred when warming up sampler with 1024 dummy requests. Please try lowering `max_num_seqs` or `gpu_memory_utilization`",
             OutOfMemory,
+        ),
+        (
+            "(EngineCore pid=412) ERROR 11-20 08:11:02 [core.py:1104] RuntimeError: NCCL error: unhandled system error (run with NCCL_DEBUG=INFO for details)",
+            Nccl,
+        ),
+        (
+            "(EngineCore pid=9) ValueError: Following weights were not initialized from checkpoint: {'lm_head.weight'}",
+            BadModel,
         ),
         ("vllm: error: unrecognized arguments: --bogus-flag", BadFlag), // [run]
         (
@@ -319,6 +454,10 @@ mod tests {
             "ValueError: port is used by a process already. process.name()=python' pid=81",
             PortInUse,
         ),
+        (
+            "[2025-11-20 08:11:02] Port is already in use. dist_init_port=30512 port_base=30513 detokenizer_port=30514 nccl_port=30515 scheduler_input_port=30516",
+            PortInUse,
+        ),
         // llama.cpp
         (
             "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 144817.04 MiB on device 0: cudaMalloc failed: out of memory",
@@ -342,6 +481,15 @@ mod tests {
         ),
         ("error: invalid argument: --bogus-flag", BadFlag),
         (
+            "gguf_init_from_file_impl: invalid magic characters: '<htm', expected 'GGUF'",
+            BadModel,
+        ),
+        (
+            "llama_model_load: error loading model: error loading model architecture: unknown model architecture: 'foo'",
+            BadModel,
+        ),
+        ("Illegal instruction (core dumped)", Unsupported),
+        (
             "couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 8080",
             PortInUse,
         ),
@@ -360,12 +508,40 @@ mod tests {
             PortInUse,
         ),
         (
-            "RuntimeError: NCCL error: unhandled system error (run with NCCL_DEBUG=INFO for details)",
-            Driver,
+            "torch.distributed.DistBackendError: NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled cuda error (run with NCCL_DEBUG=INFO for details), NCCL version 2.27.3",
+            Nccl,
         ),
         (
             "RuntimeError: CUDA error: device-side assert triggered",
+            Gpu,
+        ),
+        (
+            "RuntimeError: CUDA error: CUDA driver version is insufficient for CUDA runtime version",
             Driver,
+        ),
+        (
+            "RuntimeError: The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver",
+            Driver,
+        ),
+        (
+            "RuntimeError: CUDA error: no kernel image is available for execution on the device",
+            Driver,
+        ),
+        (
+            "vllm.third_party.pynvml.NVMLError_LibRmVersionMismatch: Driver/library version mismatch",
+            Driver,
+        ),
+        (
+            "vllm.third_party.pynvml.NVMLError_GpuIsLost: GPU is lost",
+            Gpu,
+        ),
+        (
+            "NVRM: Xid (PCI:0000:65:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.",
+            Gpu,
+        ),
+        (
+            "[rank1]:[E1120 ProcessGroupNCCL.cpp:688] [Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=5, OpType=ALLREDUCE)",
+            Nccl,
         ),
         (
             "RuntimeError: Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver from http://www.nvidia.com/Download/index.aspx",
@@ -415,7 +591,7 @@ mod tests {
     #[test]
     fn every_known_sentence_names_its_class() {
         for (line, class) in LINES {
-            let found = classify(Some(1), None, &tail(&[line]), false);
+            let found = classify(code(1), &tail(&[line]), false);
             assert_eq!(found, *class, "{line}");
             assert!(names_a_cause(line), "{line}");
         }
@@ -425,7 +601,7 @@ mod tests {
     fn what_working_engines_log_names_nothing() {
         for line in HARMLESS {
             assert!(!names_a_cause(line), "{line}");
-            assert_eq!(classify(Some(1), None, &tail(&[line]), false), Crashed);
+            assert_eq!(classify(code(1), &tail(&[line]), false), Crashed);
         }
     }
 
@@ -436,34 +612,56 @@ mod tests {
             "llama_model_load: error loading model: unable to allocate CUDA0 buffer",
             "srv load_model: failed to load model, 'm.gguf'",
         ]);
-        assert_eq!(classify(Some(1), None, &llama, false), OutOfMemory);
+        assert_eq!(classify(code(1), &llama, false), OutOfMemory);
         let vllm = tail(&[
             "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig",
             "  Value error, Invalid repository ID or local directory specified: '/x'",
         ]);
-        assert_eq!(classify(Some(1), None, &vllm, false), BadModel);
+        assert_eq!(classify(code(1), &vllm, false), BadModel);
     }
 
     #[test]
     fn a_stop_we_asked_for_is_no_failure() {
         let oom = tail(&["torch.OutOfMemoryError: CUDA out of memory."]);
-        assert_eq!(classify(Some(1), None, &oom, true), Stopped);
-        assert_eq!(classify(None, Some(9), &[], true), Stopped);
+        assert_eq!(classify(code(1), &oom, true), Stopped);
+        assert_eq!(classify(signal(9), &[], true), Stopped);
     }
 
     #[test]
     fn exit_status_decides_when_the_log_says_nothing() {
-        assert_eq!(classify(None, Some(9), &[], false), Killed);
-        assert_eq!(classify(Some(137), None, &[], false), Killed);
-        assert_eq!(classify(Some(127), None, &[], false), NotInstalled);
-        assert_eq!(classify(None, Some(11), &[], false), Crashed);
-        assert_eq!(classify(Some(0), None, &[], false), Crashed);
-        assert_eq!(classify(None, None, &[], false), Crashed);
+        assert_eq!(classify(signal(9), &[], false), Killed);
+        assert_eq!(classify(code(137), &[], false), Killed);
+        assert_eq!(classify(code(127), &[], false), NotInstalled);
+        assert_eq!(classify(signal(11), &[], false), Crashed);
+        assert_eq!(classify(signal(4), &[], false), Unsupported);
+        assert_eq!(classify(code(132), &[], false), Unsupported);
+        assert_eq!(classify(code(0), &[], false), Crashed);
+        assert_eq!(classify(Exit::default(), &[], false), Crashed);
+    }
+
+    #[test]
+    fn worker_killed_for_want_of_memory_is_told_whatever_the_others_say_of_it() {
+        let exit = Exit {
+            is_oom_killed: true,
+            ..code(1)
+        };
+        let said = tail(&["RuntimeError: NCCL error: remote process exited"]);
+        assert_eq!(classify(exit, &said, false), OutOfMemory);
+        assert_eq!(classify(exit, &said, true), Stopped);
+    }
+
+    #[test]
+    fn what_trying_again_cannot_mend_comes_with_advice() {
+        let permanent = LINES.iter().filter(|(_, class)| class.is_permanent());
+        assert!(permanent.clone().count() > 10);
+        for (line, class) in permanent {
+            assert!(class.advice().is_some(), "{class:?}: {line}");
+        }
     }
 
     #[test]
     fn sglang_killing_itself_is_not_killed_from_outside() {
         let own = "[2025-11-22 16:23:41] Received sigquit from a child process. It usually means the child failed.";
-        assert_eq!(classify(None, Some(9), &tail(&[own]), false), Crashed);
+        assert_eq!(classify(signal(9), &tail(&[own]), false), Crashed);
     }
 }

@@ -16,8 +16,9 @@
 //! | [`placement`] | on which devices a model goes, and whether it ever can |
 //! | [`backoff`] | when a failed engine may try again, and when it must not |
 //! | [`failure`] | why an engine ended, from its exit status and last words |
+//! | [`startup`] | when an engine that starts is given up |
 //! | [`steps`] | how long an engine step takes |
-//! | [`stall`] | when an engine that has work is suspected of doing none |
+//! | [`stall`] | when an engine that has work is suspected of doing none, and when that is certain |
 //! | [`rng`] | nothing: random numbers for all that is made up |
 //! | [`batch`] | what a continuous-batching engine does in a step |
 
@@ -35,6 +36,7 @@ pub mod rng;
 pub mod routing;
 pub mod scheduling;
 pub mod stall;
+pub mod startup;
 pub mod steps;
 pub mod tier;
 

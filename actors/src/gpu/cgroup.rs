@@ -66,6 +66,16 @@ impl Cgroup {
             .is_ok_and(|events| events.contains("populated 1"))
     }
 
+    /// Whether the kernel has killed any of its members because memory ran out.
+    #[must_use]
+    pub fn has_oom_kill(&self) -> bool {
+        let events = fs::read_to_string(self.dir.join("memory.events")).unwrap_or_default();
+        let kills = events
+            .lines()
+            .filter_map(|line| line.strip_prefix("oom_kill "));
+        kills.into_iter().any(|count| count != "0")
+    }
+
     /// Removes the cgroup; it stays if it still has members.
     pub fn remove(&self) {
         let _ = fs::remove_dir(&self.dir);

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kvwarden_policy::DeviceId;
+use kvwarden_policy::{DeviceId, lifecycle::Rung};
 use serde::{Deserialize, Serialize};
 
 use super::{engine::Endpoint, private};
@@ -20,7 +20,7 @@ pub struct Handover {
     pub fingerprint: String,
     /// Where it is.
     pub devices: Vec<DeviceId>,
-    /// Bytes it is charged for on each of them.
+    /// Bytes it is charged for on each of them while it serves.
     pub bytes: u64,
     /// Whether it can be used.
     pub standing: Standing,
@@ -36,7 +36,14 @@ pub enum Standing {
     Starting,
     /// It serves.
     Serving,
-    /// It sleeps, changes or ends. An engine that is asked for a token in its sleep may die of it.
+    /// It sleeps. An engine that is asked for a token in its sleep may die of it.
+    Asleep {
+        /// How deep.
+        rung: Rung,
+        /// Bytes it goes on holding on each device.
+        bytes: u64,
+    },
+    /// It changes or ends, and nobody knows how far it got.
     Away,
 }
 
@@ -46,6 +53,14 @@ impl Handover {
     /// Where it is kept, for a shim whose record is at `record`.
     pub(super) fn path(record: &Path) -> PathBuf {
         record.with_extension("handover")
+    }
+
+    /// Bytes it holds on each of its devices.
+    pub(super) fn held(&self) -> u64 {
+        match self.standing {
+            Standing::Asleep { bytes, .. } => bytes,
+            Standing::Starting | Standing::Serving | Standing::Away => self.bytes,
+        }
     }
 
     pub(super) fn read(record: &Path) -> Option<Self> {

@@ -21,6 +21,7 @@ pub mod seats;
 mod shift;
 pub mod shim;
 pub mod snapshot;
+pub mod startup;
 pub mod tree;
 pub mod vram;
 mod ward;
@@ -60,6 +61,8 @@ pub struct Params {
     pub residency: residency::Settings,
     /// How long engines outlive us if we die without stopping them.
     pub orphan_grace: Duration,
+    /// How long nothing may move in an engine that starts.
+    pub start_stall_timeout: Duration,
     /// Bytes of disk for KV that stopped engines leave behind, all models together.
     pub max_saved_kv: u64,
     /// Whether this process decides about engines.

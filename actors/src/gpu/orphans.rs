@@ -141,7 +141,7 @@ impl Orphan {
     /// Where it is, and how much of each of these devices it has; nowhere if that was not written
     /// down.
     pub(super) fn place(&self) -> (Vec<DeviceId>, u64) {
-        let place = |handover: &Handover| (handover.devices.clone(), handover.bytes);
+        let place = |handover: &Handover| (handover.devices.clone(), handover.held());
         self.handover.as_ref().map(place).unwrap_or_default()
     }
 

@@ -17,6 +17,8 @@ const ANSWER: Duration = Duration::from_secs(10);
 const FIRST_TOKEN: Duration = Duration::from_secs(120);
 /// Enough that weights which are not the model's own are unlikely to give the same.
 const TOKENS: u32 = 4;
+/// Enough to show that it computes; a saturated engine may take seconds for each.
+const ONE_TOKEN: u32 = 1;
 
 pub(super) struct Probe<'a> {
     endpoint: &'a Endpoint,
@@ -45,7 +47,7 @@ impl<'a> Probe<'a> {
     /// # Errors
     /// What went wrong, in a sentence.
     pub(super) async fn canary(&self) -> Result<Canary, String> {
-        self.canary_within(FIRST_TOKEN).await
+        self.tokens(TOKENS, FIRST_TOKEN).await
     }
 
     /// Whether an engine that was proved before still computes. Not what: it may be busy, and what
@@ -54,17 +56,17 @@ impl<'a> Probe<'a> {
     /// # Errors
     /// What is wrong, in a sentence.
     pub(super) async fn still_works(&self, within: Duration) -> Result<(), String> {
-        let canary = self.canary_within(within).await?;
+        let canary = self.tokens(ONE_TOKEN, within).await?;
         if canary.is_some() != self.endpoint.canary.is_some() {
             return Err("it does not take its canary any more".to_owned());
         }
         Ok(())
     }
 
-    async fn canary_within(&self, within: Duration) -> Result<Canary, String> {
+    async fn tokens(&self, tokens: u32, within: Duration) -> Result<Canary, String> {
         let body = json!({
             "model": self.endpoint.served_name,
-            "prompt": "Hi", "max_tokens": TOKENS, "temperature": 0,
+            "prompt": "Hi", "max_tokens": tokens, "temperature": 0,
         });
         let answer = self.control.post("/v1/completions", &body, within).await;
         match answer {

@@ -1,10 +1,14 @@
 //! The life of one engine: spawn it, see it become ready, see it end. One task per engine, which
 //! owns the connection to its shim; nobody else stops it.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
 use actix::{Addr, Recipient};
-use kvwarden_policy::{failure::FailureClass, lifecycle::Phase};
+use kvwarden_policy::{
+    failure::FailureClass,
+    lifecycle::{Phase, Rung},
+    stall,
+};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -14,7 +18,7 @@ use super::{
     Gpu, Params, attached,
     collector::Collector,
     engine::{Endpoint, EngineSpec, Launch},
-    handover::Standing,
+    handover::{Handover, Standing},
     orphans::{self, Orphan},
     probe::Probe,
     rungs,
@@ -22,17 +26,21 @@ use super::{
     shift::Shifter,
     shim::ShimEvent,
     snapshot::{self, Shelf},
+    startup,
+    tree::{ProcessId, processor_times},
     vram::Reading,
     ward::Ward,
 };
-use crate::protocol::{EngineGone, EngineNews, News, Order, Spawn};
+use crate::protocol::{EngineGone, EngineNews, News, Order, Shift, Spawn};
 
 /// How long an engine that served may take to prove that it still does. It may be busy with what the
 /// clients of an earlier kvwarden left in it.
 const STILL_WORKS: Duration = Duration::from_secs(20);
 
-/// How long an engine may take to prove itself in which nothing moves.
-const STILL_MOVES: Duration = Duration::from_secs(10);
+/// The part of a processor that a process takes which computes: a tenth. Where it hangs, none takes
+/// more than a twentieth, for `/metrics` above all; among twenty busy processes of others the one
+/// that computes took a third.
+const COMPUTES: u32 = 10;
 
 /// What an engine that does not work gets between SIGTERM and SIGKILL: time to give back what the
 /// kernel does not, such as files in /dev/shm.
@@ -62,7 +70,8 @@ type Work<'a> = Pin<Box<dyn Future<Output = Done> + 'a>>;
 enum Done {
     Proved(Result<Endpoint, String>),
     Probed(Result<(), String>),
-    Shifted(News),
+    Shifted(Shift, News),
+    GivenUp,
     Parted,
 }
 
@@ -72,6 +81,14 @@ enum Stage {
     Starting,
     Serving,
     Parting,
+}
+
+/// What is known of an engine that lives.
+struct Life {
+    stage: Stage,
+    endpoint: Arc<Endpoint>,
+    record: PathBuf,
+    handover: Handover,
 }
 
 /// The end of the work; never, if there is none.
@@ -104,7 +121,8 @@ impl End {
 
     /// How long an engine may take to end for this reason.
     fn grace(&self, launch: &Launch) -> Duration {
-        if matches!(self.class, FailureClass::Canary | FailureClass::Hung) {
+        use FailureClass::{Canary, Hung, StartStalled};
+        if matches!(self.class, Canary | Hung | StartStalled) {
             BROKEN_GRACE.min(launch.stop_grace)
         } else {
             launch.stop_grace
@@ -128,6 +146,10 @@ impl Run {
             reason,
             log_tail,
         } = end;
+        let reason = match class.advice() {
+            Some(advice) => format!("{reason}; {advice}"),
+            None => reason,
+        };
         self.tell(News::Exited {
             class,
             reason,
@@ -181,17 +203,26 @@ impl Run {
             mut child,
             token,
             record,
-            mut handover,
+            handover,
         } = ward;
         let deadline = Instant::now() + launch.start_timeout;
-        let mut stage = Stage::Starting;
-        let mut endpoint = Arc::new(handover.endpoint.clone());
-        let mut work = Some(self.trial(handover.standing, &endpoint, launch));
+        let mut stalled = std::pin::pin!(self.stalled(child.shim()));
+        let endpoint = Arc::new(handover.endpoint.clone());
+        let mut work = self.trial(handover.standing, &endpoint, &token, launch);
+        let mut life = Life {
+            stage: match work {
+                Some(_) => Stage::Starting,
+                None => Stage::Serving,
+            },
+            endpoint,
+            record,
+            handover,
+        };
         // Why we ended it ourselves, if we did.
         let mut cause: Option<End> = None;
         loop {
             let end = tokio::select! {
-                event = child.next_event() => match (self.heard(event, stage), cause) {
+                event = child.next_event() => match (self.heard(event, life.stage), cause) {
                     (None, before) => {
                         cause = before;
                         continue;
@@ -199,42 +230,33 @@ impl Run {
                     (Some(end), Some(cause)) => return End { log_tail: end.log_tail, ..cause },
                     (Some(end), None) => return end,
                 },
-                done = done(&mut work), if cause.is_none() => match done {
-                    Done::Proved(Ok(proved)) => {
-                        stage = Stage::Serving;
-                        endpoint = Arc::new(proved);
-                        handover.endpoint = Endpoint::clone(&endpoint);
-                        self.note(&record, &mut handover, Standing::Serving).await;
-                        self.tell(News::Ready(endpoint.clone()));
-                        continue;
+                done = done(&mut work), if cause.is_none() => {
+                    match self.did(done, &mut life).await {
+                        Some(end) => end,
+                        None => continue,
                     }
-                    Done::Proved(Err(reason)) => End::new(FailureClass::Canary, reason),
-                    Done::Shifted(news) => {
-                        if matches!(news, News::Verified) {
-                            self.note(&record, &mut handover, Standing::Serving).await;
-                        }
-                        self.tell(news);
-                        continue;
-                    }
-                    Done::Probed(Ok(())) => continue,
-                    Done::Probed(Err(reason)) => End::new(FailureClass::Hung, reason),
-                    Done::Parted => End::new(FailureClass::Stopped, "stopped"),
-                },
+                }
+                reason = &mut stalled,
+                    if life.stage == Stage::Starting && cause.is_none() && self.is_in_charge() =>
+                {
+                    stalled.set(self.stalled(child.shim()));
+                    End::new(FailureClass::StartStalled, reason)
+                }
                 () = tokio::time::sleep_until(deadline),
-                    if stage == Stage::Starting && cause.is_none() && self.is_in_charge() =>
+                    if life.stage == Stage::Starting && cause.is_none() && self.is_in_charge() =>
                 {
                     let reason = format!("not ready after {} s", launch.start_timeout.as_secs());
                     End::new(FailureClass::StartTimeout, reason)
                 }
-                order = orders.recv(), if stage != Stage::Parting && cause.is_none() => {
+                order = orders.recv(), if life.stage != Stage::Parting && cause.is_none() => {
                     let is_probe = order == Some(Order::Probe);
                     if is_probe && work.is_some() {
                         continue;
                     }
                     if !is_probe {
-                        self.note(&record, &mut handover, Standing::Away).await;
+                        self.note(&life.record, &mut life.handover, Standing::Away).await;
                     }
-                    work = Some(self.obey(order, &mut stage, &endpoint, &token, launch));
+                    work = Some(self.obey(order, &mut life, &token, launch));
                     continue;
                 }
             };
@@ -247,23 +269,72 @@ impl Run {
         }
     }
 
-    /// What an engine has to go through before it serves.
+    /// Takes in what came of the work, and returns why the engine has to end, if it has to.
+    async fn did(&self, done: Done, life: &mut Life) -> Option<End> {
+        match done {
+            Done::Proved(Ok(proved)) => {
+                life.stage = Stage::Serving;
+                life.endpoint = Arc::new(proved);
+                life.handover.endpoint = Endpoint::clone(&life.endpoint);
+                let serving = Standing::Serving;
+                self.note(&life.record, &mut life.handover, serving).await;
+                self.tell(News::Ready(life.endpoint.clone()));
+            }
+            Done::Proved(Err(reason)) => return Some(End::new(FailureClass::Canary, reason)),
+            Done::Shifted(what, news) => {
+                let whole = life.handover.bytes;
+                if let Some(standing) = self.standing_after(what, &news, whole) {
+                    self.note(&life.record, &mut life.handover, standing).await;
+                }
+                self.tell(news);
+            }
+            Done::Probed(Ok(())) => self.tell(News::Proved),
+            Done::Probed(Err(reason)) => {
+                tracing::warn!(engine = %self.spawn.engine, reason, "asked in vain");
+            }
+            Done::GivenUp => {
+                let reason = "nothing moved in it, nor when it was asked for a token";
+                return Some(End::new(FailureClass::Hung, reason));
+            }
+            Done::Parted => return Some(End::new(FailureClass::Stopped, "stopped")),
+        }
+        None
+    }
+
+    /// What an engine has to go through before it serves; nothing, if it sleeps.
     fn trial<'a>(
         &'a self,
         standing: Standing,
         endpoint: &Arc<Endpoint>,
+        token: &str,
         launch: &'a Launch,
-    ) -> Work<'a> {
+    ) -> Option<Work<'a>> {
         match standing {
-            Standing::Starting => Box::pin(self.prove(Endpoint::clone(endpoint), launch)),
+            Standing::Starting => Some(Box::pin(self.prove(Endpoint::clone(endpoint), launch))),
             Standing::Serving | Standing::Away => {
-                Box::pin(self.still_works(endpoint.clone(), launch))
+                let proof = self.still_works(endpoint.clone(), token.to_owned(), launch);
+                Some(Box::pin(proof))
+            }
+            Standing::Asleep { rung, .. } => {
+                let endpoint = endpoint.clone();
+                self.tell(News::FoundAsleep { rung, endpoint });
+                None
             }
         }
     }
 
     fn is_in_charge(&self) -> bool {
         self.params.charge.is_held()
+    }
+
+    /// Comes back with a sentence once nothing moves in the engine that starts.
+    async fn stalled(&self, shim: Option<ProcessId>) -> String {
+        let Some(shim) = shim else {
+            return std::future::pending().await;
+        };
+        let patience = self.params.start_stall_timeout;
+        let last = startup::stalled(patience, shim, self.log()).await;
+        startup::reason(patience, last)
     }
 
     /// How the engine ended, if that is what its shim says.
@@ -306,22 +377,23 @@ impl Run {
     fn obey<'a>(
         &'a self,
         order: Option<Order>,
-        stage: &mut Stage,
-        endpoint: &Arc<Endpoint>,
+        life: &mut Life,
         token: &str,
         launch: &'a Launch,
     ) -> Work<'a> {
-        match (order, *stage) {
-            (Some(Order::Probe), _) => Box::pin(probe(endpoint.clone())),
+        let endpoint = &life.endpoint;
+        match (order, life.stage) {
+            (Some(Order::Probe), _) => Box::pin(probe(endpoint.clone(), token.to_owned(), launch)),
+            (Some(Order::GiveUp), _) => Box::pin(std::future::ready(Done::GivenUp)),
             (Some(Order::Shift(what)), _) => {
                 let shifter = self.shifter(endpoint.clone(), token);
                 Box::pin(async move {
                     self.params.charge.vacated(&self.spawn.engine).await;
-                    Done::Shifted(shifter.shift(what).await)
+                    Done::Shifted(what, shifter.shift(what).await)
                 })
             }
             (Some(Order::Stop) | None, Stage::Serving) => {
-                *stage = Stage::Parting;
+                life.stage = Stage::Parting;
                 Box::pin(self.part(endpoint.clone(), launch))
             }
             (Some(Order::Stop) | None, Stage::Starting | Stage::Parting) => {
@@ -355,12 +427,11 @@ impl Run {
 
     /// An engine that served before proves that it still does. Of one that serves guests no token is
     /// asked: it may have no slot free for it.
-    async fn still_works(&self, endpoint: Arc<Endpoint>, launch: &Launch) -> Done {
-        let probe = Probe::new(&endpoint);
+    async fn still_works(&self, endpoint: Arc<Endpoint>, token: String, launch: &Launch) -> Done {
         let works = if self.params.charge.has_guests(&self.spawn.engine) {
-            probe.lists_models().await
+            Probe::new(&endpoint).lists_models().await
         } else {
-            probe.still_works(STILL_WORKS).await
+            at_most_slow(&endpoint, &token, launch, STILL_WORKS).await
         };
         if let Err(reason) = works {
             return Done::Proved(Err(reason));
@@ -371,6 +442,22 @@ impl Run {
             rungs,
             ..Endpoint::clone(&endpoint)
         }))
+    }
+
+    /// Where an engine that holds `whole` while it serves stands for its heir once it was told to
+    /// change; none if that is uncertain.
+    fn standing_after(&self, what: Shift, news: &News, whole: u64) -> Option<Standing> {
+        match (what, news) {
+            (Shift::Demote { to, .. }, News::Demoted) => {
+                let freed = Needs::of(&self.spawn.spec).freed(Rung::Ready, to);
+                Some(Standing::Asleep {
+                    rung: to,
+                    bytes: whole.saturating_sub(freed),
+                })
+            }
+            (Shift::Verify, News::Verified) => Some(Standing::Serving),
+            (Shift::Demote { .. } | Shift::Wake { .. } | Shift::Verify, _) => None,
+        }
     }
 
     fn shifter(&self, endpoint: Arc<Endpoint>, token: &str) -> Shifter {
@@ -394,9 +481,33 @@ impl Run {
     }
 }
 
+/// An engine that was proved before proves that it is at most slow: by a token or, where it computes
+/// on the host's processors, by the time that one of its processes takes of them. One step of a long
+/// prompt lasts minutes there if the machine is busy.
+async fn at_most_slow(
+    endpoint: &Endpoint,
+    token: &str,
+    launch: &Launch,
+    within: Duration,
+) -> Result<(), String> {
+    let before = processor_times(token).await;
+    let proof = Probe::new(endpoint).still_works(within).await;
+    if proof.is_ok() || launch.uses_gpu() {
+        return proof;
+    }
+    let now = processor_times(token).await;
+    let taken = now
+        .iter()
+        .filter_map(|(id, time)| Some(time.saturating_sub(*before.get(id)?)));
+    match taken.max() {
+        Some(time) if time >= within / COMPUTES => Ok(()),
+        Some(_) | None => proof,
+    }
+}
+
 /// An engine in which nothing moves proves that it is only slow.
-async fn probe(endpoint: Arc<Endpoint>) -> Done {
-    Done::Probed(Probe::new(&endpoint).still_works(STILL_MOVES).await)
+async fn probe(endpoint: Arc<Endpoint>, token: String, launch: &Launch) -> Done {
+    Done::Probed(at_most_slow(&endpoint, &token, launch, stall::PROOF).await)
 }
 
 /// Classes that forbid another start are read from the engine's output, which a prompt can reach

@@ -15,10 +15,14 @@ use std::{
     time::Duration,
 };
 
+use kvwarden_policy::startup::Traces;
 use nix::{libc, sys::signal, unistd::Pid};
 use serde::{Deserialize, Serialize};
 
 use super::{cgroup::Cgroup, shim::TREE_TOKEN};
+
+/// Ticks of `/proc` are hundredths of a second on every architecture (`USER_HZ`).
+const MILLIS_PER_TICK: u64 = 10;
 
 /// One process, whatever becomes of its pid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -37,6 +41,8 @@ pub struct Table(BTreeMap<i32, Entry>);
 struct Entry {
     start: u64,
     parent: i32,
+    /// Processor time, of ended children that were waited for as well.
+    cpu: Duration,
     /// A zombie without threads: nothing of it runs and nothing can be signalled.
     dead: bool,
 }
@@ -108,6 +114,23 @@ impl Table {
         }
     }
 
+    /// What a process and all below it have done so far, by `/proc`.
+    #[must_use]
+    pub fn traces(&self, root: ProcessId) -> Traces {
+        let mut all = self.descendants(&BTreeSet::from([root.pid]));
+        all.insert(root);
+        let mut sum = Traces::default();
+        for process in all.iter().filter(|process| self.has(**process)) {
+            sum.cpu += self
+                .0
+                .get(&process.pid)
+                .map(|entry| entry.cpu)
+                .unwrap_or_default();
+            sum.io += moved_bytes(process.pid);
+        }
+        sum
+    }
+
     /// Every token that some process carries in its environment, this one left out.
     ///
     /// # Errors
@@ -167,6 +190,26 @@ impl Table {
     }
 }
 
+/// Processor time that each of the living processes which carry `token` has taken; none if that
+/// can't be told.
+pub async fn processor_times(token: &str) -> BTreeMap<ProcessId, Duration> {
+    let token = token.to_owned();
+    // Off this thread, as in `kill_tree`.
+    let read = tokio::task::spawn_blocking(move || -> io::Result<_> {
+        let table = Table::read()?;
+        let time = |id: ProcessId| Some((id, table.0.get(&id.pid)?.cpu));
+        Ok(table
+            .bearing(&token)?
+            .into_iter()
+            .filter_map(time)
+            .collect())
+    });
+    let times = read
+        .await
+        .unwrap_or_else(|error| Err(io::Error::other(error)));
+    times.unwrap_or_default()
+}
+
 /// Kills every process that carries `token`, shim included, and returns how many there were once
 /// none is left. It does not give up: a process stuck in the kernel still holds its GPU memory.
 pub async fn kill_tree(token: &str) -> usize {
@@ -185,6 +228,16 @@ pub async fn kill_tree(token: &str) -> usize {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(500));
     }
+}
+
+/// Kills a process and all that descends from it now.
+pub fn kill_below(root: ProcessId) {
+    if let Ok(table) = Table::read() {
+        for process in table.descendants(&BTreeSet::from([root.pid])) {
+            process.kill();
+        }
+    }
+    root.kill();
 }
 
 enum Pass {
@@ -214,6 +267,18 @@ fn kill_pass(token: &str, known: &BTreeSet<ProcessId>) -> io::Result<Pass> {
     Ok(Pass::Gone)
 }
 
+/// Bytes that a process moved by calls, files and pipes alike, and those that came from disk without
+/// a call, as mapped weights do (`/proc/PID/io`, see proc(5)).
+fn moved_bytes(pid: i32) -> u64 {
+    let io = read_proc(pid, "io").ok().flatten().unwrap_or_default();
+    let io = String::from_utf8_lossy(&io).into_owned();
+    let counts = io.lines().filter_map(|line| line.split_once(": "));
+    let counts = counts.filter(|(name, _)| matches!(*name, "rchar" | "wchar" | "read_bytes"));
+    counts
+        .filter_map(|(_, bytes)| bytes.parse::<u64>().ok())
+        .sum()
+}
+
 fn read_entry(pid: i32) -> io::Result<Option<Entry>> {
     let stat = read_proc(pid, "stat")?;
     Ok(stat.and_then(|stat| parse_stat(&String::from_utf8_lossy(&stat))))
@@ -235,9 +300,11 @@ fn parse_stat(stat: &str) -> Option<Entry> {
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
     let state = *fields.first()?;
     let threads: u32 = fields.get(17)?.parse().ok()?;
+    let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
     Some(Entry {
-        start: fields.get(19)?.parse().ok()?,
+        start: number(19)?,
         parent: fields.get(1)?.parse().ok()?,
+        cpu: Duration::from_millis((11..15).filter_map(number).sum::<u64>() * MILLIS_PER_TICK),
         // The main thread of a dying process is a zombie while others still hold its memory.
         dead: matches!(state, "Z" | "X") && threads <= 1,
     })
@@ -329,6 +396,29 @@ mod tests {
     }
 
     #[test]
+    fn what_a_tree_does_is_counted_with_its_children() {
+        let mut child = Command::new("sh")
+            .args([
+                "-c",
+                "head -c 3000000 /dev/zero | cat >/dev/null; echo; read line",
+            ])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        grown(&mut child);
+        let root = ProcessId::of(child.id().try_into().unwrap()).unwrap();
+        let here = ProcessId::of(std::process::id().try_into().unwrap()).unwrap();
+        let table = Table::read().unwrap();
+        // Children that ended took their bytes along; this process has read a good deal.
+        assert!(table.traces(here).io > table.traces(root).io);
+        assert!(table.traces(here).cpu >= table.traces(root).cpu);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!(Table::read().unwrap().traces(root), Traces::default());
+    }
+
+    #[test]
     fn reused_pid_is_not_killed() {
         let mut child = Command::new("sleep").arg("600").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
@@ -343,8 +433,9 @@ mod tests {
     #[test]
     fn stat_of_an_odd_name_is_read() {
         let stat =
-            "814 (a) R) b) S 7 814 814 0 -1 4194304 100 0 0 0 1 2 0 0 20 0 3 0 5150 2281472 199";
+            "814 (a) R) b) S 7 814 814 0 -1 4194304 100 0 0 0 1 2 3 4 20 0 3 0 5150 2281472 199";
         let entry = parse_stat(stat).unwrap();
+        assert_eq!(entry.cpu, Duration::from_millis(100));
         assert_eq!((entry.parent, entry.start, entry.dead), (7, 5150, false));
         let zombie =
             |threads| format!("9 (x) Z 1 9 9 0 -1 4 0 0 0 0 0 0 0 0 20 0 {threads} 0 77 0 0");

@@ -74,11 +74,15 @@ impl Run {
         let fits = |handover: &Handover| {
             handover.standing != Standing::Away && handover.fingerprint == launch.fingerprint()
         };
-        let Some(handover) = orphan.handover.clone().filter(fits) else {
+        let Some(mut handover) = orphan.handover.clone().filter(fits) else {
             orphan.clone().end().await;
-            let reason = "it was asleep, or its configuration has changed";
+            let reason = "it was changing, or its configuration has changed";
             return Err(End::new(FailureClass::Stopped, reason));
         };
+        // Which of them it may use may have changed.
+        let known = handover.endpoint.rungs.iter();
+        let allowed = known.filter(|rung| launch.flags.rungs.contains(*rung));
+        handover.endpoint.rungs = allowed.collect();
         match Child::adopt(&orphan.path, orphan.record.clone()).await {
             Ok(child) => Ok(Ward {
                 child,
@@ -101,6 +105,12 @@ impl Run {
         }
     }
 
+    /// Where its output goes.
+    pub(super) fn log(&self) -> PathBuf {
+        let name = log_name(self.spawn.engine.as_str());
+        self.params.log_dir.join(name)
+    }
+
     fn shim_spec(&self, launch: &Launch, start: Start<'_>) -> ShimSpec {
         let command = launch.command(start, std::env::vars());
         let token = random_hex();
@@ -108,7 +118,6 @@ impl Run {
         let short = &token[..8];
         let Params {
             run_dir,
-            log_dir,
             orphan_grace,
             ..
         } = &self.params;
@@ -120,7 +129,7 @@ impl Run {
             env: command.env,
             socket: run_dir.join(format!("{short}.sock")),
             record: run_dir.join(format!("{short}.json")),
-            log: log_dir.join(log_name(self.spawn.engine.as_str())),
+            log: self.log(),
             orphan_grace: *orphan_grace,
             token,
         }

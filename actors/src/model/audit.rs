@@ -13,8 +13,11 @@ use tokio::task::JoinHandle;
 use super::Model;
 use crate::{gpu::engine::Endpoint, prometheus, protocol::EngineSays};
 
-/// How often is looked, and how long a look may take.
+/// How often is looked.
 const PERIOD: Duration = Duration::from_secs(1);
+/// How long a look may take. llama.cpp answers between two steps, and one of a long prompt takes
+/// seconds on a CPU.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// Largest page that is read; vLLM's has 200 KiB.
 const MAX_PAGE: usize = 4 << 20;
@@ -42,7 +45,7 @@ enum Look {
 
 async fn look_on(endpoint: Arc<Endpoint>, model: WeakAddr<Model>) {
     let client = Client::builder()
-        .timeout(PERIOD)
+        .timeout(ANSWER)
         .disable_redirects()
         .finish();
     loop {
@@ -57,7 +60,8 @@ async fn look_on(endpoint: Arc<Endpoint>, model: WeakAddr<Model>) {
             engine: endpoint.model.clone(),
             generation: endpoint.generation,
             waiting: whole(&page, &prometheus::WAITING),
-            work: whole(&page, &prometheus::WORK),
+            // Only whether it changes matters, and a share of memory changes by fractions.
+            work: prometheus::gauge(&page, &prometheus::WORK).map(f64::to_bits),
         });
     }
 }

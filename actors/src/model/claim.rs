@@ -30,7 +30,7 @@ impl Model {
             queued: self.queue.total().waiting,
             rent: self.queue.rent(now.into_std()),
             oldest_wait: oldest.max(replica.asked_for(now)),
-            rate: self.rate.per_second(since_epoch()),
+            rate: self.rate.per_second(self.clock.since_epoch()),
             idle_for: now.saturating_duration_since(self.busy_at),
             drain: self.service_time,
         }
@@ -38,7 +38,7 @@ impl Model {
 
     /// A request came.
     pub(super) fn wanted_now(&mut self) {
-        self.rate.seen(since_epoch());
+        self.rate.seen(self.clock.since_epoch());
         self.busy_at = Instant::now();
     }
 
@@ -49,7 +49,22 @@ impl Model {
     }
 }
 
-/// By the wall clock, since rates outlive the process.
-fn since_epoch() -> Duration {
-    SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default()
+/// The wall clock as it stood once, and the time since: rates outlive the process, and a clock that
+/// jumps while it runs must not look like a flood of requests or like silence.
+pub(super) struct Clock {
+    set: Instant,
+    to: Duration,
+}
+
+impl Clock {
+    pub(super) fn set() -> Self {
+        Self {
+            set: Instant::now(),
+            to: SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default(),
+        }
+    }
+
+    pub(super) fn since_epoch(&self) -> Duration {
+        self.to + self.set.elapsed()
+    }
 }

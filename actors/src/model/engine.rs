@@ -1,5 +1,7 @@
 //! The lives of a model's engines: what happened to them, and what is done about that.
 
+use std::sync::Arc;
+
 use actix::{AsyncContext, Context, Handler};
 use kvwarden_policy::{
     Generation, ModelId,
@@ -12,7 +14,7 @@ use tokio::time::Instant;
 use super::{Model, audit::Audit, replica::Replica};
 use crate::{
     Refusal,
-    gpu::seats::Needs,
+    gpu::{engine::Endpoint, seats::Needs},
     protocol::{
         EngineNews, Enlist, Grant, News, Operate, Order, Preparation, Prepared, Reclaim, Shift,
         Signal, Spawn, Wish,
@@ -209,9 +211,9 @@ impl Handler<Prepared> for Model {
         let replica = &mut self.replicas[at];
         match how {
             Preparation::Step(step) => replica.record.note = Some(step),
-            Preparation::Failed(reason) => {
+            Preparation::Failed { class, reason } => {
                 replica.record.note = Some(reason);
-                self.happen(at, Event::FetchFailed(FailureClass::NotInstalled), ctx);
+                self.happen(at, Event::FetchFailed(class), ctx);
             }
             Preparation::Done(spec) => {
                 replica.record.note = None;
@@ -225,7 +227,8 @@ impl Handler<Prepared> for Model {
                 self.gpu.do_send(Enlist { engine, needs });
                 self.happen(at, Event::Pin(self.params.is_pinned), ctx);
                 self.happen(at, Event::Fetched, ctx);
-                if self.params.autostart && self.drain.is_none() {
+                let may_start = self.replicas[at].wish.is_none() && self.drain.is_none();
+                if self.params.autostart && may_start {
                     self.happen(at, Event::Wanted, ctx);
                 }
             }
@@ -272,24 +275,19 @@ impl Handler<Operate> for Model {
 
     fn handle(&mut self, Operate { wish, .. }: Operate, ctx: &mut Context<Self>) {
         self.vitals.handled();
-        let now = Instant::now();
         if let Wish::Pin(is_pinned) = wish {
             // For engines that are still being fetched.
             self.params.is_pinned = is_pinned;
         }
+        let now = Instant::now();
         for at in 0..self.replicas.len() {
-            let event = match wish {
-                Wish::Load => Event::Wanted,
-                Wish::Sleep(to) => Event::Sleep { to },
-                Wish::Pin(is_pinned) => Event::Pin(is_pinned),
-            };
-            let replica = &mut self.replicas[at];
             match wish {
-                Wish::Load => replica.asked_since = Some(now),
-                Wish::Sleep(_) => replica.asked_since = None,
-                Wish::Pin(_) => {}
+                Wish::Pin(is_pinned) => self.happen(at, Event::Pin(is_pinned), ctx),
+                Wish::Load | Wish::Sleep(_) => {
+                    self.replicas[at].wish = Some((wish, now));
+                    self.remind(at, ctx);
+                }
             }
-            self.happen(at, event, ctx);
         }
     }
 }
@@ -311,14 +309,15 @@ impl Handler<EngineNews> for Model {
             News::Restored(kept) => replica.record.restored = kept,
             News::Saved(kept) => replica.record.saved = kept,
             News::Ready(endpoint) => {
-                replica.record.started();
-                replica.life.supports(endpoint.rungs);
-                let audit = Audit::of(endpoint.clone(), ctx.address().downgrade());
-                replica.audit = Some(audit);
-                replica.endpoint = Some(endpoint);
+                self.meet(at, endpoint, ctx);
                 self.served(at, ctx);
             }
+            News::FoundAsleep { rung, endpoint } => {
+                self.meet(at, endpoint, ctx);
+                self.happen(at, Event::FoundAsleep(rung), ctx);
+            }
             News::Demoted => self.happen(at, Event::Demoted, ctx),
+            News::Proved => replica.signs.progress += 1,
             News::Woken => self.happen(at, Event::Woken, ctx),
             News::Verified => self.served(at, ctx),
             News::DemoteFailed { reason } => {
@@ -341,9 +340,34 @@ impl Handler<EngineNews> for Model {
 }
 
 impl Model {
+    /// Repeats an operator's newest wish until it is fulfilled: an engine that starts or wakes can't
+    /// sleep, and one that is on its way down can't serve.
+    pub(super) fn remind(&mut self, at: usize, ctx: &Context<Self>) {
+        let Some((wish, _)) = self.replicas[at].wish else {
+            return;
+        };
+        match wish {
+            Wish::Load => self.happen(at, Event::Wanted, ctx),
+            Wish::Sleep(to) => self.happen(at, Event::Sleep { to }, ctx),
+            Wish::Pin(is_pinned) => self.happen(at, Event::Pin(is_pinned), ctx),
+        }
+        let replica = &mut self.replicas[at];
+        if wish.is_fulfilled_by(replica.life.state()) {
+            replica.wish = None;
+        }
+    }
+
+    /// An engine is there, asleep or not.
+    fn meet(&mut self, at: usize, endpoint: Arc<Endpoint>, ctx: &Context<Self>) {
+        let replica = &mut self.replicas[at];
+        replica.record.started();
+        replica.life.supports(endpoint.rungs);
+        replica.audit = Some(Audit::of(endpoint.clone(), ctx.address().downgrade()));
+        replica.endpoint = Some(endpoint);
+    }
+
     /// An engine has proved that it serves.
     fn served(&mut self, at: usize, ctx: &Context<Self>) {
-        self.replicas[at].asked_since = None;
         self.happen(at, Event::Verified, ctx);
         self.dispatch(ctx);
     }

@@ -31,6 +31,7 @@ use crate::{
     protocol::{Drain, Order, Pulse, Resign, Snapshot},
 };
 
+use claim::Clock;
 use queue::Running;
 pub use replica::Occupancy;
 use replica::Replica;
@@ -61,6 +62,8 @@ pub struct Params {
     pub queue_timeout: Duration,
     /// How long nothing may move in an engine that has work.
     pub stall_timeout: Duration,
+    /// How long requests are refused once an engine has failed too often.
+    pub broken_pause: Duration,
     /// Start at once instead of at the first request.
     pub autostart: bool,
     /// Never reclaimed.
@@ -85,6 +88,7 @@ pub struct Model {
     running: HashMap<Key, Running>,
     estimator: PromptEstimator,
     rate: Rate,
+    clock: Clock,
     busy_at: Instant,
     service_time: Duration,
     drain: Option<Instant>,
@@ -99,12 +103,16 @@ impl Model {
     /// A model whose engines and weights are being prepared.
     #[must_use]
     pub fn new(params: Params, router: WeakAddr<Router>, gpu: Addr<Gpu>) -> Self {
-        let replica = |(engine, kind): &(ModelId, EngineKind)| Replica::new(engine.clone(), *kind);
+        let pause = params.broken_pause;
+        let replica =
+            |(engine, kind): &(ModelId, EngineKind)| Replica::new(engine.clone(), *kind, pause);
+        let clock = Clock::set();
         Self {
             queue: Scheduler::new(&params.scheduling),
             running: HashMap::new(),
             replicas: params.engines.iter().map(replica).collect(),
-            rate: params.rate.clone(),
+            rate: params.rate.clone().resumed(clock.since_epoch()),
+            clock,
             params,
             router,
             gpu,
@@ -156,14 +164,18 @@ impl Model {
         {
             self.happen(at, Event::RetryDue, ctx);
         }
-        if self.replicas[at].asked_since.is_some() {
-            self.happen(at, Event::Wanted, ctx);
+        if self.drain.is_none() {
+            self.remind(at, ctx);
         }
         self.demand(at);
         let timeout = self.params.stall_timeout;
-        if self.replicas[at].look(now, timeout) == Verdict::Suspect {
-            tracing::warn!(engine = %self.replicas[at].engine, "nothing moves; it is asked to prove itself");
-            self.signal(at, Order::Probe);
+        match self.replicas[at].look(now, timeout) {
+            Verdict::Fine => {}
+            Verdict::Suspect => {
+                tracing::warn!(engine = %self.replicas[at].engine, "nothing moves; it is asked to prove itself");
+                self.signal(at, Order::Probe);
+            }
+            Verdict::Hung => self.signal(at, Order::GiveUp),
         }
     }
 

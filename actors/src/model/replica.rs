@@ -16,7 +16,10 @@ use super::{
     audit::Audit,
     state::{EngineState, Record},
 };
-use crate::gpu::engine::{Endpoint, EngineKind, EngineSpec};
+use crate::{
+    gpu::engine::{Endpoint, EngineKind, EngineSpec},
+    protocol::Wish,
+};
 
 /// An engine of a model, whether it runs or not.
 pub(super) struct Replica {
@@ -42,8 +45,8 @@ pub(super) struct Replica {
     pub(super) stall: Stall,
     /// Nothing is sent to it until then.
     pub(super) paused_until: Option<Instant>,
-    /// Since when an operator wants it to serve.
-    pub(super) asked_since: Option<Instant>,
+    /// What an operator wants of it and has not got yet, and since when.
+    pub(super) wish: Option<(Wish, Instant)>,
     pub(super) record: Record,
 }
 
@@ -59,12 +62,12 @@ pub struct Occupancy {
 // === impl Replica ===
 
 impl Replica {
-    pub(super) fn new(engine: ModelId, kind: EngineKind) -> Self {
+    pub(super) fn new(engine: ModelId, kind: EngineKind, broken_pause: Duration) -> Self {
         Self {
             engine,
             kind,
             spec: None,
-            life: Lifecycle::new(),
+            life: Lifecycle::new().pausing(broken_pause),
             endpoint: None,
             devices: Vec::new(),
             order: 0,
@@ -74,7 +77,7 @@ impl Replica {
             signs: Signs::default(),
             stall: Stall::default(),
             paused_until: None,
-            asked_since: None,
+            wish: None,
             record: Record::default(),
         }
     }
@@ -114,8 +117,10 @@ impl Replica {
 
     /// How long an operator has wanted it without getting it.
     pub(super) fn asked_for(&self, now: Instant) -> Duration {
-        self.asked_since
-            .map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+        match self.wish {
+            Some((Wish::Load, since)) => now.saturating_duration_since(since),
+            Some((Wish::Sleep(_) | Wish::Pin(_), _)) | None => Duration::ZERO,
+        }
     }
 
     pub(super) fn state(&self) -> EngineState {
@@ -131,6 +136,7 @@ impl Replica {
             waiting: self.waiting,
             rungs: self.life.rungs(),
             barred: self.life.barred(),
+            wish: self.wish.map(|(wish, _)| wish),
             record: self.record.clone(),
         }
     }

@@ -15,6 +15,7 @@ use super::Occupancy;
 use crate::{
     Vitals,
     gpu::{engine::EngineKind, snapshot::Kept},
+    protocol::Wish,
 };
 
 /// More starts than this between two looks at a model is a crash loop, not news.
@@ -128,6 +129,8 @@ pub struct EngineState {
     pub rungs: Rungs,
     /// Where it broke its promise.
     pub barred: Rungs,
+    /// What an operator wants of it and has not got yet.
+    pub wish: Option<Wish>,
     /// What happened so far.
     pub record: Record,
 }

@@ -1,9 +1,10 @@
 //! What becomes of engines when kvwarden is killed: the next one takes them over, or they end.
 
-use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
 
 use kvwarden_integration::{
-    EngineProcess, Process, Server, engine::Gauges, eventually, eventually_within, kvwarden,
+    EngineProcess, FakeTree, Process, Server, engine::Gauges, eventually, eventually_within,
+    kvwarden,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -133,34 +134,13 @@ fn engine_that_nobody_adopts_ends_after_its_grace() {
 
 #[test]
 fn what_a_killed_shim_left_is_swept_by_the_next_start() {
-    let home = tempfile::tempdir().expect("a directory");
-    // Passes for vLLM, and leaves a process in a session of its own.
-    let script = home.path().join("engine.sh");
-    let text = format!(
-        "#!/bin/sh\n\
-         setsid sleep 3600 &\n\
-         shift 2\n\
-         for arg; do\n\
-         shift\n\
-         case $arg in --enable-prompt-tokens-details|--enforce-eager) ;; *) set -- \"$@\" \"$arg\";; esac\n\
-         done\n\
-         exec {} sim-engine --preset tiny \"$@\"\n",
-        kvwarden().display()
-    );
-    fs::write(&script, text).expect("a script is written");
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).expect("it is executable");
-    let config = format!(
-        "[[models]]\nid = \"m\"\nengine = \"vllm-cpu\"\nexecutable = \"{}\"\n",
-        script.display()
-    );
-    let mut server = Server::start(&config);
-    let sleeper = |server: &Server| {
-        let all = server.processes().into_iter();
-        all.filter(|process| process.args.iter().any(|arg| arg == "3600"))
-            .map(|process| process.pid)
-            .next()
+    let tree = FakeTree::new();
+    let mut server = Server::start(&tree.config());
+    // The third has lost the environment by which a sweep could know it.
+    let sleepers = |server: &Server| {
+        let all = server.processes().into_iter().map(|process| process.pid);
+        all.filter(|pid| tree.sleepers().contains(pid)).count()
     };
-    let left = eventually("the engine's own child", || sleeper(&server));
     let shim = server.processes().into_iter().find(is_shim);
     let shim = shim.expect("a shim runs");
     server.kill();
@@ -168,11 +148,11 @@ fn what_a_killed_shim_left_is_swept_by_the_next_start() {
     eventually("the engine to end with its shim", || {
         server.engines().is_empty().then_some(())
     });
-    assert_eq!(sleeper(&server), Some(left), "nothing is left to sweep");
-    server.start_again(&config);
+    assert_eq!(sleepers(&server), 2, "too little is left to sweep");
+    server.start_again(&tree.config());
     server.wait_until_ready(SOON);
-    let is_gone = server.processes().iter().all(|process| process.pid != left);
-    assert!(is_gone, "left behind: {:#?}", server.processes());
+    // The new engine has brought its own.
+    assert_eq!(sleepers(&server), 2, "{:#?}", server.processes());
 }
 
 #[test]
@@ -216,4 +196,81 @@ fn what_is_handed_over_is_for_the_owner_alone_and_gone_with_the_engine() {
     assert!(!server.log().concat().contains(&key));
     assert!(server.terminate().status.success());
     assert!(!files().iter().any(holds_key), "{:?}", files());
+}
+
+/// A model that can sleep, and starts when it is wanted.
+const SLEEPER: &str = r#"
+[[models]]
+id = "m"
+engine = "sim"
+preset = "tiny"
+autostart = false
+sleep = ["parked", "l1"]
+"#;
+
+fn asleep() -> Server {
+    let server = Server::start(SLEEPER);
+    let _ = server.client().post(CHAT, &chat("m", 2)).expect(200);
+    server.wish("m", "sleep");
+    server.wait_until_model_is("m", "asleep", SOON);
+    server
+}
+
+#[test]
+fn sleeping_engine_sleeps_on_under_the_next_kvwarden_and_wakes_when_it_is_wanted() {
+    let mut server = asleep();
+    let engine = server.engine();
+    for adoptions in 1..3 {
+        server.kill();
+        server.resume();
+        server.wait_until_ready(SOON);
+        server.wait_until_model_is("m", "asleep", SOON);
+        let model = server.model("m");
+        assert_eq!(model["rung"], "l1", "{model}");
+        assert_eq!(
+            model["record"]["adoptions"], 1,
+            "after {adoptions}: {model}"
+        );
+    }
+    let _ = server.client().post(CHAT, &chat("m", 2)).expect(200);
+    assert_eq!(server.engine(), engine, "the same process, port and key");
+    assert_eq!(record(&server, "m")["starts"], 0);
+    // Awake again, it is found so.
+    server.kill();
+    server.resume();
+    server.wait_until_ready(SOON);
+    server.wait_until_model_is("m", "ready", SOON);
+    assert_eq!(server.engine(), engine);
+    assert!(server.terminate().status.success());
+    server.wait_until_nothing_is_left(SOON);
+}
+
+#[test]
+fn sleeping_engine_that_ended_meanwhile_is_no_failure_and_another_starts() {
+    let mut server = asleep();
+    let old = server.engine();
+    server.kill();
+    old.kill();
+    server.resume();
+    server.wait_until_ready(SOON);
+    let _ = server.client().post(CHAT, &chat("m", 2)).expect(200);
+    assert_ne!(server.engine().pid, old.pid);
+    let record = record(&server, "m");
+    assert_eq!(
+        (&record["starts"], &record["failures"]),
+        (&1.into(), &0.into()),
+        "{record}"
+    );
+}
+
+#[test]
+fn engine_that_was_starting_goes_on_starting_under_the_next_kvwarden() {
+    let slow_start = "extra_args = [\"--fault-slow-start\", \"3s\"]\n";
+    let mut server = Server::launch(&format!("{TINY}{slow_start}"));
+    let engine = server.engine();
+    server.kill();
+    server.resume();
+    server.wait_until_ready(SOON);
+    assert_eq!(server.engine(), engine, "the same process, port and key");
+    let _ = server.client().post(CHAT, &chat("tiny", 2)).expect(200);
 }

@@ -3,7 +3,7 @@
 use std::{thread, time::Duration};
 
 use kvwarden_integration::{Server, eventually, eventually_within};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{CHAT, chat, streamed};
 
@@ -237,4 +237,63 @@ fn stream_for_a_model_that_cannot_load_ends_with_one_error_event() {
         "{all}"
     );
     assert!(error.starts_with("data: {\"error\":"), "{all}");
+}
+
+/// One model that takes seconds to start, and can park.
+fn starting() -> Server {
+    let keys = "sleep = [\"parked\"]\nextra_args = [\"--fault-slow-start\", \"2s\"]";
+    let server = Server::start(&model("a", keys));
+    server.wish("a", "load");
+    reaches(&server, "a", "starting");
+    server
+}
+
+fn pending(server: &Server) -> Value {
+    of(server, "a")["engines"][0]["wish"].clone()
+}
+
+/// Where the model is once nothing is left to do.
+fn settled(server: &Server) -> String {
+    eventually_within(SOON, "the wish to be fulfilled", || {
+        pending(server).is_null().then_some(())
+    });
+    state(server, "a")
+}
+
+#[test]
+fn wish_to_park_that_comes_while_a_model_starts_is_kept() {
+    let server = starting();
+    server.wish("a", "park");
+    assert_eq!(pending(&server), json!({"sleep": "parked"}));
+    assert_eq!(settled(&server), "asleep");
+    assert_eq!(of(&server, "a")["rung"], "parked");
+    assert_eq!(starts(&server, "a"), 1);
+}
+
+#[test]
+fn of_several_wishes_the_last_is_carried_out() {
+    let server = starting();
+    for verb in ["park", "unload", "park", "load"] {
+        server.wish("a", verb);
+    }
+    assert_eq!(settled(&server), "ready");
+}
+
+#[test]
+fn wishes_that_come_while_a_model_drains_or_wakes_are_kept() {
+    let slow =
+        "[[models]]\nid = \"a\"\nengine = \"sim\"\npreset = \"a100-8b\"\nsleep = [\"parked\"]\n";
+    let server = Server::start(slow);
+    let mut answer = server.exchange(CHAT, "t", &streamed("a", 150)).answer();
+    let _ = answer.until("content");
+    server.wish("a", "park");
+    reaches(&server, "a", "draining");
+    server.wish("a", "load");
+    let _ = answer.rest().expect("a whole stream");
+    assert_eq!(settled(&server), "ready");
+    for verb in ["park", "load", "park"] {
+        server.wish("a", verb);
+    }
+    assert_eq!(settled(&server), "asleep");
+    assert_eq!(starts(&server, "a"), 1);
 }

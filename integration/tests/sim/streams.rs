@@ -1,5 +1,6 @@
 //! Streams: what the engine sends is what the client gets, when it is sent.
 
+pub(crate) use kvwarden_integration::sse::assert_one_error_at_the_end;
 use kvwarden_integration::{Act, Server, Stub, sse};
 use serde_json::{Value, json};
 
@@ -166,19 +167,4 @@ fn error_as_the_first_event_is_a_status() {
         .post(CHAT, &streamed("stub", 3))
         .expect_error(503);
     assert_eq!(error["message"], "queue is full");
-}
-
-/// What the SDKs need to see that an answer is not whole: an error, and no `[DONE]` after it.
-pub(crate) fn assert_one_error_at_the_end(body: &[u8]) {
-    let events = sse::data(body);
-    let errors = events
-        .iter()
-        .filter(|event| event.starts_with("{\"error\""));
-    let shown = String::from_utf8_lossy(body);
-    assert_eq!(errors.count(), 1, "{shown}");
-    let last: Value = events
-        .last()
-        .and_then(|event| serde_json::from_str(event).ok())
-        .unwrap_or_default();
-    assert!(last["error"]["message"].is_string(), "{shown}");
 }

@@ -148,7 +148,9 @@ fn limits(limits: &file::Limits, report: &mut Report) -> Limits {
         body_timeout: duration("body_timeout", limits.body_timeout, 30),
         queue_timeout: duration("queue_timeout", limits.queue_timeout, 300),
         stream_idle_timeout: duration("stream_idle_timeout", limits.stream_idle_timeout, 120),
-        stall_timeout: duration("stall_timeout", limits.stall_timeout, 30),
+        stall_timeout: duration("stall_timeout", limits.stall_timeout, 20),
+        start_stall_timeout: duration("start_stall_timeout", limits.start_stall_timeout, 180),
+        broken_pause: duration("broken_pause", limits.broken_pause, 300),
         client_stall_timeout: duration("client_stall_timeout", limits.client_stall_timeout, 30),
         // Zero is a choice here: cut at once.
         drain_timeout: limits

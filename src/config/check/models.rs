@@ -32,6 +32,10 @@ const STARTED: [Engine; 6] = [
     Engine::Sim,
 ];
 
+/// Only a start in which something moves without an end comes so far; one that stands still is ended
+/// long before. A download of 400 GB at 1 Gbit/s takes as long.
+const START_TIMEOUT: Duration = Duration::from_secs(3600);
+
 pub(super) fn models(file: &File, context: &Context<'_>, report: &mut Report) -> Vec<ModelConfig> {
     let engines = engines(file, context, report);
     let path = KeyPath::of("models");
@@ -183,7 +187,7 @@ fn resolve(
         ),
         start_timeout: start_timeout
             .or(defaults.start_timeout.map(|text| text.0))
-            .unwrap_or(default_start_timeout(engine)),
+            .unwrap_or(START_TIMEOUT),
         stop_grace: stop_grace.map_or(Duration::from_secs(30), |text| text.0),
         scheduling: model
             .scheduling
@@ -228,15 +232,5 @@ fn environment(engine: Engine) -> Option<&'static str> {
         Engine::Vllm | Engine::VllmCpu | Engine::Sglang | Engine::SglangCpu | Engine::Llamacpp => {
             Some(engine.name())
         }
-    }
-}
-
-/// A 70B model takes about 8 minutes from a cold disk.
-fn default_start_timeout(engine: Engine) -> Duration {
-    match engine {
-        Engine::Vllm | Engine::VllmCpu | Engine::Sglang | Engine::SglangCpu => {
-            Duration::from_secs(600)
-        }
-        Engine::Llamacpp | Engine::Sim | Engine::Attach => Duration::from_secs(120),
     }
 }

@@ -88,7 +88,7 @@ id = "meta-llama/Llama-3.1-8B-Instruct"
     );
     let hub = "meta-llama/Llama-3.1-8B-Instruct".to_owned();
     assert_eq!(models[1].source, ModelSource::Hub(hub));
-    assert_eq!(models[1].start_timeout, Duration::from_secs(600));
+    assert_eq!(models[1].start_timeout, Duration::from_secs(3600));
 }
 
 #[test]

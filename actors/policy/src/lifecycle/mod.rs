@@ -7,8 +7,8 @@
 //!   │   └─▶ Waking ──▶ Verifying ───────┘                          ▼             ▼
 //!   └──────── Wanted ───────── Cold ◀── Exited ──────────────── Stopping ◀──── Asleep
 //! ```
-//! An engine that an earlier kvwarden left running goes from Cold through Adopting to Ready, or it
-//! ends and is started anew.
+//! An engine that an earlier kvwarden left running goes from Cold through Adopting to Ready, or to
+//! Asleep if it slept, or it ends and is started anew.
 //!
 //! Every start has its [`Generation`]; the shell drops messages of older ones before they come
 //! here. The machine never spawns or stops anything: it answers with an [`Effect`].
@@ -22,7 +22,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::{
     Generation,
@@ -59,6 +59,15 @@ impl Lifecycle {
             supported: Rungs::default(),
             barred: Rungs::default(),
             is_pinned: false,
+        }
+    }
+
+    /// The same, with how long it is refused once it is broken, before one more start is tried.
+    #[must_use]
+    pub fn pausing(self, broken: Duration) -> Self {
+        Self {
+            backoff: Backoff::new(broken),
+            ..self
         }
     }
 
@@ -115,17 +124,21 @@ impl Lifecycle {
     )]
     pub fn on(&mut self, event: Event, now: Instant, entropy: u64) -> Effect {
         use Event::{
-            DemoteFailed, Demoted, Drained, Exited, FetchFailed, Fetched, Granted, Inherited, Pin,
-            Progressed, Reclaim, RetryDue, Sleep, Unwanted, Verified, VerifyFailed, WakeFailed,
-            Wanted, Woken,
+            DemoteFailed, Demoted, Drained, Exited, FetchFailed, Fetched, FoundAsleep, Granted,
+            Inherited, Pin, Progressed, Reclaim, RetryDue, Sleep, Unwanted, Verified, VerifyFailed,
+            WakeFailed, Wanted, Woken,
         };
         use State::{
             Adopting, Asleep, Backoff, Broken, Cold, Demoting, Draining, Fetching, Ready, Starting,
             Stopping, Verifying, Waiting, Waking,
         };
         match (self.state, event) {
-            (Fetching, Fetched) => self.go(Cold, Effect::None),
-            (Fetching, FetchFailed(class)) => self.break_down(class),
+            // A download that failed is tried again, and until then the model is broken.
+            (Fetching | Broken { .. }, Fetched) => {
+                self.retry_at = None;
+                self.go(Cold, Effect::None)
+            }
+            (Fetching | Broken { .. }, FetchFailed(class)) => self.break_down(class),
 
             // Up.
             (Cold, Wanted) => self.go(Waiting { from: Rung::Cold }, Effect::Demand),
@@ -138,9 +151,11 @@ impl Lifecycle {
                 self.generation = generation;
                 self.go(Adopting, Effect::Adopt(generation))
             }
+            (Adopting, FoundAsleep(rung)) => self.rest(rung),
             (Starting { .. }, Progressed(phase)) => self.go(Starting { phase }, Effect::None),
             (Waking { from }, Woken) => self.go(Verifying { from }, Effect::Verify),
             (Adopting | Starting { .. } | Verifying { .. }, Verified) => {
+                self.backoff.succeed();
                 self.go(Ready, Effect::None)
             }
             (Waking { from }, WakeFailed) | (Verifying { from }, VerifyFailed) => {
@@ -251,9 +266,9 @@ impl Lifecycle {
             // any more, the progress of what was given up.
             (
                 _,
-                Fetched | FetchFailed(_) | Wanted | Granted | Inherited(_) | Progressed(_) | Woken
-                | WakeFailed | Verified | VerifyFailed | Drained | Demoted | DemoteFailed
-                | RetryDue,
+                Fetched | FetchFailed(_) | Wanted | Granted | Inherited(_) | FoundAsleep(_)
+                | Progressed(_) | Woken | WakeFailed | Verified | VerifyFailed | Drained | Demoted
+                | DemoteFailed | RetryDue,
             ) => Effect::None,
         }
     }

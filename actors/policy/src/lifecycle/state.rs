@@ -96,6 +96,8 @@ pub enum Event {
     Granted,
     /// An earlier kvwarden left an engine of it running: its start of that generation.
     Inherited(Generation),
+    /// That engine is this deep asleep. It is not asked for a token, since it may die of that.
+    FoundAsleep(Rung),
     /// The start got further.
     Progressed(Phase),
     /// The engine woke.
@@ -112,7 +114,8 @@ pub enum Event {
         /// How deep it shall go.
         to: Rung,
     },
-    /// An operator wants it out of memory.
+    /// An operator wants it out of memory. Said again until it is, since an engine that starts or
+    /// wakes can't sleep yet.
     Sleep {
         /// How deep it shall go; cold is to unload it.
         to: Rung,

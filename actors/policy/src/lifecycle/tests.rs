@@ -84,6 +84,34 @@ fn crash_loop_breaks_and_gets_one_more_try_after_the_cool_down() {
 }
 
 #[test]
+fn broken_model_that_serves_again_has_all_its_tries_back() {
+    let (mut life, _) = after(&[Event::Fetched, Event::Wanted]);
+    for _ in 0..MAX_FAILURES {
+        life.on(Event::Granted, epoch(), 0);
+        life.on(Event::Exited(FailureClass::Crashed), epoch(), 0);
+        life.on(Event::RetryDue, epoch(), 0);
+    }
+    life.on(Event::Granted, epoch(), 0);
+    life.on(Event::Verified, epoch(), 0);
+    assert_eq!(life.state(), State::Ready);
+    life.on(Event::Exited(FailureClass::Crashed), epoch(), 0);
+    assert!(matches!(life.state(), State::Backoff { attempt: 1, .. }));
+}
+
+#[test]
+fn download_that_failed_breaks_the_model_until_it_is_there() {
+    let class = FailureClass::Download;
+    let (mut life, effect) = after(&[Event::FetchFailed(class)]);
+    assert_eq!(
+        (life.state(), effect),
+        (State::Broken { class }, Effect::RefuseWaiting)
+    );
+    assert_eq!(life.on(Event::Wanted, epoch(), 0), Effect::None);
+    life.on(Event::Fetched, epoch(), 0);
+    assert_eq!(life.on(Event::Wanted, epoch(), 0), Effect::Demand);
+}
+
+#[test]
 fn an_inherited_engine_serves_without_a_start_and_the_next_start_is_above_it() {
     let (mut life, effect) = after(&[
         Event::Fetched,
@@ -116,6 +144,22 @@ fn an_inherited_engine_that_cannot_be_used_is_no_failure_and_another_starts() {
     );
     let (mut life, _) = after(&[Event::Fetched, Event::Inherited(Generation(7))]);
     assert_eq!(life.on(Event::Unwanted, epoch(), 0), Effect::Stop);
+}
+
+#[test]
+fn an_inherited_engine_that_sleeps_goes_on_sleeping_and_wakes_when_it_is_wanted() {
+    let (mut life, effect) = after(&[
+        Event::Fetched,
+        Event::Inherited(Generation(7)),
+        Event::FoundAsleep(Rung::L1),
+    ]);
+    assert_eq!(
+        (life.state(), effect),
+        (State::Asleep { rung: Rung::L1 }, Effect::None)
+    );
+    assert_eq!(life.on(Event::Wanted, epoch(), 0), Effect::Demand);
+    assert_eq!(life.on(Event::Granted, epoch(), 0), Effect::Wake(Rung::L1));
+    assert_eq!(life.generation(), Generation(7));
 }
 
 fn asleep_at(rung: Rung) -> Lifecycle {
@@ -196,6 +240,7 @@ fn event() -> impl Strategy<Value = Event> {
         3 => Just(Event::Wanted),
         3 => Just(Event::Granted),
         1 => (1..9_u64).prop_map(|n| Event::Inherited(Generation(n))),
+        1 => prop::sample::select(&Rung::ASLEEP[..]).prop_map(Event::FoundAsleep),
         1 => Just(Event::Progressed(Phase::Loading)),
         3 => Just(Event::Woken),
         1 => Just(Event::WakeFailed),

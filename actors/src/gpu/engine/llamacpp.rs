@@ -18,6 +18,8 @@ pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
         .pair("--host", "127.0.0.1")
         .pair("--port", start.port)
         .pair("--parallel", flags.capacity.engine_sequences())
+        // It speaks of its work between two batches only, and 2,048 tokens take a CPU minutes.
+        .pair("--batch-size", flags.capacity.chunk_tokens)
         // Without pings a SIGTERM waits up to 32 s for idle keep-alive connections.
         .pair("--sse-ping-interval", 1)
         .word("--metrics")

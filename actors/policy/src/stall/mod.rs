@@ -1,0 +1,97 @@
+//! When an engine that has work is suspected of doing none, and when that is certain.
+//!
+//! An engine whose core hangs goes on saying that it is healthy (vLLM's `/health` is answered by
+//! another process), so what counts is whether anything moves: what reaches its clients, or its own
+//! count of iterations, which moves during a long prompt too. A suspicion is no verdict: the engine
+//! is asked for a token. That token, or anything else that moves by then, clears it; an engine in
+//! which nothing does is hung.
+
+use std::time::{Duration, Instant};
+
+/// How long a suspected engine has to show any sign of life. With the default window of 20 s and
+/// 2 s for its end, a hung engine is gone within 30 s. No step of a healthy engine may take longer
+/// than window and proof together.
+pub const PROOF: Duration = Duration::from_secs(8);
+
+/// What can be seen of an engine's work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Signs {
+    /// Requests it should be working on. New ones, and clients that give up, are no sign of life.
+    pub running: u64,
+    /// Tokens and whole answers that came out of it.
+    pub progress: u64,
+    /// Iterations by its own count, if it says.
+    pub iterations: Option<u64>,
+}
+
+/// What to make of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It moves, or has nothing to do, or stands still for too short a time.
+    Fine,
+    /// Nothing has moved for so long that it should be asked.
+    Suspect,
+    /// It was asked, and still nothing moves.
+    Hung,
+}
+
+/// One engine's last signs of life.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stall {
+    last: Signs,
+    standing: Standing,
+}
+
+/// For how long nothing has moved although it has work.
+#[derive(Clone, Copy, Debug, Default)]
+enum Standing {
+    /// It moves or has nothing to do.
+    #[default]
+    Not,
+    Still {
+        since: Instant,
+    },
+    Asked {
+        at: Instant,
+    },
+    /// It was said to be hung, and will end.
+    Hung,
+}
+
+// === impl Stall ===
+
+impl Stall {
+    /// Takes in what is seen now. A suspicion is said once, and so is what comes of it.
+    pub fn look(&mut self, now: Instant, signs: Signs, window: Duration) -> Verdict {
+        let iterations = signs.iterations.or(self.last.iterations);
+        let seen = Signs {
+            iterations,
+            ..signs
+        };
+        let has_moved = (seen.progress, iterations) != (self.last.progress, self.last.iterations);
+        self.last = seen;
+        if signs.running == 0 {
+            self.standing = Standing::Not;
+            return Verdict::Fine;
+        }
+        let (standing, verdict) = match self.standing {
+            Standing::Hung => (Standing::Hung, Verdict::Fine),
+            Standing::Not => (Standing::Still { since: now }, Verdict::Fine),
+            Standing::Still { .. } | Standing::Asked { .. } if has_moved => {
+                (Standing::Still { since: now }, Verdict::Fine)
+            }
+            Standing::Still { since } if now.saturating_duration_since(since) >= window => {
+                (Standing::Asked { at: now }, Verdict::Suspect)
+            }
+            Standing::Asked { at } if now.saturating_duration_since(at) >= PROOF => {
+                (Standing::Hung, Verdict::Hung)
+            }
+            waiting @ (Standing::Still { .. } | Standing::Asked { .. }) => (waiting, Verdict::Fine),
+        };
+        self.standing = standing;
+        verdict
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -33,6 +33,8 @@
 //!   its place without any code for it.
 //! - Every engine is the child of a shim that kills its whole tree when kvwarden is gone and no other
 //!   adopts it in time.
+//! - At any moment one process is in charge of the engines of a state directory: also while another
+//!   takes over ([`takeover`]), and none stops an engine that the other still streams from.
 //! - Only an exact list of routes reaches an engine, and engines listen on loopback only, with a
 //!   key of their own per start.
 //! - Every queue, buffer and map that a client can grow has a limit in the configuration.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kvwarden_integration::{Server, engine::install, eventually_within};
+use kvwarden_integration::{Server, engine::install, eventually_within, sse};
 use serde_json::{Value, json};
 
 const CONFIG: &str = r#"
@@ -67,4 +67,34 @@ fn llamacpp_with_other_flags_is_replaced() {
     });
     server.wait_until_ready(START);
     let _ = answer(&server);
+}
+
+#[test]
+fn llamacpp_is_taken_over_without_a_reload_and_without_cutting_its_stream() {
+    install("llamacpp");
+    let mut server = Server::launch(CONFIG);
+    server.wait_until_ready(START);
+    let engine = server.engine();
+    let before = answer(&server);
+    let body = json!({"model": "small", "prompt": "Once", "max_tokens": 200, "stream": true, "ignore_eos": true});
+    // Both of its slots, so that it has none for a canary.
+    let mut streams = [(); 2].map(|()| server.exchange("/v1/completions", "t", &body).answer());
+    for stream in &mut streams {
+        let _ = stream.until("text");
+    }
+    let mut elder = server.take_over(CONFIG);
+    for mut stream in streams {
+        let rest = stream.rest().expect("a whole stream");
+        let last = sse::chunks(&rest).pop().expect("a chunk");
+        assert_eq!(last["choices"][0]["finish_reason"], "length");
+    }
+    assert!(elder.wait_for_end().status.success());
+    server.wait_until_ready(START);
+    assert_eq!(server.engine(), engine, "the same process, port and key");
+    assert_eq!(answer(&server), before);
+    let told = record(&server);
+    assert_eq!(
+        (&told["starts"], &told["adoptions"]),
+        (&0.into(), &1.into())
+    );
 }

@@ -82,7 +82,11 @@ impl Run {
                     (Some(end), None) => return end,
                 },
                 done = done(&mut life.work), if goes_on => life.came(done).await,
-                end = &mut overdue, if is_starting && self.is_in_charge() => Some(end),
+                end = &mut overdue, if is_starting && self.is_in_charge() => {
+                    // It may be somebody else's to end by now.
+                    overdue.set(self.overdue(child.shim(), launch));
+                    Some(end)
+                }
                 order = orders.recv(), if goes_on && life.stage != Stage::Parting => {
                     life.obey(order).await;
                     None

@@ -21,6 +21,7 @@ mod slow_clients;
 mod soak;
 mod streams;
 mod swaps;
+mod takeover;
 
 use std::time::Duration;
 

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod replay;
+mod unit_file;
 mod wishes;
 
 use std::{

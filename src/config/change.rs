@@ -6,7 +6,8 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
 };
 
-use kvwarden_actors::gpu::engine::EngineKind;
+use kvwarden_actors::gpu::engine::{EngineFlags, EngineKind};
+use kvwarden_policy::lifecycle::Rungs;
 use serde::{Deserialize, Serialize};
 
 use super::{Config, ModelConfig};
@@ -56,7 +57,8 @@ pub fn plan(running: &Config, wanted: Config) -> (Config, Changes) {
 /// Stands for all that an engine is prepared by: another number, another engine.
 #[must_use]
 pub fn revision(model: &ModelConfig) -> u64 {
-    let all = (engine(model), model.start_timeout, model.stop_grace);
+    let rungs = model.flags.rungs;
+    let all = (engine(model), rungs, model.start_timeout, model.stop_grace);
     let mut hasher = DefaultHasher::new();
     format!("{all:?}").hash(&mut hasher);
     hasher.finish()
@@ -67,10 +69,14 @@ pub fn revision(model: &ModelConfig) -> u64 {
 fn engine(model: &ModelConfig) -> impl PartialEq + fmt::Debug {
     // Of a server that somebody else runs only the queue before it is ours.
     let is_ours = model.engine != EngineKind::Attach;
+    let flags = EngineFlags {
+        rungs: Rungs::default(),
+        ..model.flags.clone()
+    };
     let ours = is_ours.then_some((
         &model.environment,
         &model.executable,
-        &model.flags,
+        flags,
         model.residency.memory,
         &model.residency.gpus,
     ));

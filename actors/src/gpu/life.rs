@@ -3,14 +3,14 @@
 
 use std::{path::PathBuf, pin::Pin, sync::Arc};
 
-use kvwarden_policy::failure::FailureClass;
+use kvwarden_policy::{failure::FailureClass, lifecycle::Rung};
 use tokio::sync::mpsc;
 
 use super::{
     child::Child,
     engine::{Endpoint, Launch},
     handover::{Handover, Standing},
-    run::{End, Run, probe},
+    run::{End, Run, probe, still_sleeps},
     ward::Ward,
 };
 use crate::protocol::{News, Order, Shift};
@@ -24,6 +24,7 @@ type Work<'a> = Pin<Box<dyn Future<Output = Done> + 'a>>;
 /// What came of it.
 pub(super) enum Done {
     Proved(Result<Endpoint, String>),
+    FoundAsleep(Rung),
     Probed(Result<(), String>),
     Shifted(Shift, News),
     GivenUp,
@@ -107,7 +108,7 @@ impl Run {
 // === impl Life ===
 
 impl<'a> Life<'a> {
-    /// Begins with a proof, unless it sleeps.
+    /// Begins with a proof.
     fn of(run: &'a Run, ward: Ward, launch: &'a Launch) -> (Child, Self) {
         let Ward {
             child,
@@ -136,8 +137,7 @@ impl<'a> Life<'a> {
                 life.work = Some(Box::pin(run.still_works(endpoint, token, launch)));
             }
             Standing::Asleep { rung, .. } => {
-                life.stage = Stage::Serving;
-                run.tell(News::FoundAsleep { rung, endpoint });
+                life.work = Some(Box::pin(still_sleeps(endpoint, rung)));
             }
         }
         (child, life)
@@ -152,6 +152,12 @@ impl<'a> Life<'a> {
                 self.handover.endpoint = Endpoint::clone(&self.endpoint);
                 self.note(Standing::Serving).await;
                 self.run.tell(News::Ready(self.endpoint.clone()));
+                None
+            }
+            Done::FoundAsleep(rung) => {
+                self.stage = Stage::Serving;
+                let endpoint = self.endpoint.clone();
+                self.run.tell(News::FoundAsleep { rung, endpoint });
                 None
             }
             Done::Proved(Err(reason)) => Some(End::new(FailureClass::Canary, reason)),

@@ -327,6 +327,14 @@ async fn at_most_slow(
     }
 }
 
+/// An engine that sleeps is there, which is all that it can prove.
+pub(super) async fn still_sleeps(endpoint: Arc<Endpoint>, rung: Rung) -> Done {
+    match Probe::new(&endpoint).lists_models().await {
+        Ok(()) => Done::FoundAsleep(rung),
+        Err(reason) => Done::Proved(Err(reason)),
+    }
+}
+
 /// An engine in which nothing moves proves that it is only slow.
 pub(super) async fn probe(endpoint: Arc<Endpoint>, token: String, launch: &Launch) -> Done {
     Done::Probed(at_most_slow(&endpoint, &token, launch, stall::ANSWER).await)

@@ -38,7 +38,9 @@ fn model_without_room_is_no_failure_and_the_greeting_comes() {
     let (status, body) = health(&server);
     assert_eq!((status, &body["status"]), (200, &"ok".into()), "{body}");
     let states = ["a", "b"].map(|id| body["models"][id]["state"].clone());
-    assert!(states.contains(&"waiting".into()), "{body}");
+    // Which of them came first, and made room if it was the other, is a matter of chance.
+    let is_ready = |state: &&Value| **state == "ready";
+    assert_eq!(states.iter().filter(is_ready).count(), 1, "{body}");
     eventually("the greeting", || {
         let log = server.log().concat();
         log.contains("ready after").then_some(())

@@ -134,6 +134,8 @@ fn models_and_replicas_come_and_go() {
         "[[models]]\nid = \"n\"\nengine = \"sim\"\n[[models]]",
     );
     assert_eq!(added.models.added, ["n"]);
+    // With a second model the first one may sleep; its engine stays.
+    assert_eq!(added.engines, names(&[]));
     assert_eq!(
         change("id = \"far\"", "id = \"further\"").models.removed,
         ["far"]

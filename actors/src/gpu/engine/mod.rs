@@ -221,15 +221,19 @@ impl Launch {
     }
 
     /// The same for two starts exactly if their engines serve alike: build, arguments and settings
-    /// are the same. What changes at every start does not count, nor what kvwarden itself goes by.
+    /// are the same. What changes at every start does not count, nor what kvwarden itself goes by, nor
+    /// whether they can sleep: that is asked of each engine that runs, and a second model in the file
+    /// must not cost the first one its place.
     #[must_use]
     pub fn fingerprint(&self) -> String {
+        let mut awake = self.clone();
+        awake.flags.rungs = Rungs::default();
         let start = Start {
             port: 0,
             key: "",
             gpus: &[],
         };
-        let Command { program, args, env } = self.command(start, []);
+        let Command { program, args, env } = awake.command(start, []);
         let all = (&self.build, program, args, env, &self.gpus);
         // It may hold secrets of the configuration's `env`, so their hash is all that is kept.
         let hash = Sha256::digest(format!("{all:?}"));

@@ -172,7 +172,7 @@ impl Model {
         replica.endpoint = None;
         replica.audit = None;
         replica.waiting = None;
-        replica.signs.iterations = None;
+        replica.signs.work = None;
         replica.stall = Stall::default();
         replica.record.gone();
         if replica.life.state() == State::Adopting {

@@ -252,7 +252,7 @@ impl Handler<EngineSays> for Model {
         };
         let replica = &mut self.replicas[at];
         replica.waiting = news.waiting;
-        replica.signs.iterations = news.work;
+        replica.signs.work = news.work;
         // The fullest counts: that others' queues are empty does not help who waits in this one.
         let fullest = self
             .replicas

@@ -1,10 +1,9 @@
 //! When an engine that has work is suspected of doing none, and when that is certain.
 //!
 //! An engine whose core hangs goes on saying that it is healthy (vLLM's `/health` is answered by
-//! another process), so what counts is whether anything moves: what reaches its clients, or its own
-//! count of iterations, which moves during a long prompt too. A suspicion is no verdict: the engine
-//! is asked for a token. That token, or anything else that moves by then, clears it; an engine in
-//! which nothing does is hung.
+//! another process), so what counts is whether anything moves: what reaches its clients, or what it
+//! says of its own work. A suspicion is no verdict: the engine is asked for a token. That token, or
+//! anything else that moves by then, clears it; an engine in which nothing does is hung.
 
 use std::time::{Duration, Instant};
 
@@ -24,8 +23,9 @@ pub struct Signs {
     pub running: u64,
     /// Tokens and whole answers that came out of it.
     pub progress: u64,
-    /// Iterations by its own count, if it says.
-    pub iterations: Option<u64>,
+    /// Its own account of its work, if it gives one: steps, or KV cache in use, since vLLM counts no step
+    /// before a long prompt is through. Only whether it changes matters.
+    pub work: Option<u64>,
 }
 
 /// What to make of it.
@@ -67,12 +67,9 @@ enum Standing {
 impl Stall {
     /// Takes in what is seen now. A suspicion is said once, and so is what comes of it.
     pub fn look(&mut self, now: Instant, signs: Signs, window: Duration) -> Verdict {
-        let iterations = signs.iterations.or(self.last.iterations);
-        let seen = Signs {
-            iterations,
-            ..signs
-        };
-        let has_moved = (seen.progress, iterations) != (self.last.progress, self.last.iterations);
+        let work = signs.work.or(self.last.work);
+        let seen = Signs { work, ..signs };
+        let has_moved = (seen.progress, work) != (self.last.progress, self.last.work);
         self.last = seen;
         if signs.running == 0 {
             self.standing = Standing::Not;

@@ -111,7 +111,7 @@ impl World {
 
     fn answer(&mut self) {
         if self.look.take().is_some() {
-            self.signs.iterations = Some(self.steps);
+            self.signs.work = Some(self.steps);
         }
     }
 
@@ -119,7 +119,7 @@ impl World {
         match self.look {
             Some(began) if self.now >= began + ANSWER => {
                 self.look = None;
-                self.signs.iterations = None;
+                self.signs.work = None;
             }
             Some(_) => {}
             None if self.now.as_millis().is_multiple_of(LOOK.as_millis()) => {
@@ -130,7 +130,7 @@ impl World {
         if self.page == Page::Beside && self.look.is_some() {
             self.answer();
             if self.rng.below(7) == 0 {
-                self.signs.iterations = None;
+                self.signs.work = None;
             }
         }
     }
@@ -178,14 +178,12 @@ fn engine_that_hangs_is_found_in_time_whatever_it_was_doing() {
             world.hangs_at = Duration::from_millis(60_000 + 737 * seed);
             let (mut moved, mut last) = (Duration::ZERO, Signs::default());
             while world.tick() != Verdict::Hung {
-                if (
-                    world.signs.progress,
-                    world.signs.iterations.max(last.iterations),
-                ) != (last.progress, last.iterations)
+                if (world.signs.progress, world.signs.work.max(last.work))
+                    != (last.progress, last.work)
                 {
                     moved = world.now;
                     last = Signs {
-                        iterations: world.signs.iterations.max(last.iterations),
+                        work: world.signs.work.max(last.work),
                         ..world.signs
                     };
                 }
@@ -197,11 +195,11 @@ fn engine_that_hangs_is_found_in_time_whatever_it_was_doing() {
     }
 }
 
-fn busy(progress: u64, iterations: Option<u64>) -> Signs {
+fn busy(progress: u64, work: Option<u64>) -> Signs {
     Signs {
         running: 256,
         progress,
-        iterations,
+        work,
     }
 }
 
@@ -276,7 +274,7 @@ proptest! {
                 iterations += 1;
             }
             let told = (tells || !streams).then_some(iterations);
-            let signs = Signs { running, progress, iterations: told };
+            let signs = Signs { running, progress, work: told };
             prop_assert_eq!(stall.look(now, signs, WINDOW), Verdict::Fine);
         }
     }

@@ -407,7 +407,7 @@ fn stopped_server_is_found_and_replaced(model: &str, server: &mut Server) {
     strike(model, server, "--port", Signal::SIGSTOP);
     let model_now = server.model(model);
     let note = model_now["record"]["note"].to_string();
-    assert!(note.contains("gave no first token"), "{model_now}");
+    assert!(note.contains("nothing moved in it"), "{model_now}");
     serves_again(model, server);
 }
 

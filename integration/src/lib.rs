@@ -28,7 +28,7 @@ pub use fake_tree::FakeTree;
 pub use footprint::Footprint;
 pub use knocking::{Knocked, Knocking};
 pub use metrics::Metrics;
-pub use server::{Ended, Server, Sibling, free_port};
+pub use server::{Ended, Server, Sibling, free_port, said};
 pub use stub::{Act, Stub};
 pub use tree::{EngineProcess, Process};
 pub use wait::{Stopwatch, eventually, eventually_within};

@@ -6,7 +6,7 @@ use std::{
     io::{BufRead, BufReader, Read},
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -42,6 +42,12 @@ pub struct Server {
     env: Vec<(&'static str, String)>,
     log: Arc<Mutex<Vec<String>>>,
     trees: Mutex<BTreeSet<String>>,
+}
+
+/// What a command printed.
+#[must_use]
+pub fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 /// How a server ended.
@@ -308,6 +314,21 @@ impl Server {
             let mut engines = self.engines().into_iter();
             engines.find(|engine| engine.args.iter().any(|arg| arg == model))
         })
+    }
+
+    /// Runs a command of the CLI that asks this server.
+    ///
+    /// # Panics
+    /// If it can't be run.
+    #[must_use]
+    pub fn command(&self, name: &str, args: &[&str]) -> Output {
+        let url = format!("http://127.0.0.1:{}", self.port);
+        let output = Command::new(kvwarden())
+            .args([name, "--url", &url])
+            .args(args)
+            .env_remove("KVWARDEN_KEY")
+            .output();
+        output.expect("kvwarden runs")
     }
 
     /// Writes another configuration, and leaves it to the caller to have it read.

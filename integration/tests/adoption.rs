@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use kvwarden_integration::{Server, engine::install, eventually_within, sse};
-use serde_json::{Value, json};
+use kvwarden_integration::{EngineProcess, Server, engine::install, eventually_within, sse};
+use serde_json::json;
 
 const CONFIG: &str = r#"
 [[models]]
@@ -25,27 +25,19 @@ fn answer(server: &Server) -> String {
     text.as_str().expect("a text").to_owned()
 }
 
-fn record(server: &Server) -> Value {
-    let status = server.client().get("/kvwarden/status").expect(200).json();
-    status["loaded_models"]["small"]["record"].clone()
-}
-
-#[test]
-fn llamacpp_goes_on_serving_under_the_next_kvwarden() {
+fn start() -> Server {
     install("llamacpp");
     let mut server = Server::launch(CONFIG);
     server.wait_until_ready(START);
-    let engine = server.engine();
-    let before = answer(&server);
-    let body = json!({"model": "small", "prompt": "Once", "max_tokens": 900, "stream": true});
-    let mut stream = server.exchange("/v1/completions", "t", &body).answer();
-    let _ = stream.until("text");
-    server.kill();
-    server.start_again(CONFIG);
+    server
+}
+
+/// The engine serves on as it did, and was not started again.
+fn is_adopted(server: &mut Server, engine: &EngineProcess, before: &str) {
     server.wait_until_ready(START);
-    assert_eq!(server.engine(), engine, "the same process, port and key");
-    assert_eq!(answer(&server), before);
-    let told = record(&server);
+    assert_eq!(&server.engine(), engine, "the same process, port and key");
+    assert_eq!(answer(server), before);
+    let told = &server.model("small")["record"];
     assert_eq!(
         (&told["starts"], &told["adoptions"]),
         (&0.into(), &1.into())
@@ -53,10 +45,21 @@ fn llamacpp_goes_on_serving_under_the_next_kvwarden() {
 }
 
 #[test]
+fn llamacpp_goes_on_serving_under_the_next_kvwarden() {
+    let mut server = start();
+    let engine = server.engine();
+    let before = answer(&server);
+    let body = json!({"model": "small", "prompt": "Once", "max_tokens": 900, "stream": true});
+    let mut stream = server.exchange("/v1/completions", "t", &body).answer();
+    let _ = stream.until("text");
+    server.kill();
+    server.start_again(CONFIG);
+    is_adopted(&mut server, &engine, &before);
+}
+
+#[test]
 fn llamacpp_with_other_flags_is_replaced() {
-    install("llamacpp");
-    let mut server = Server::launch(CONFIG);
-    server.wait_until_ready(START);
+    let mut server = start();
     let old = server.engine();
     server.kill();
     server.start_again(&CONFIG.replace("max_concurrent = 2", "max_concurrent = 3"));
@@ -71,9 +74,7 @@ fn llamacpp_with_other_flags_is_replaced() {
 
 #[test]
 fn llamacpp_is_taken_over_without_a_reload_and_without_cutting_its_stream() {
-    install("llamacpp");
-    let mut server = Server::launch(CONFIG);
-    server.wait_until_ready(START);
+    let mut server = start();
     let engine = server.engine();
     let before = answer(&server);
     let body = json!({"model": "small", "prompt": "Once", "max_tokens": 200, "stream": true, "ignore_eos": true});
@@ -89,12 +90,5 @@ fn llamacpp_is_taken_over_without_a_reload_and_without_cutting_its_stream() {
         assert_eq!(last["choices"][0]["finish_reason"], "length");
     }
     assert!(elder.wait_for_end().status.success());
-    server.wait_until_ready(START);
-    assert_eq!(server.engine(), engine, "the same process, port and key");
-    assert_eq!(answer(&server), before);
-    let told = record(&server);
-    assert_eq!(
-        (&told["starts"], &told["adoptions"]),
-        (&0.into(), &1.into())
-    );
+    is_adopted(&mut server, &engine, &before);
 }

@@ -207,21 +207,19 @@ fn while_it_starts() {
 #[test]
 fn while_it_loads() {
     let start = || Rig::launch("", "", &["--fault-slow-start", "600s"]);
-    at("while it loads", start, |rig| {
-        rig.starts_as_far_as("loading");
-        let early = rig.ask();
-        rig.mend();
-        rig.kill();
-        is_answered(early);
-        rig.has_failed_once();
-    });
+    before_it_serves("while it loads", start, "loading");
 }
 
 #[test]
 fn while_it_proves_itself() {
     let start = || Rig::launch("", "", &["--fault-hang-after", "1"]);
-    at("in its canary", start, |rig| {
-        rig.starts_as_far_as("canary");
+    before_it_serves("in its canary", start, "canary");
+}
+
+/// It is killed in a phase of its start in which it would stay, and the next start serves who waits.
+fn before_it_serves(point: &str, start: impl Fn() -> Rig, phase: &str) {
+    at(point, start, |rig| {
+        rig.starts_as_far_as(phase);
         let early = rig.ask();
         rig.mend();
         rig.kill();

@@ -1,8 +1,8 @@
 //! What operators do to models: who may, by which requests, and how the command line follows it.
 
-use std::process::{Command, Output};
+use std::process::Output;
 
-use kvwarden_integration::{Exchange, Server, Stub, key_hash, kvwarden};
+use kvwarden_integration::{Exchange, Server, Stub, key_hash, said};
 use serde_json::Value;
 
 use crate::{CHAT, chat};
@@ -37,17 +37,7 @@ fn status(server: &Server, method: &str, path: &str, headers: &str) -> u16 {
 const JSON: &str = "content-type: application/json\r\n";
 
 fn models(server: &Server, args: &[&str]) -> Output {
-    let url = format!("http://127.0.0.1:{}", server.port);
-    let output = Command::new(kvwarden())
-        .args(["models", "--url", &url])
-        .args(args)
-        .env_remove("KVWARDEN_KEY")
-        .output();
-    output.expect("kvwarden runs")
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    server.command("models", args)
 }
 
 fn generation(server: &Server) -> Value {

@@ -1,12 +1,9 @@
 //! Reading the configuration again: what changes at once, what waits for its engine, what is refused.
 
-use std::{
-    process::{Command, Output},
-    time::Duration,
-};
+use std::{process::Output, time::Duration};
 
 use kvwarden_integration::{
-    Server, eventually, eventually_within, key_hash, kvwarden,
+    Server, eventually, eventually_within, key_hash, said,
     sse::{chunks, data},
 };
 use serde_json::{Value, json};
@@ -18,17 +15,7 @@ const SOON: Duration = Duration::from_secs(30);
 /// `kvwarden reload`, after the file was written anew.
 fn reload(server: &Server, config: &str, args: &[&str]) -> Output {
     server.configure(config);
-    let url = format!("http://127.0.0.1:{}", server.port);
-    let output = Command::new(kvwarden())
-        .args(["reload", "--url", &url])
-        .args(args)
-        .env_remove("KVWARDEN_KEY")
-        .output();
-    output.expect("kvwarden runs")
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    server.command("reload", args)
 }
 
 /// The same, where the file is taken.

@@ -25,8 +25,12 @@ use prometheus_client::metrics::counter::Counter;
 
 pub use store::{Column, Row, Store, StoreError, Total};
 
-/// Rows that wait to be written: half a minute at the most that one node serves.
-const QUEUE: usize = 1 << 18;
+/// Rows on their way to the thread, which takes them at once unless the file is locked: seconds at the
+/// most that one node serves. Their memory is held all the time.
+const QUEUE: usize = 16 << 10;
+
+/// Rows that wait for the disk.
+const WAITING: usize = 1 << 18;
 
 /// How long rows gather before they are written at once.
 const PACE: Duration = Duration::from_millis(250);
@@ -176,7 +180,7 @@ impl Writer {
         loop {
             let left = until.saturating_duration_since(monotonic());
             match queue.recv_timeout(left) {
-                Ok(Entry::Row(row)) if self.rows.len() < QUEUE => {
+                Ok(Entry::Row(row)) if self.rows.len() < WAITING => {
                     self.rows.push(row);
                     until = until.min(monotonic() + PACE);
                 }

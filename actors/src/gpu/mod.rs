@@ -30,7 +30,7 @@ mod ward;
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use actix::{Actor, AsyncContext, Context, Handler, MessageResult, WeakAddr};
-use kvwarden_policy::{Generation, ModelId, residency};
+use kvwarden_policy::{Generation, ModelId, lifecycle::State, residency};
 use serde::Serialize;
 use tokio::{
     sync::{mpsc, watch},
@@ -49,6 +49,10 @@ use charge::Charge;
 use orphans::Orphan;
 pub use seats::Resident;
 use seats::Seats;
+
+/// How often it is thought again while an engine waits for a place: the rent of those who wait for it
+/// rises meanwhile, and a wake may take less than this.
+const REPLAN: Duration = Duration::from_millis(50);
 
 /// What the GPU set is told at its birth.
 #[derive(Clone, Debug)]
@@ -91,6 +95,7 @@ pub struct Gpu {
     orphans: HashMap<ModelId, Orphan>,
     seats: Seats,
     reading: watch::Sender<vram::Reading>,
+    planned: Instant,
     vitals: Vitals,
 }
 
@@ -132,6 +137,7 @@ impl Gpu {
             params,
             router: None,
             reading: watch::Sender::new(vram::Reading::NotYet),
+            planned: Instant::now(),
             vitals: Vitals::default(),
         }
     }
@@ -177,6 +183,7 @@ impl Gpu {
         let Some(router) = self.router.as_ref().and_then(WeakAddr::upgrade) else {
             return;
         };
+        self.planned = Instant::now();
         let orders = self.seats.decide();
         for action in self.seats.plan().orders() {
             self.params.witness.ordered(action);
@@ -260,8 +267,10 @@ impl Handler<Demand> for Gpu {
 
     fn handle(&mut self, Demand { engine, claim }: Demand, _: &mut Context<Self>) {
         self.vitals.handled();
-        let is_urgent = self.seats.claim(&engine, claim, Instant::now().into_std());
-        if is_urgent && self.params.charge.is_held() {
+        let waits = matches!(claim.state, State::Waiting { .. });
+        let is_news = self.seats.claim(&engine, claim, Instant::now().into_std());
+        let is_due = waits && self.planned.elapsed() >= REPLAN;
+        if (is_news || is_due) && self.params.charge.is_held() {
             self.plan();
         }
     }

@@ -82,7 +82,8 @@ impl Model {
         }
     }
 
-    fn pin(&mut self, is_pinned: bool, ctx: &Context<Self>) {
+    /// Those that are still being fetched hear of it when they are there.
+    pub(super) fn pin(&mut self, is_pinned: bool, ctx: &Context<Self>) {
         self.is_pinned = is_pinned;
         for at in 0..self.replicas.len() {
             self.happen(at, Event::Pin(is_pinned), ctx);

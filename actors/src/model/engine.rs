@@ -123,24 +123,9 @@ impl Model {
     }
 
     pub(super) fn broken(&self) -> Refusal {
-        let failed = |state| match state {
-            State::Broken { class } | State::Backoff { class, .. } => Some(class),
-            State::Fetching
-            | State::Cold
-            | State::Waiting { .. }
-            | State::Adopting
-            | State::Starting { .. }
-            | State::Ready
-            | State::Draining { .. }
-            | State::Demoting { .. }
-            | State::Asleep { .. }
-            | State::Waking { .. }
-            | State::Verifying { .. }
-            | State::Stopping => None,
-        };
         let now = Instant::now().into_std();
         let lives = || self.replicas.iter().map(|replica| &replica.life);
-        let class = lives().find_map(|life| failed(life.state()));
+        let class = lives().find_map(|life| life.state().failure());
         let class = class.unwrap_or(FailureClass::Stopped);
         let retry_at = lives().filter_map(|life| life.retry_at()).min();
         let is_fetched_again = class == FailureClass::Download;
@@ -275,19 +260,13 @@ impl Handler<Operate> for Model {
     fn handle(&mut self, Operate { wish, .. }: Operate, ctx: &mut Context<Self>) {
         self.vitals.handled();
         if let Wish::Pin(is_pinned) = wish {
-            // For engines that are still being fetched.
-            self.is_pinned = is_pinned;
+            return self.pin(is_pinned, ctx);
         }
         let now = Instant::now();
         for at in 0..self.replicas.len() {
-            match wish {
-                Wish::Pin(is_pinned) => self.happen(at, Event::Pin(is_pinned), ctx),
-                Wish::Load | Wish::Sleep(_) => {
-                    self.replicas[at].wish = Some((wish, now));
-                    self.replicas[at].is_renewing &= wish == Wish::Load;
-                    self.remind(at, ctx);
-                }
-            }
+            self.replicas[at].wish = Some((wish, now));
+            self.replicas[at].is_renewing &= wish == Wish::Load;
+            self.remind(at, ctx);
         }
     }
 }

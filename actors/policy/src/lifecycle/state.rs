@@ -217,7 +217,17 @@ impl State {
     /// Its engine failed.
     #[must_use]
     pub fn has_failed(self) -> bool {
-        matches!(self, Self::Backoff { .. } | Self::Broken { .. })
+        self.failure().is_some()
+    }
+
+    /// What its engine failed of.
+    #[must_use]
+    pub fn failure(self) -> Option<FailureClass> {
+        if let Self::Broken { class } | Self::Backoff { class, .. } = self {
+            Some(class)
+        } else {
+            None
+        }
     }
 
     /// An engine exists.

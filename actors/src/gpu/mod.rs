@@ -32,10 +32,7 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 use actix::{Actor, AsyncContext, Context, Handler, MessageResult, WeakAddr};
 use kvwarden_policy::{Generation, ModelId, lifecycle::State, residency};
 use serde::Serialize;
-use tokio::{
-    sync::{mpsc, watch},
-    time::Instant,
-};
+use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
     PULSE, Router, Vitals, Witness,
@@ -94,7 +91,8 @@ pub struct Gpu {
     /// Left by an earlier kvwarden, for models that are not prepared yet.
     orphans: HashMap<ModelId, Orphan>,
     seats: Seats,
-    reading: watch::Sender<vram::Reading>,
+    reading: vram::Reading,
+    reader: vram::Reader,
     planned: Instant,
     vitals: Vitals,
 }
@@ -136,7 +134,8 @@ impl Gpu {
             seats: Seats::new(params.tuning.residency),
             params,
             router: None,
-            reading: watch::Sender::new(vram::Reading::NotYet),
+            reading: vram::Reading::NotYet,
+            reader: vram::Reader::default(),
             planned: Instant::now(),
             vitals: Vitals::default(),
         }
@@ -213,8 +212,9 @@ impl Actor for Gpu {
             }
             ctx.address().do_send(Pulse(Instant::now()));
         });
-        vram::watch(
+        self.reader = vram::watch(
             vram::Nvidia::default(),
+            vram::INTERVAL,
             ctx.address().downgrade().recipient(),
         );
     }
@@ -289,12 +289,12 @@ impl Handler<Spawn> for Gpu {
         self.engines.insert(spawn.engine.clone(), running);
         let run = run::Run {
             params: self.params.clone(),
-            gpus: self.reading.borrow().names(&spawn.devices),
+            gpus: self.reading.names(&spawn.devices),
             bytes: self.seats.charged(&spawn.engine),
             orphan: self.orphans.remove(&spawn.engine),
             spawn,
             gpu: ctx.address(),
-            readings: self.reading.subscribe(),
+            reader: self.reader.clone(),
         };
         actix::spawn(run.live(received));
     }
@@ -336,7 +336,7 @@ impl Handler<vram::Reading> for Gpu {
     fn handle(&mut self, reading: vram::Reading, _: &mut Context<Self>) {
         self.vitals.handled();
         self.seats.see(&reading, self.params.memory);
-        self.reading.send_replace(reading);
+        self.reading = reading;
         if self.params.charge.is_held() {
             self.plan();
         }
@@ -367,7 +367,7 @@ impl Handler<Snapshot<GpuState>> for Gpu {
             engines: self.engines.keys().cloned().collect(),
             residents: self.seats.residents(),
             memory: self.seats.memory(),
-            devices: self.reading.borrow().clone(),
+            devices: self.reading.clone(),
             vitals: self.vitals,
         })
     }

@@ -9,7 +9,6 @@ use kvwarden_policy::{
     lifecycle::{Phase, Rung},
     stall,
 };
-use tokio::sync::watch;
 
 use super::{
     Gpu, Params, attached,
@@ -26,7 +25,7 @@ use super::{
     snapshot::{self, Shelf},
     startup,
     tree::{ProcessId, processor_times},
-    vram::Reading,
+    vram::Reader,
 };
 use crate::protocol::{EngineGone, EngineNews, News, Shift, Spawn};
 
@@ -58,7 +57,7 @@ pub(super) struct Run {
     /// What an earlier kvwarden left of it.
     pub(super) orphan: Option<Orphan>,
     pub(super) gpu: Addr<Gpu>,
-    pub(super) readings: watch::Receiver<Reading>,
+    pub(super) reader: Reader,
 }
 
 /// How an engine ended.
@@ -92,7 +91,12 @@ impl Run {
     /// Runs the engine until nothing of it is left. `orders` is how it is told what to do.
     pub(super) async fn live(self, mut orders: Orders) {
         let end = match self.spawn.spec.clone().as_ref() {
-            EngineSpec::Child(launch) => self.supervise(launch, &mut orders).await,
+            EngineSpec::Child(launch) => {
+                let end = self.supervise(launch, &mut orders).await;
+                // The planner shall see its memory free before it hears that nobody holds it.
+                self.reader.read().await;
+                end
+            }
             EngineSpec::Attached(attached) => attached::watch(&self, &mut orders, attached).await,
         };
         self.gpu.do_send(EngineGone {
@@ -290,7 +294,7 @@ impl Run {
             devices: devices.map(ToString::to_string).collect(),
             token: token.to_owned(),
             needs: Needs::of(&self.spawn.spec),
-            readings: self.readings.clone(),
+            reader: self.reader.clone(),
         }
     }
 

@@ -6,18 +6,14 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use kvwarden_policy::lifecycle::Rung;
-use tokio::{
-    sync::watch,
-    time::{Instant, timeout_at},
-};
 
 use super::{
     control::Control,
     engine::{Endpoint, EngineKind},
     rungs,
     seats::Needs,
-    tree::Table,
-    vram::{Held, Proof, Reading},
+    tree::processor_times,
+    vram::{Held, Reader},
 };
 use crate::protocol::{News, Shift};
 
@@ -36,14 +32,14 @@ pub(super) struct Shifter {
     /// Marks its processes.
     pub(super) token: String,
     pub(super) needs: Needs,
-    pub(super) readings: watch::Receiver<Reading>,
+    pub(super) reader: Reader,
 }
 
 // === impl Shifter ===
 
 impl Shifter {
     /// Makes the engine do it, and says what came of it.
-    pub(super) async fn shift(mut self, what: Shift) -> News {
+    pub(super) async fn shift(self, what: Shift) -> News {
         match what {
             Shift::Demote { from, to } => match self.demote(from, to).await {
                 Ok(()) => News::Demoted,
@@ -62,10 +58,12 @@ impl Shifter {
         }
     }
 
-    async fn demote(&mut self, from: Rung, to: Rung) -> Result<(), String> {
+    async fn demote(&self, from: Rung, to: Rung) -> Result<(), String> {
         let freed = self.needs.freed(from, to);
         let simulated = self.simulated_bytes().await;
-        let held = Held::of(&self.readings.borrow(), &self.devices, self.processes());
+        // It may have woken since the last reading.
+        let (reading, processes) = tokio::join!(self.reader.read(), self.processes());
+        let held = Held::of(&reading, &self.devices, processes);
         let demoted = rungs::demote(&self.endpoint, from, to, WITHIN).await;
         demoted.map_err(|error| error.to_string())?;
         let withheld = match simulated {
@@ -73,7 +71,7 @@ impl Shifter {
                 let after = self.simulated_bytes().await.unwrap_or(before);
                 (freed / 2).saturating_sub(before.saturating_sub(after))
             }
-            None => self.withheld(&held, freed / 2).await,
+            None => held.withheld(&self.reader, freed / 2, PROVEN_WITHIN).await,
         };
         match withheld {
             0 => Ok(()),
@@ -83,28 +81,10 @@ impl Shifter {
         }
     }
 
-    /// Bytes that are not free by the time they should be. Where the driver can't tell, its silence
-    /// is no evidence against the engine.
-    async fn withheld(&mut self, held: &Held, expected: u64) -> u64 {
-        let deadline = Instant::now() + PROVEN_WITHIN;
-        loop {
-            let proof = held.proof(&self.readings.borrow_and_update(), Some(expected));
-            match proof {
-                Proof::Returned | Proof::Unknown { .. } => return 0,
-                Proof::Withheld { bytes } => {
-                    let next = timeout_at(deadline, self.readings.changed()).await;
-                    if !matches!(next, Ok(Ok(()))) {
-                        return bytes;
-                    }
-                }
-            }
-        }
-    }
-
-    fn processes(&self) -> BTreeSet<u32> {
-        let all = Table::read().and_then(|all| all.bearing(&self.token));
-        let pids = all.unwrap_or_default().into_iter();
-        pids.filter_map(|process| u32::try_from(process.pid).ok())
+    async fn processes(&self) -> BTreeSet<u32> {
+        let processes = processor_times(&self.token).await.into_keys();
+        processes
+            .filter_map(|process| u32::try_from(process.pid).ok())
             .collect()
     }
 

@@ -3,21 +3,15 @@
 
 mod nvidia;
 mod proof;
+mod reader;
 
-use std::time::Duration;
-
-use actix::{Message, WeakRecipient};
+use actix::Message;
 use kvwarden_policy::DeviceId;
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
 pub use nvidia::Nvidia;
 pub use proof::{Held, Proof};
-
-/// How often devices are read; memory that comes back is waited for.
-const INTERVAL: Duration = Duration::from_millis(250);
-/// How often a reading is told although no memory changed hands.
-const HEARTBEAT: Duration = Duration::from_secs(1);
+pub use reader::{INTERVAL, Reader, read, watch};
 
 /// Whoever knows the devices: NVML, or a test.
 pub trait Driver: Send {
@@ -135,53 +129,6 @@ impl Reading {
         };
         std::mem::discriminant(self) == std::mem::discriminant(other)
             && memory(self) == memory(other)
-    }
-}
-
-/// Reads the devices once.
-#[must_use]
-pub fn read() -> Reading {
-    judge(Nvidia::default().read(), false)
-}
-
-/// Reads the devices for as long as somebody listens, and tells of every change and once a second.
-/// Where there is no GPU from the beginning the first reading is the last.
-pub fn watch(mut driver: impl Driver + 'static, listener: WeakRecipient<Reading>) {
-    let work = move || {
-        let mut told: Option<(Reading, Instant)> = None;
-        while let Some(listener) = listener.upgrade() {
-            let had_gpu = told.is_some();
-            let reading = judge(driver.read(), had_gpu);
-            let is_news = told.as_ref().is_none_or(|(last, at)| {
-                at.elapsed() >= HEARTBEAT || !reading.is_same_memory(last)
-            });
-            if is_news {
-                listener.do_send(reading.clone());
-                if matches!(reading, Reading::NoGpu { .. }) {
-                    return;
-                }
-                told = Some((reading, Instant::now()));
-            }
-            drop(listener);
-            std::thread::park_timeout(INTERVAL);
-        }
-    };
-    let thread = std::thread::Builder::new().name("nvml".to_owned());
-    if let Err(error) = thread.spawn(work) {
-        tracing::warn!(%error, "devices are not watched: no thread");
-    }
-}
-
-/// Without devices there never was a GPU, or it is lost.
-fn judge(answer: Result<Vec<DeviceReading>, String>, had_gpu: bool) -> Reading {
-    let reason = match answer {
-        Ok(devices) if devices.is_empty() => "the driver has no device".to_owned(),
-        Ok(devices) => return Reading::Devices { devices },
-        Err(reason) => reason,
-    };
-    match had_gpu {
-        true => Reading::Lost { reason },
-        false => Reading::NoGpu { reason },
     }
 }
 

@@ -1,8 +1,13 @@
-//! Whether memory came back: after an engine ended, and after it said that it sleeps.
+//! Whether memory came back after an engine said that it sleeps.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use super::{DeviceReading, Reading};
+use tokio::time::Instant;
+
+use super::{DeviceReading, Reader, Reading, reader::SOON};
 
 /// What a tree of processes held on its devices at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,11 +60,27 @@ impl Held {
         }
     }
 
-    /// Whether `expected` bytes are back on each device by now; everything the tree held, if that
-    /// is not said. A tenth may be missing: allocators round, and what the driver keeps per process
-    /// is no part of anybody's account.
+    /// Waits until `expected` bytes are back on each device; says how many are not after `within`.
+    /// Where the driver can't tell, its silence is no evidence against the engine.
+    pub async fn withheld(&self, reader: &Reader, expected: u64, within: Duration) -> u64 {
+        let deadline = Instant::now() + within;
+        loop {
+            match self.proof(&reader.read().await, expected) {
+                Proof::Returned => return 0,
+                Proof::Unknown { reason } => {
+                    tracing::warn!(reason, "nobody can tell whether memory came back");
+                    return 0;
+                }
+                Proof::Withheld { bytes } if Instant::now() >= deadline => return bytes,
+                Proof::Withheld { .. } => tokio::time::sleep(SOON).await,
+            }
+        }
+    }
+
+    /// Whether `expected` bytes are back on each device by now. A tenth may be missing: allocators
+    /// round, and what the driver keeps per process is no part of anybody's account.
     #[must_use]
-    pub fn proof(&self, now: &Reading, expected: Option<u64>) -> Proof {
+    pub fn proof(&self, now: &Reading, expected: u64) -> Proof {
         if let Reading::Lost { reason } = now {
             let reason = reason.clone();
             return Proof::Unknown { reason };
@@ -68,10 +89,6 @@ impl Held {
         for (uuid, before) in &self.devices {
             let Some(device) = now.devices().iter().find(|device| device.uuid == *uuid) else {
                 let reason = format!("{uuid} does not answer any more");
-                return Proof::Unknown { reason };
-            };
-            let Some(expected) = expected.or(before.own) else {
-                let reason = "the driver shows no processes".to_owned();
                 return Proof::Unknown { reason };
             };
             // Without processes to look at, others' memory that comes or goes counts as ours.

@@ -67,12 +67,13 @@ impl Handover {
         serde_json::from_slice(&fs::read(Self::path(record)).ok()?).ok()
     }
 
-    /// Writes it down. If that fails, the engine will only not be adopted.
+    /// Writes it down. If that fails, the engine will only not be adopted. It need not outlive a power
+    /// cut, which no engine does, and a switch of models must not wait for the disk.
     pub(super) async fn write(&self, record: &Path) {
         let path = Self::path(record);
         let content = serde_json::to_vec(self).unwrap_or_default();
-        // Off the actors' thread: a disk may take long to say that it has it.
-        let written = tokio::task::spawn_blocking(move || private::write(&path, &content)).await;
+        // Off the actors' thread all the same: a busy file system may take its time.
+        let written = tokio::task::spawn_blocking(move || private::replace(&path, &content)).await;
         if let Err(error) = written.unwrap_or_else(|error| Err(io::Error::other(error))) {
             tracing::warn!(engine = %self.endpoint.model, %error, "could not be adopted if we died");
         }

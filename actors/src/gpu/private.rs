@@ -4,17 +4,32 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
-/// Replaces a file. A reader sees the old one or the new one, also after a power cut: contents reach
-/// the disk before the name does, and the name before this returns.
+/// Replaces a file. A reader sees the old one or the new one.
+///
+/// # Errors
+/// What the system said.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let (fresh, _) = draft(path, content)?;
+    fs::rename(fresh, path)
+}
+
+/// The same, also after a power cut: contents reach the disk before the name does, and the name before
+/// this returns. That takes a disk ten milliseconds and more.
 ///
 /// # Errors
 /// What the system said.
 pub fn write(path: &Path, content: &[u8]) -> io::Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(dir)?;
+    let (fresh, file) = draft(path, content)?;
+    file.sync_all()?;
+    fs::rename(fresh, path)?;
+    File::open(directory(path))?.sync_all()
+}
+
+fn draft(path: &Path, content: &[u8]) -> io::Result<(PathBuf, File)> {
+    fs::create_dir_all(directory(path))?;
     let mut fresh = path.to_owned().into_os_string();
     fresh.push(".new");
     let mut file = OpenOptions::new()
@@ -24,7 +39,9 @@ pub fn write(path: &Path, content: &[u8]) -> io::Result<()> {
         .mode(0o600)
         .open(&fresh)?;
     file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&fresh, path)?;
-    File::open(dir)?.sync_all()
+    Ok((fresh.into(), file))
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("."))
 }

@@ -59,7 +59,8 @@ impl Shifter {
     }
 
     async fn demote(&self, from: Rung, to: Rung) -> Result<(), String> {
-        let freed = self.needs.freed(from, to);
+        // Its account is an estimate. An engine that gives back less than half of it does not sleep.
+        let expected = self.needs.freed(from, to) / 2;
         let simulated = self.simulated_bytes().await;
         // It may have woken since the last reading.
         let (reading, processes) = tokio::join!(self.reader.read(), self.processes());
@@ -69,9 +70,9 @@ impl Shifter {
         let withheld = match simulated {
             Some(before) => {
                 let after = self.simulated_bytes().await.unwrap_or(before);
-                (freed / 2).saturating_sub(before.saturating_sub(after))
+                expected.saturating_sub(before.saturating_sub(after))
             }
-            None => held.withheld(&self.reader, freed / 2, PROVEN_WITHIN).await,
+            None => held.withheld(&self.reader, expected, PROVEN_WITHIN).await,
         };
         match withheld {
             0 => Ok(()),

@@ -39,13 +39,8 @@ pub struct Watch {
     wake: Family<OfRung, Histogram>,
     demote: Family<OfRung, Histogram>,
     events: Option<Arc<EventLog>>,
-    moving: Mutex<HashMap<ModelId, (Move, Instant)>>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Move {
-    Up(Rung),
-    Down(Rung),
+    /// Where each engine stands, and since when.
+    since: Mutex<HashMap<ModelId, (State, Instant)>>,
 }
 
 // === impl Watch ===
@@ -58,41 +53,24 @@ impl Watch {
             wake: metrics.wake.clone(),
             demote: metrics.demote.clone(),
             events,
-            moving: Mutex::default(),
+            since: Mutex::default(),
         }
     }
 
     /// How long a way took is known where it ends.
     fn time(&self, engine: &ModelId, state: State) {
-        let begins = match state {
-            State::Waking { from } => Some(Move::Up(from)),
-            State::Demoting { to } => Some(Move::Down(to)),
-            State::Stopping => Some(Move::Down(Rung::Cold)),
-            State::Verifying { .. } => return,
-            State::Fetching
-            | State::Cold
-            | State::Waiting { .. }
-            | State::Adopting
-            | State::Starting { .. }
-            | State::Ready
-            | State::Draining { .. }
-            | State::Asleep { .. }
-            | State::Backoff { .. }
-            | State::Broken { .. } => None,
+        if matches!(state, State::Verifying { .. }) {
+            return; // the last part of the way up
+        }
+        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = since.insert(engine.clone(), (state, Instant::now()));
+        let Some((before, since)) = before else {
+            return;
         };
-        let mut moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
-        let ended = match begins {
-            Some(begins) => {
-                moving.insert(engine.clone(), (begins, Instant::now()));
-                return;
-            }
-            None => moving.remove(engine),
-        };
-        let (histogram, rung, since) = match (ended, state) {
-            (Some((Move::Up(from), since)), State::Ready) => (&self.wake, from, since),
-            (Some((Move::Down(to), since)), State::Asleep { .. } | State::Cold) => {
-                (&self.demote, to, since)
-            }
+        let (histogram, rung) = match (before, state) {
+            (State::Waking { from }, State::Ready) => (&self.wake, from),
+            (State::Demoting { to }, State::Asleep { .. } | State::Cold) => (&self.demote, to),
+            (State::Stopping, State::Cold) => (&self.demote, Rung::Cold),
             _ => return,
         };
         let labels = OfRung {

@@ -21,7 +21,7 @@ const SLACK: usize = 4 << 10;
 
 /// One device, and room for one of its models, which are reloaded faster than requests come.
 fn world() -> World {
-    let mut world = Cell::named("zipf-one-cheap").unwrap().world();
+    let mut world = Cell::named("zipf-one-cheap").expect("a cell").world();
     for spec in &mut world.models {
         spec.costs[Rung::Cold].demote = Duration::from_millis(50);
         spec.costs[Rung::Cold].promote = Duration::from_millis(50);

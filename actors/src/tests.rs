@@ -1,6 +1,7 @@
 //! The actors together, with an attached engine that answers everything with 200.
 
 mod disorder;
+mod operators;
 mod resigned;
 
 use std::{

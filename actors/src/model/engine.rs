@@ -315,14 +315,17 @@ impl Handler<EngineNews> for Model {
                 self.happen(at, Event::Exited(class), ctx);
             }
         }
+        // A wish that came true must not be repeated once somebody wants something else.
+        self.remind(at, ctx);
     }
 }
 
 impl Model {
     /// Repeats an operator's newest wish until it is fulfilled: an engine that starts or wakes can't
-    /// sleep, and one that is on its way down can't serve.
+    /// sleep, and one that is on its way down can't serve. Who drains has none.
     pub(super) fn remind(&mut self, at: usize, ctx: &Context<Self>) {
-        let Some((wish, _)) = self.replicas[at].wish else {
+        let wish = self.replicas[at].wish;
+        let Some((wish, _)) = wish.filter(|_| self.drain.is_none()) else {
             return;
         };
         match wish {

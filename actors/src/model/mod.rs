@@ -185,8 +185,8 @@ impl Model {
         }
         if self.drain.is_none() {
             self.renew(at, now, ctx);
-            self.remind(at, ctx);
         }
+        self.remind(at, ctx);
         self.demand(at);
         let timeout = self.params.stall_timeout;
         match self.replicas[at].look(now, timeout) {

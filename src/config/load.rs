@@ -72,15 +72,8 @@ impl Config {
             Ok(text) => Self::load_str(&text, path, env, overrides),
             Err(error) => {
                 let message = format!("cannot be read: {error}");
-                let problem = Problem {
-                    key: String::new(),
-                    at: None,
-                    message,
-                    help: None,
-                    span: None,
-                };
                 Err(ConfigError {
-                    problems: vec![problem],
+                    problems: vec![Places::default().problem(String::new(), None, message)],
                     warnings: Vec::new(),
                     origin: Origin::new(path, ""),
                 })
@@ -142,7 +135,7 @@ impl Config {
         env: &Environment,
         overrides: &Overrides,
     ) -> Result<Loaded, ConfigError> {
-        let mut report = Report::new(Places::default());
+        let mut report = Report::default();
         let mut file = file_from_models(models, overrides.engine);
         overrides.apply(&mut file, &mut report);
         finish(&file, None, env, report, Origin::default())
@@ -156,13 +149,9 @@ fn take_model_ids(file: &mut File, report: &mut Report) {
         let (id, other) = (path.key("id"), path.key("model_id"));
         match (&model.id, model.model_id.take()) {
             (Some(_), Some(_)) => {
-                let help = "they are two ways to write one key; leave one out".to_owned();
-                report.key(
-                    Severity::Error,
-                    &other,
-                    "`id` is there too".to_owned(),
-                    Some(help),
-                );
+                report
+                    .problem_at_key(&other, "`id` is there too".to_owned())
+                    .help("they are two ways to write one key; leave one out");
             }
             (None, Some(name)) => {
                 model.id = Some(name);
@@ -194,17 +183,16 @@ fn finish(
     let Report {
         problems, warnings, ..
     } = report;
-    if problems.is_empty() {
-        Ok(Loaded {
+    match problems.is_empty() {
+        true => Ok(Loaded {
             config,
             warnings,
             origin,
-        })
-    } else {
-        Err(ConfigError {
+        }),
+        false => Err(ConfigError {
             problems,
             warnings,
             origin,
-        })
+        }),
     }
 }

@@ -23,6 +23,13 @@ pub struct Problem {
     pub span: Option<Range<usize>>,
 }
 
+impl Problem {
+    /// Says what to do about it.
+    pub(crate) fn help(&mut self, help: impl Into<String>) {
+        self.help = Some(help.into());
+    }
+}
+
 /// How bad a [`Problem`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
@@ -53,19 +60,15 @@ impl Origin {
     /// Blots out what no excerpt may show.
     pub(crate) fn blot(&mut self, places: &Places) {
         for span in places.secrets() {
-            // Same length and the same line breaks, so that every other place stays where it is.
-            let blotted = |text: &str| -> String {
-                let byte = |b| {
-                    if matches!(b, b'\n' | b'\r') {
-                        char::from(b)
-                    } else {
-                        '*'
-                    }
-                };
-                text.bytes().map(byte).collect()
-            };
             if let Some(secret) = self.text.get(span.clone()) {
-                let blotted = blotted(secret);
+                // Same length and the same line breaks, so that every other place stays where it is.
+                let blotted: String = secret
+                    .bytes()
+                    .map(|byte| match byte {
+                        b'\n' | b'\r' => char::from(byte),
+                        _ => '*',
+                    })
+                    .collect();
                 self.text.replace_range(span, &blotted);
             }
         }

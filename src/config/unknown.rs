@@ -3,7 +3,6 @@
 use super::{
     file::File,
     path::KeyPath,
-    problem::Severity,
     read::nearest,
     report::Report,
     schema::{Heading, Schema},
@@ -99,13 +98,9 @@ pub(crate) fn report_unknown(unknown: &[KeyPath], report: &mut Report) {
     let schema = Schema::of::<File>();
     for path in unknown {
         let name = path.last_key().unwrap_or_default();
-        let help = help(&schema, path, name);
-        report.key(
-            Severity::Error,
-            path,
-            format!("`{name}` is not a known key"),
-            Some(help),
-        );
+        report
+            .problem_at_key(path, format!("`{name}` is not a known key"))
+            .help(help(&schema, path, name));
     }
 }
 
@@ -117,10 +112,6 @@ fn help(schema: &Schema, path: &KeyPath, name: &str) -> String {
         .tables()
         .into_iter()
         .find(|table| table.keys().contains(&name));
-    let renamed = RENAMED
-        .iter()
-        .find(|(old, _)| *old == name)
-        .map(|(_, help)| *help);
     if let Some(table) = owner
         && !is_in(path, table.heading)
     {
@@ -133,8 +124,8 @@ fn help(schema: &Schema, path: &KeyPath, name: &str) -> String {
             }
         };
     }
-    if let Some(help) = renamed {
-        return help.to_owned();
+    if let Some((_, help)) = RENAMED.iter().find(|(old, _)| *old == name) {
+        return (*help).to_owned();
     }
     match nearest(name, &keys) {
         Some(near) => format!("did you mean `{near}`?"),
@@ -160,11 +151,9 @@ mod tests {
         // A name that one table has and another has not is answered by its owner instead.
         let schema = Schema::of::<File>();
         for (old, _) in RENAMED {
-            let owned = schema
-                .tables()
-                .iter()
-                .any(|table| table.keys().contains(old));
-            assert!(!owned, "`{old}` is a key now");
+            let tables = schema.tables();
+            let is_owned = tables.iter().any(|table| table.keys().contains(old));
+            assert!(!is_owned, "`{old}` is a key now");
         }
     }
 }

@@ -7,7 +7,6 @@ use super::{
     file::File,
     path::KeyPath,
     places::Source,
-    problem::Severity,
     python::Python,
     read::{nearest, read},
     report::Report,
@@ -96,7 +95,7 @@ fn name_sources(models: usize, report: &mut Report) {
 fn warn_repeated(repeated: &[KeyPath], report: &mut Report) {
     for path in repeated {
         let message = "stands here more than once; the last one counts".to_owned();
-        report.key(Severity::Warning, path, message, None);
+        report.warning_at_key(path, message);
     }
 }
 
@@ -113,7 +112,7 @@ fn warn_unknown(unknown: &[KeyPath], report: &mut Report) {
             nearest(name, &keys).map(|near| format!("did you mean `{near}`?"))
         };
         let message = format!("`{name}` is not a known key and has no effect");
-        report.key(Severity::Warning, path, message, help);
+        report.warning_at_key(path, message).help = help;
     }
 }
 
@@ -126,33 +125,23 @@ fn warn_cache(cache: &Value, report: &mut Report) {
         warn_no_effect(tier, &at, NO_EFFECT_TIER, report);
         match tier.get("name").and_then(Value::as_str) {
             Some("cpu" | "ssd") => {}
-            Some("gpu") => report.warn(
-                &at,
-                "the tier `gpu` has no effect",
-                "`gpu_memory_utilization` of each model decides it".to_owned(),
-            ),
-            _ => report.warn(
-                &at,
-                "the tier has no effect",
-                "tiers are `gpu`, `cpu` and `ssd`".to_owned(),
-            ),
+            Some("gpu") => report
+                .warning(&at, "the tier `gpu` has no effect")
+                .help("`gpu_memory_utilization` of each model decides it"),
+            _ => report
+                .warning(&at, "the tier has no effect")
+                .help("tiers are `gpu`, `cpu` and `ssd`"),
         }
     }
 }
 
 fn warn_no_effect(table: &Value, at: &KeyPath, keys: &[(&str, &str)], report: &mut Report) {
     for (key, why) in keys {
-        if table
-            .get(key)
-            .is_some_and(|value| value.as_u64() != Some(0))
-        {
-            let message = format!("`{key}` has no effect");
-            report.key(
-                Severity::Warning,
-                &at.key(key),
-                message,
-                Some((*why).to_owned()),
-            );
+        let value = table.get(key);
+        if value.is_some_and(|value| value.as_u64() != Some(0)) {
+            report
+                .warning_at_key(&at.key(key), format!("`{key}` has no effect"))
+                .help(*why);
         }
     }
 }

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::{file::Engine, path::KeyPath, report::Report};
+use crate::config::{
+    file::Engine,
+    path::KeyPath,
+    report::{Report, Section},
+};
 
 /// Why a flag is not the author's.
 enum Owner {
@@ -138,33 +142,34 @@ fn owned(engine: Engine) -> impl Iterator<Item = &'static (&'static str, Owner)>
     COMMON.iter().chain(own)
 }
 
-/// Reports every argument that is not the author's to set.
-pub(super) fn check_args(key: &KeyPath, args: &[String], engine: Engine, report: &mut Report) {
+/// Reports every argument and variable of a table that is not the author's to set.
+pub(super) fn check_owned(
+    section: &mut Section<'_>,
+    args: &[String],
+    env: &BTreeMap<String, String>,
+    engine: Engine,
+) {
     for (index, arg) in args.iter().enumerate() {
-        let flag = arg.split('=').next().unwrap_or_default();
         // vLLM takes `--max_model_len` for `--max-model-len`.
-        let flag = flag.replace('_', "-");
-        let Some((name, owner)) = owned(engine).find(|(name, _)| *name == flag) else {
-            continue;
-        };
-        report_owned(&key.index(index), name, owner, report);
+        let flag = arg.split('=').next().unwrap_or_default().replace('_', "-");
+        if let Some((name, owner)) = owned(engine).find(|(name, _)| *name == flag) {
+            let at = section.path.key("extra_args").index(index);
+            report_owned(&at, name, owner, section.report);
+        }
     }
-}
-
-/// Reports every variable that is not the author's to set.
-pub(super) fn check_env(key: &KeyPath, env: &BTreeMap<String, String>, report: &mut Report) {
     for (name, owner) in ENV.iter().filter(|(name, _)| env.contains_key(*name)) {
-        report_owned(&key.key(name), name, owner, report);
+        let at = section.path.key("env").key(name);
+        report_owned(&at, name, owner, section.report);
     }
 }
 
 fn report_owned(at: &KeyPath, name: &str, owner: &Owner, report: &mut Report) {
-    let (message, help) = match owner {
-        Kvwarden(why) => (format!("`{name}` is set by kvwarden"), (*why).to_owned()),
-        Key(key) => (
-            format!("`{name}` is set from `{key}`"),
-            format!("write `{key}` instead; kvwarden plans by it"),
-        ),
-    };
-    report.problem(at, message, help);
+    match owner {
+        Kvwarden(why) => report
+            .problem(at, format!("`{name}` is set by kvwarden"))
+            .help(*why),
+        Key(key) => report
+            .problem(at, format!("`{name}` is set from `{key}`"))
+            .help(format!("write `{key}` instead; kvwarden plans by it")),
+    }
 }

@@ -34,16 +34,7 @@ pub(crate) struct Malformed {
 
 /// A mistake in the text itself.
 fn syntax(places: &Places, span: Option<Range<usize>>, message: &str) -> Problem {
-    let at = span
-        .as_ref()
-        .and_then(|span| places.line_column(span.start));
-    Problem {
-        key: String::new(),
-        at,
-        message: message.replace('\n', "; "),
-        help: None,
-        span,
-    }
+    places.problem(String::new(), span, message.replace('\n', "; "))
 }
 
 fn float(digits: &str) -> Value {

@@ -30,10 +30,8 @@ fn toml_table(table: &DeTable<'_>, path: &KeyPath, places: &mut Places) -> Value
     for (key, value) in table {
         let here = path.key(key.get_ref());
         places.insert(here.clone(), key.span(), value.span());
-        map.insert(
-            key.get_ref().to_string(),
-            toml_value(value.get_ref(), &here, places),
-        );
+        let value = toml_value(value.get_ref(), &here, places);
+        map.insert(key.get_ref().to_string(), value);
     }
     Value::Object(map)
 }

@@ -53,12 +53,3 @@ pub fn process_environment() -> Environment {
     };
     std::env::vars_os().filter_map(text).collect()
 }
-
-/// Every key of the TOML form, as Markdown; generated from `file.rs`, and a test keeps it so.
-pub const REFERENCE: &str = include_str!("reference.md");
-
-/// The JSON schema of the TOML form.
-#[must_use]
-pub fn json_schema() -> serde_json::Value {
-    schema::Schema::of::<file::File>().into_value()
-}

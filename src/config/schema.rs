@@ -13,18 +13,8 @@ pub(crate) struct Schema(Value);
 impl Schema {
     /// The schema of `T`.
     pub(crate) fn of<T: JsonSchema>() -> Self {
-        let settings = SchemaSettings::draft2020_12();
-        Self(
-            settings
-                .into_generator()
-                .into_root_schema_for::<T>()
-                .to_value(),
-        )
-    }
-
-    /// The schema itself.
-    pub(crate) fn into_value(self) -> Value {
-        self.0
+        let generator = SchemaSettings::draft2020_12().into_generator();
+        Self(generator.into_root_schema_for::<T>().to_value())
     }
 
     /// What may stand at `path`; none where no such path is known.

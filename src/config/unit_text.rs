@@ -15,14 +15,12 @@ use super::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "Value")]
 #[schemars(inline, with = "String", title = "duration")]
-#[schemars(extend("pattern" = r"^(\d+(d|h|ms|m|s))+$"))]
 pub struct DurationText(pub Duration);
 
 /// A number of bytes in a file (`"8GiB"`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "Value")]
 #[schemars(inline, with = "String", title = "size")]
-#[schemars(extend("pattern" = r"^\d+([KMGT]i?)?B$"))]
 pub struct SizeText(pub u64);
 
 impl TryFrom<Value> for DurationText {

@@ -1,6 +1,6 @@
 //! What of a configuration can change while it runs, key by key.
 
-use super::{Overrides, *};
+use super::*;
 use crate::config::change::{Changes, Difference, plan, revision};
 
 const BASE: &str = r#"
@@ -25,22 +25,10 @@ engine = "attach"
 url = "http://127.0.0.1:1"
 "#;
 
-fn config(text: &str) -> Config {
-    let loaded = Config::load_str(
-        text,
-        "node.toml".as_ref(),
-        &Environment::new(),
-        &Overrides::default(),
-    );
-    loaded
-        .unwrap_or_else(|error| panic!("{}", error.render()))
-        .config
-}
-
 /// What changes when `from` becomes `to` in the text.
 fn change(from: &str, to: &str) -> Changes {
     assert!(BASE.contains(from), "{from}");
-    plan(&config(BASE), config(&BASE.replacen(from, to, 1))).1
+    plan(&load(BASE), load(&BASE.replacen(from, to, 1))).1
 }
 
 fn names(names: &[&str]) -> Vec<String> {
@@ -167,8 +155,8 @@ fn what_needs_a_restart_stays_as_it_is_and_is_told_each_time() {
             "scheduling of m",
         ),
     ] {
-        let running = config(BASE);
-        let wanted = config(&BASE.replacen(from, to, 1));
+        let running = load(BASE);
+        let wanted = load(&BASE.replacen(from, to, 1));
         let (next, changes) = plan(&running, wanted.clone());
         let expected = Changes {
             needs_restart: names(&[key]),
@@ -197,7 +185,7 @@ fn settings_of_the_node_change_in_place() {
 
 #[test]
 fn revision_follows_what_an_engine_is_prepared_by() {
-    let of = |text: &str| revision(&config(&BASE.replacen("id = \"m\"", text, 1)).models[0]);
+    let of = |text: &str| revision(&load(&BASE.replacen("id = \"m\"", text, 1)).models[0]);
     let base = of("id = \"m\"");
     assert_eq!(base, of("id = \"m\"\nqueue_size = 7"));
     assert_ne!(base, of("id = \"m\"\nstop_grace = \"7s\""));

@@ -8,12 +8,7 @@ use super::*;
 use crate::config::{ModelSource, TenantHeader};
 
 fn try_yaml(text: &str) -> Result<Loaded, ConfigError> {
-    Config::load_str(
-        text,
-        Path::new("node.yaml"),
-        &Environment::new(),
-        &Overrides::default(),
-    )
+    load_at("node.yaml", text, &[])
 }
 
 fn warned(text: &str) -> Vec<String> {
@@ -181,17 +176,11 @@ port: 8002
 "#;
     let loaded = try_yaml(text).unwrap();
     assert_eq!(loaded.config.listen.to_string(), "127.0.0.1:8002");
-    let ids: Vec<_> = loaded
-        .config
-        .models
-        .iter()
-        .map(|model| model.id.as_str())
-        .collect();
-    assert_eq!(ids, ["org/a", "org/b"]);
-    assert_eq!(
-        loaded.config.models[1].flags.gpu_memory_utilization,
-        Some(0.4)
-    );
+    let [a, b] = &loaded.config.models[..] else {
+        panic!("two models");
+    };
+    assert_eq!((a.id.as_str(), b.id.as_str()), ("org/a", "org/b"));
+    assert_eq!(b.flags.gpu_memory_utilization, Some(0.4));
     assert_eq!(
         warned(text),
         ["2 baseline: `baseline` is not a known key and has no effect"]

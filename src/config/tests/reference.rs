@@ -5,10 +5,11 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use crate::config::{
-    REFERENCE,
     file::File,
     schema::{Heading, Schema},
 };
+
+const REFERENCE: &str = include_str!("../reference.md");
 
 const HEAD: &str = "<!-- Generated from src/config/file.rs; `BLESS=1 cargo test reference` writes it anew. -->
 

@@ -78,7 +78,7 @@ impl<'a> Runner<'a> {
         Instance {
             arm,
             port: place.port,
-            state_dir: place.state_dir(),
+            state_dir: &place.state_dir,
             keeps_engine: self.options.keep_engine.is_some(),
             bucket_rpm: self.bucket_rpm,
         }
@@ -191,9 +191,8 @@ impl<'a> Runner<'a> {
                 self.display.update(arm, done, &live, is_quiet);
             }
         };
-        let run = load::run(&target, &plans, self.prompts, seed, self.limits(), &live);
         let run = tokio::select! {
-            run = run => run,
+            run = load::run(&target, &plans, self.prompts, seed, self.limits(), &live) => run,
             () = watch::watch(&target.base, begin, &live, &looks) => unreachable!("watches for ever"),
             () = draw => unreachable!("draws for ever"),
         };
@@ -216,7 +215,7 @@ impl<'a> Runner<'a> {
             return Ok((None, String::new()));
         };
         let place = Place::find(self.options.keep_engine.as_deref())?;
-        let config = base.config(self.instance(arm, &place), &self.workload);
+        let config = base.config(self.instance(arm, &place), &self.workload)?;
         Ok((Some(place.start(&config).await?), config))
     }
 
@@ -247,7 +246,7 @@ impl<'a> Runner<'a> {
             grace: (lasting / 6).clamp(Duration::from_secs(1), Duration::from_secs(10)),
             max_lag: match shares_cores {
                 true => Duration::MAX,
-                false => self.options.max_lag,
+                false => self.options.max_client_lag,
             },
             ..load::Limits::default()
         }

@@ -220,19 +220,15 @@ impl<'a> Runner<'a> {
     }
 
     fn target(&self, server: Option<&Server>) -> anyhow::Result<Rc<Target>> {
-        let base = server.map(|server| server.base.clone());
-        let base = base.or(self.options.base_url.clone());
-        let model = match &self.base {
-            Some(base) => base.model_name(),
-            None => {
-                let named = self.options.model.clone();
-                named.context("--base-url needs --model, the model's name there")?
-            }
-        };
+        let options = self.options;
+        let base = server.map(|server| &server.base);
+        let base = base.or(options.base_url.as_ref()).context("no server")?;
+        let model = self.base.as_ref().map(Base::model_name);
+        let model = model.or(options.model.clone());
         Ok(Rc::new(Target {
-            base: base.context("no server")?.trim_end_matches('/').to_owned(),
-            model,
-            api_key: self.options.api_key.clone(),
+            base: base.trim_end_matches('/').to_owned(),
+            model: model.context("--base-url needs --model, the model's name there")?,
+            api_key: options.api_key.clone(),
             dialect: self.dialect,
         }))
     }
@@ -248,7 +244,6 @@ impl<'a> Runner<'a> {
                 true => Duration::MAX,
                 false => self.options.max_client_lag,
             },
-            ..load::Limits::default()
         }
     }
 

@@ -12,7 +12,7 @@ use super::{
     problem::{Origin, Problem, Severity},
     read::read,
     report::Report,
-    tree::{Malformed, parse_toml, parse_yaml},
+    tree::{parse_toml, parse_yaml},
     unknown::report_unknown,
     yaml::read_yaml,
 };
@@ -96,23 +96,18 @@ impl Config {
         let is_yaml = path
             .extension()
             .is_some_and(|ext| ext == "yaml" || ext == "yml");
-        let document = if is_yaml {
-            parse_yaml(text)
-        } else {
-            parse_toml(text)
-        };
-        let mut document = match document {
-            Ok(document) => document,
-            Err(Malformed { problems, places }) => {
-                origin.blot(&places);
-                return Err(ConfigError {
-                    problems,
-                    warnings: Vec::new(),
-                    origin,
-                });
-            }
+        let mut document = match is_yaml {
+            true => parse_yaml(text),
+            false => parse_toml(text),
         };
         origin.blot(&document.places);
+        if !document.malformed.is_empty() {
+            return Err(ConfigError {
+                problems: document.malformed,
+                warnings: Vec::new(),
+                origin,
+            });
+        }
         let mut report = Report::new(document.places);
         let mut file = if is_yaml {
             read_yaml(&mut document.value, &document.repeated, &mut report)

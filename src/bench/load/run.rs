@@ -31,21 +31,11 @@ pub struct Limits {
     /// Largest 99th percentile of the generator's own lag. Beyond it the run says more about the
     /// client than about the server.
     pub max_lag: Duration,
-    /// Requests in flight at once; each holds a connection.
-    pub max_open: usize,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            lasting: Duration::from_secs(60),
-            grace: Duration::from_secs(10),
-            max_lag: Duration::from_millis(20),
-            // As many loopback ports as Linux hands out to one address by default, less some.
-            max_open: 20_000,
-        }
-    }
-}
+/// Requests in flight at once; each holds a connection. As many loopback ports as Linux hands out to
+/// one address by default, less some.
+const MAX_OPEN: usize = 20_000;
 
 /// Counts of a run so far, for progress displays.
 #[derive(Debug, Default)]
@@ -87,8 +77,8 @@ pub enum RunError {
         at_most: Duration,
     },
     /// The server lets requests pile up without limit.
-    #[error("more than {0} requests were open at once")]
-    TooManyOpen(usize),
+    #[error("more than {MAX_OPEN} requests were open at once")]
+    TooManyOpen,
 }
 
 /// Sends every tenant's plan and waits for what comes.
@@ -114,7 +104,6 @@ pub async fn run(
             rng: SplitMix::named(seed, &format!("words of {}", load.tenant)),
             begin,
             deadline: begin + limits.lasting + limits.grace,
-            max_open: limits.max_open,
             open: open.clone(),
             live: live.clone(),
         };
@@ -156,7 +145,6 @@ struct Sender {
     rng: SplitMix,
     begin: Instant,
     deadline: Instant,
-    max_open: usize,
     open: Rc<Cell<usize>>,
     live: Rc<Live>,
 }
@@ -172,8 +160,8 @@ impl Sender {
             let planned = self.begin + shot.at;
             sleep_until(planned).await;
             lag.note(planned, Instant::now());
-            if self.open.get() >= self.max_open {
-                return Err(RunError::TooManyOpen(self.max_open));
+            if self.open.get() >= MAX_OPEN {
+                return Err(RunError::TooManyOpen);
             }
             self.open.set(self.open.get() + 1);
             requests.spawn_local(self.request(shot));

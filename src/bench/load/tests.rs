@@ -86,7 +86,6 @@ fn limits(lasting: Duration) -> Limits {
         lasting,
         grace: 200 * MS,
         max_lag: Duration::from_secs(5),
-        ..Limits::default()
     }
 }
 

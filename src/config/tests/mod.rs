@@ -68,3 +68,13 @@ fn told(text: &str) -> (String, String) {
 fn model(engine: &str, keys: &str) -> String {
     format!("[[models]]\nid = \"m\"\nengine = \"{engine}\"\n{keys}\n")
 }
+
+/// Where the problems of a refused file stand, as `line:column key`.
+fn places(loaded: Result<Loaded, ConfigError>) -> Vec<String> {
+    let problems = loaded.expect_err("the file should be refused").problems;
+    let place = |problem: Problem| {
+        let (line, column) = problem.at.unwrap_or_default();
+        format!("{line}:{column} {}", problem.key)
+    };
+    problems.into_iter().map(place).collect()
+}

@@ -15,22 +15,9 @@ fn file_without_models_is_refused() {
 }
 
 #[test]
-fn model_without_id_is_refused_at_its_table() {
-    let problem = problem("[[models]]\nengine = \"sim\"\n");
-    assert_eq!(
-        (problem.key.as_str(), problem.at),
-        ("models[0].id", Some((1, 1)))
-    );
-}
-
-#[test]
 fn model_id_is_another_way_to_write_id() {
     let text = "[[models]]\nmodel_id = \"m\"\nengine = \"sim\"\n";
     assert_eq!(load(text).models[0].id.as_str(), "m");
-    assert_eq!(
-        problem(&text.replace("\"m\"", "\"a b\"")).key,
-        "models[0].model_id"
-    );
 }
 
 #[test]
@@ -43,11 +30,6 @@ fn one_name_cannot_lead_to_two_models() {
     assert_eq!(
         told,
         "models[1].short_name: `x` is already the name in models[0].aliases[0]"
-    );
-    let twice = problem(&format!("{MODEL}{MODEL}"));
-    assert_eq!(
-        (twice.key.as_str(), twice.at),
-        ("models[1].id", Some((5, 6)))
     );
 }
 

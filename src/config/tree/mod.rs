@@ -15,21 +15,16 @@ use super::{path::KeyPath, places::Places, problem::Problem};
 pub(crate) use self::{toml::parse_toml, yaml::parse_yaml};
 
 /// What a file says, and where.
+#[derive(Default)]
 pub(crate) struct Document {
     /// What it says.
     pub(crate) value: Value,
-    /// Where.
+    /// Where; of a malformed text what was understood, for blotting out secrets.
     pub(crate) places: Places,
     /// Keys that stand more than once in a table (YAML only); the last one counts.
     pub(crate) repeated: Vec<KeyPath>,
-}
-
-/// A text that is not TOML or YAML, and what could be made out of it.
-pub(crate) struct Malformed {
-    /// The mistakes.
-    pub(crate) problems: Vec<Problem>,
-    /// What was understood, for blotting out secrets around them.
-    pub(crate) places: Places,
+    /// Mistakes in the text itself.
+    pub(crate) malformed: Vec<Problem>,
 }
 
 /// A mistake in the text itself.

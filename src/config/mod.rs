@@ -34,7 +34,7 @@ pub use change::Changes;
 pub use file::Engine;
 pub use load::ConfigError;
 pub use overrides::Overrides;
-pub use problem::{Origin, Problem, Severity};
+pub use problem::{Origin, Problem};
 pub use resolved::{
     Auth, Config, EventsConfig, GroupConfig, KeyHash, Limits, Loaded, ModelConfig, ModelSource,
     Residency, TenantConfig, TenantHeader, TenantLimits,

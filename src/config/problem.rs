@@ -32,7 +32,7 @@ impl Problem {
 
 /// How bad a [`Problem`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Severity {
+pub(crate) enum Severity {
     /// The configuration is refused.
     Error,
     /// It is taken, but its author should know.
@@ -76,8 +76,7 @@ impl Origin {
 
     /// The problems one after the other, as a compiler shows them. Print it with `anstream`, which
     /// drops the colours where they don't belong.
-    #[must_use]
-    pub fn render(&self, problems: &[Problem], severity: Severity) -> String {
+    pub(crate) fn render(&self, problems: &[Problem], severity: Severity) -> String {
         let mut out = String::new();
         for problem in problems {
             let _ = writeln!(out, "{}\n", self.render_one(problem, severity));

@@ -136,24 +136,6 @@ fn split_while(text: &str, belongs: impl Fn(char) -> bool) -> (&str, &str) {
     text.split_at(text.find(|c| !belongs(c)).unwrap_or(text.len()))
 }
 
-/// Writes a duration so that [`parse_duration`] reads the same; less than a millisecond is dropped.
-#[must_use]
-pub fn format_duration(duration: Duration) -> String {
-    let mut left = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let mut text = String::new();
-    for (unit, ms) in DURATIONS {
-        let count = left / ms;
-        left %= ms;
-        if count > 0 {
-            text += &format!("{count}{unit}");
-        }
-    }
-    match text.is_empty() {
-        true => "0s".to_owned(),
-        false => text,
-    }
-}
-
 /// Writes a number of bytes so that [`parse_size`] reads the same.
 #[must_use]
 pub fn format_size(bytes: u64) -> String {
@@ -257,12 +239,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn every_duration_survives_being_written(ms in 0..u64::MAX) {
-            let duration = Duration::from_millis(ms);
-            prop_assert_eq!(parse_duration(&format_duration(duration)), Ok(duration));
-        }
-
         #[test]
         fn every_size_survives_being_written(bytes: u64) {
             prop_assert_eq!(parse_size(&format_size(bytes)), Ok(bytes));

@@ -26,6 +26,8 @@ const NAME: Owner =
     Kvwarden("the engine serves the model under its `id`; more names go to `aliases`");
 const MODEL: Owner = Kvwarden("the weights are `source`");
 const ORDER: Owner = Kvwarden("what queues inside the engine has to keep kvwarden's order");
+const CONFIG: Owner = Kvwarden("a second configuration would hide from `kvwarden check`");
+const ROOT: Owner = Kvwarden("kvwarden asks for the paths at the root");
 const TLS: Owner = Kvwarden("kvwarden speaks plain HTTP to its engines on loopback");
 
 const COMMON: &[(&str, Owner)] = &[
@@ -39,14 +41,8 @@ const VLLM: &[(&str, Owner)] = &[
     ("--model", MODEL),
     ("--served-model-name", NAME),
     ("--uds", HOST),
-    (
-        "--root-path",
-        Kvwarden("kvwarden asks for the paths at the root"),
-    ),
-    (
-        "--config",
-        Kvwarden("a second configuration would hide from `kvwarden check`"),
-    ),
+    ("--root-path", ROOT),
+    ("--config", CONFIG),
     ("--max-model-len", Key("max_model_len")),
     ("--max-num-seqs", Key("max_concurrent")),
     ("--dtype", Key("dtype")),
@@ -64,10 +60,7 @@ const SGLANG: &[(&str, Owner)] = &[
     ("--model", MODEL),
     ("--model-path", MODEL),
     ("--served-model-name", NAME),
-    (
-        "--config",
-        Kvwarden("a second configuration would hide from `kvwarden check`"),
-    ),
+    ("--config", CONFIG),
     (
         "--device",
         Kvwarden("`engine` chooses it: `sglang` or `sglang-cpu`"),
@@ -98,10 +91,7 @@ const LLAMACPP: &[(&str, Owner)] = &[
     ("--api-key-file", API_KEY),
     ("--ssl-key-file", TLS),
     ("--ssl-cert-file", TLS),
-    (
-        "--api-prefix",
-        Kvwarden("kvwarden asks for the paths at the root"),
-    ),
+    ("--api-prefix", ROOT),
     ("--ctx-size", Key("max_model_len")),
     ("-c", Key("max_model_len")),
     ("--parallel", Key("max_concurrent")),

@@ -187,3 +187,13 @@ pub(crate) fn is_name(name: &str, longest: usize) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._:@/-".contains(c);
     (1..=longest).contains(&name.len()) && name.chars().all(allowed)
 }
+
+fn check_name(key: &KeyPath, name: &str, of: &str, longest: usize, report: &mut Report) {
+    if !is_name(name, longest) {
+        report
+            .problem(key, format!("{name:?} cannot name a {of}"))
+            .help(format!(
+                "use 1 to {longest} of the characters A-Z a-z 0-9 . _ : @ / -"
+            ));
+    }
+}

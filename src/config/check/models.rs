@@ -8,9 +8,9 @@ use kvwarden_policy::{ModelId, scheduling::Discipline};
 use super::{
     Context, LONGEST_MODEL_NAME,
     args::check_owned,
+    check_name,
     fits::{STARTED, check_fits},
     flags::{at_least_one, flags},
-    is_name,
     memory::residency,
     source::{executable, source},
 };
@@ -98,12 +98,7 @@ fn check_names<'f>(
     let aliases = model.aliases.iter().enumerate();
     let aliases = aliases.map(|(index, name)| (path.key("aliases").index(index), name));
     for (key, name) in id.chain(short).chain(aliases) {
-        if !is_name(name, LONGEST_MODEL_NAME) {
-            let help =
-                format!("use 1 to {LONGEST_MODEL_NAME} of the characters A-Z a-z 0-9 . _ : @ / -");
-            let message = format!("{name:?} cannot name a model");
-            section.report.problem(&key, message).help(help);
-        }
+        check_name(&key, name, "model", LONGEST_MODEL_NAME, section.report);
         if let Some(owner) = taken.insert(name, key.to_string()) {
             let message = format!("`{name}` is already the name in {owner}");
             section

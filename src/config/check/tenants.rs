@@ -4,7 +4,7 @@ use kvwarden_actors::router::OTHERS;
 use kvwarden_policy::{TenantId, tier::Tiers};
 use serde_json::{Map, Value};
 
-use super::{access::KeyOwners, is_name};
+use super::{access::KeyOwners, check_name};
 use crate::config::{
     GroupConfig, TenantConfig, TenantLimits,
     file::{File, ServiceTier, Tenant, TenantDefaults, given},
@@ -45,7 +45,7 @@ pub(super) fn tenants(
     let mut resolved = Vec::with_capacity(file.tenants.len());
     for (name, tenant) in &file.tenants {
         let path = KeyPath::of("tenants").key(name);
-        check_name(&path, name, "tenant", report);
+        check_name(&path, name, "tenant", LONGEST_NAME, report);
         if name == OTHERS {
             report
                 .problem(&path, format!("`{OTHERS}` is taken"))
@@ -64,20 +64,10 @@ pub(super) fn tenants(
     resolved
 }
 
-fn check_name(path: &KeyPath, name: &str, of: &str, report: &mut Report) {
-    if !is_name(name, LONGEST_NAME) {
-        report
-            .problem(path, format!("{name:?} cannot name a {of}"))
-            .help(format!(
-                "use 1 to {LONGEST_NAME} of the characters A-Z a-z 0-9 . _ : @ / -"
-            ));
-    }
-}
-
 fn check_groups(file: &File, report: &mut Report) {
     for (name, group) in &file.groups {
         let path = KeyPath::of("groups").key(name);
-        check_name(&path, name, "group", report);
+        check_name(&path, name, "group", LONGEST_NAME, report);
         let is_used = |tenant: &Tenant| tenant.group.as_ref() == Some(name);
         if !file.tenants.values().any(is_used) {
             report

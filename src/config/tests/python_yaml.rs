@@ -61,27 +61,19 @@ fn every_key_that_counted_counts() {
     assert_eq!(config.listen.to_string(), "127.0.0.1:8001");
     assert_eq!(config.log_level, "warn");
     let limits = &config.tenant_defaults;
-    assert_eq!(
-        (limits.rate_limit_rpm, limits.rate_limit_burst),
-        (Some(6000), Some(10))
-    );
-    assert_eq!(
-        (limits.max_concurrent_requests, limits.priority),
-        (Some(512), 2)
-    );
+    assert_eq!(limits.rate_limit_rpm, Some(6000));
+    assert_eq!(limits.rate_limit_burst, Some(10));
+    assert_eq!(limits.max_concurrent_requests, Some(512));
+    assert_eq!(limits.priority, 2);
     let model = &config.models[0];
-    assert_eq!(
-        (model.id.as_str(), model.engine),
-        ("org/Model-8B", EngineKind::Sglang)
-    );
+    assert_eq!(model.id.as_str(), "org/Model-8B");
+    assert_eq!(model.engine, EngineKind::Sglang);
     assert_eq!(model.aliases, ["model"]);
     assert_eq!(model.source, ModelSource::Hub("org/Model-8B".to_owned()));
     assert_eq!(model.start_timeout, Duration::from_secs(420));
     assert_eq!(model.queue_size, 2048);
-    assert_eq!(
-        (model.flags.capacity.sequences, model.flags.tensor_parallel),
-        (256, 2)
-    );
+    assert_eq!(model.flags.capacity.sequences, 256);
+    assert_eq!(model.flags.tensor_parallel, 2);
     assert_eq!(model.flags.gpu_memory_utilization, Some(0.4));
     assert_eq!(model.flags.dtype.as_deref(), Some("float16"));
     assert_eq!(model.flags.extra_args, ["--enable-metrics"]);

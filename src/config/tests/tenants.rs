@@ -116,10 +116,8 @@ fn tenant_belongs_to_its_group_with_the_groups_weight() {
 fn unknown_group_is_told_at_its_place_with_the_likely_one() {
     let used = "[groups.research]\n[tenants.b]\ngroup = \"research\"\n";
     let problem = problem(&format!("{used}[tenants.a]\ngroup = \"reserach\"\n{MODEL}"));
-    assert_eq!(
-        (problem.key.as_str(), problem.at),
-        ("tenants.a.group", Some((5, 9)))
-    );
+    assert_eq!(problem.key.as_str(), "tenants.a.group");
+    assert_eq!(problem.at, Some((5, 9)));
     assert_eq!(problem.message, "there is no group \"reserach\"");
     assert!(
         problem

@@ -7,7 +7,6 @@ It runs in vLLM's environment. Without weights vLLM makes them up (`--load-forma
 import json
 import os
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -85,7 +84,7 @@ def write_weights(out):
 def main():
     out = Path(sys.argv[1])
     os.makedirs(out, exist_ok=True)
-    write_tokenizer(Namespace(out=out, vocab=4096, ctx=CONTEXT))
+    write_tokenizer(out, vocabulary=4096, context=CONTEXT)
     write_json(out, "generation_config.json", {"bos_token_id": 0, "eos_token_id": 2})
     write_json(out, "config.json", CONFIG)
     if "--weights" in sys.argv:

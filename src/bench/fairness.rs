@@ -10,6 +10,7 @@ use super::{
     report::{ArmReport, Report, Unavailable},
     runner::{Measured, Runner},
     server::Place,
+    watch::Look,
     workload::{HERO_RATE, Workload},
 };
 use crate::config::Engine;
@@ -70,7 +71,7 @@ fn base(options: &Options) -> anyhow::Result<Option<Base>> {
         Some(source) => source.clone(),
         None => model::default_source(options.engine)?,
     };
-    Base::of_engine(options.engine, options.preset, source).map(Some)
+    Base::of_engine(options.engine, options.preset, &source).map(Some)
 }
 
 fn workload(options: &Options, floods: Vec<Load>, capacity: f64, scale: f64) -> Workload {
@@ -124,9 +125,13 @@ fn available(runner: &Runner<'_>, asked: &[Arm]) -> anyhow::Result<(Vec<Arm>, Ve
     let mut cannot = Vec::new();
     for arm in asked.iter().copied() {
         let place = Place::find(None)?;
-        let instance = runner.instance(arm, &place);
-        let base = runner.base.as_ref();
-        match base.and_then(|base| base.unavailable(instance, &runner.workload)) {
+        let problem = match &runner.base {
+            Some(base) => {
+                base.problem(&base.config(runner.instance(arm, &place), &runner.workload)?)
+            }
+            None => None,
+        };
+        match problem {
             None => can.push(arm),
             Some(why) => {
                 runner.display.say(&format!("{:>8}: {why}", arm.name()));
@@ -148,11 +153,8 @@ fn arm_report(arm: Arm, measured: Vec<Measured>, report: &Report, options: &Opti
     let mut lag = Lag::default();
     let (mut config, mut discarded) = (String::new(), Vec::new());
     for one in measured {
-        looks.extend(
-            one.looks
-                .into_iter()
-                .filter(|look| from <= look.at && look.at < until),
-        );
+        let in_window = |look: &Look| from <= look.at && look.at < until;
+        looks.extend(one.looks.into_iter().filter(in_window));
         lag = lag.or_worse(one.run.lag);
         runs.push(one.run.samples);
         config = one.config;
@@ -161,12 +163,12 @@ fn arm_report(arm: Arm, measured: Vec<Measured>, report: &Report, options: &Opti
     let mut whole = ArmReport::new(arm, runs, &looks, report);
     whole.config = config;
     whole.client_lag_p99_ms = lag.p99.as_secs_f64() * 1e3;
-    if lag.p99 > options.max_lag {
+    if lag.p99 > options.max_client_lag {
         whole.warnings.push(format!(
             "the load generator, on the engine's own cores, was up to {:.0} ms late (p99; the bar \
              is {} ms): latencies include that",
             whole.client_lag_p99_ms,
-            options.max_lag.as_millis()
+            options.max_client_lag.as_millis()
         ));
     }
     whole.warnings.extend(discarded);

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io::IsTerminal as _, time::Duration};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{arm::Arm, load::Live};
+use super::{arm::Arm, load::Live, stats::nearest_rank};
 
 const STYLE: &str = "{prefix:>8.bold} [{bar:24}] {elapsed:>4}  {wide_msg}";
 
@@ -93,10 +93,8 @@ fn summary(live: &Live, is_quiet: impl Fn(usize) -> bool) -> String {
         .map(|(_, ttft)| ttft.as_secs_f64() * 1e3)
         .collect();
     quiet.sort_by(f64::total_cmp);
-    let at = |percent: usize| {
-        let rank = (quiet.len() * percent).div_ceil(100);
-        rank.checked_sub(1)
-            .map_or("-".to_owned(), |at| format!("{:.0}", quiet[at]))
+    let at = |percent| {
+        nearest_rank(quiet.len(), percent).map_or("-".to_owned(), |at| format!("{:.0}", quiet[at]))
     };
     format!(
         "sent {} ok {} refused {} not done {}   quiet ttft p50 {} p99 {} ms",

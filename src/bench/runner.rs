@@ -78,7 +78,7 @@ impl<'a> Runner<'a> {
         Instance {
             arm,
             port: place.port,
-            state_dir: place.state_dir(),
+            state_dir: &place.state_dir,
             keeps_engine: self.options.keep_engine.is_some(),
             bucket_rpm: self.bucket_rpm,
         }
@@ -191,9 +191,8 @@ impl<'a> Runner<'a> {
                 self.display.update(arm, done, &live, is_quiet);
             }
         };
-        let run = load::run(&target, &plans, self.prompts, seed, self.limits(), &live);
         let run = tokio::select! {
-            run = run => run,
+            run = load::run(&target, &plans, self.prompts, seed, self.limits(), &live) => run,
             () = watch::watch(&target.base, begin, &live, &looks) => unreachable!("watches for ever"),
             () = draw => unreachable!("draws for ever"),
         };
@@ -216,24 +215,20 @@ impl<'a> Runner<'a> {
             return Ok((None, String::new()));
         };
         let place = Place::find(self.options.keep_engine.as_deref())?;
-        let config = base.config(self.instance(arm, &place), &self.workload);
+        let config = base.config(self.instance(arm, &place), &self.workload)?;
         Ok((Some(place.start(&config).await?), config))
     }
 
     fn target(&self, server: Option<&Server>) -> anyhow::Result<Rc<Target>> {
-        let base = server.map(|server| server.base.clone());
-        let base = base.or(self.options.base_url.clone());
-        let model = match &self.base {
-            Some(base) => base.model_name(),
-            None => {
-                let named = self.options.model.clone();
-                named.context("--base-url needs --model, the model's name there")?
-            }
-        };
+        let options = self.options;
+        let base = server.map(|server| &server.base);
+        let base = base.or(options.base_url.as_ref()).context("no server")?;
+        let model = self.base.as_ref().map(Base::model_name);
+        let model = model.or(options.model.clone());
         Ok(Rc::new(Target {
-            base: base.context("no server")?.trim_end_matches('/').to_owned(),
-            model,
-            api_key: self.options.api_key.clone(),
+            base: base.trim_end_matches('/').to_owned(),
+            model: model.context("--base-url needs --model, the model's name there")?,
+            api_key: options.api_key.clone(),
             dialect: self.dialect,
         }))
     }
@@ -247,9 +242,8 @@ impl<'a> Runner<'a> {
             grace: (lasting / 6).clamp(Duration::from_secs(1), Duration::from_secs(10)),
             max_lag: match shares_cores {
                 true => Duration::MAX,
-                false => self.options.max_lag,
+                false => self.options.max_client_lag,
             },
-            ..load::Limits::default()
         }
     }
 

@@ -38,24 +38,19 @@ const MAX_PAGE: usize = 4 << 20;
 /// A running `kvwarden serve`. Dropping it kills it, and its engines with it unless they are kept.
 pub struct Server {
     child: Child,
-    dir: Dir,
+    place: Place,
     /// Base URL without `/v1`.
     pub base: String,
 }
 
 /// Where a server will be.
 pub struct Place {
-    dir: Dir,
+    /// For sockets and logs.
+    pub state_dir: PathBuf,
+    /// It goes with the server; none where the next server takes over the engines it finds there.
+    own: Option<TempDir>,
     /// A loopback port that was free a moment ago.
     pub port: u16,
-}
-
-/// Where a server has its sockets and logs.
-enum Dir {
-    /// It is gone with the server.
-    Own(TempDir),
-    /// The next server takes over the engines that it finds there.
-    Kept(PathBuf),
 }
 
 // === impl Place ===
@@ -66,22 +61,21 @@ impl Place {
     /// # Errors
     /// When the system has neither.
     pub fn find(kept: Option<&Path>) -> anyhow::Result<Self> {
-        let dir = match kept {
+        // Short, for the path of a Unix socket in it ends at 107 bytes.
+        let own = || tempfile::Builder::new().prefix("kvw-").tempdir();
+        let (state_dir, own) = match kept {
             Some(kept) => {
                 std::fs::create_dir_all(kept)?;
-                Dir::Kept(std::path::absolute(kept)?)
+                (std::path::absolute(kept)?, None)
             }
-            // Short, for the path of a Unix socket in it ends at 107 bytes.
-            None => Dir::Own(tempfile::Builder::new().prefix("kvw-").tempdir()?),
+            None => own().map(|own| (own.path().to_owned(), Some(own)))?,
         };
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        Ok(Self { dir, port })
-    }
-
-    /// For sockets and logs.
-    #[must_use]
-    pub fn state_dir(&self) -> &Path {
-        self.dir.path()
+        Ok(Self {
+            state_dir,
+            own,
+            port,
+        })
     }
 
     /// Starts a server here and waits until all its models serve.
@@ -89,9 +83,9 @@ impl Place {
     /// # Errors
     /// When it refuses the configuration, ends, or takes too long; with its own words.
     pub async fn start(self, config: &str) -> anyhow::Result<Server> {
-        let file = self.dir.path().join("kvwarden.toml");
+        let file = self.state_dir.join("kvwarden.toml");
         std::fs::write(&file, config)?;
-        let log = std::fs::File::create(self.dir.path().join("serve.log"))?;
+        let log = std::fs::File::create(self.state_dir.join("serve.log"))?;
         let mut command = Command::new(std::env::current_exe()?);
         command
             .args(["serve", "--config"])
@@ -111,21 +105,10 @@ impl Place {
         let mut server = Server {
             child,
             base: format!("http://127.0.0.1:{}", self.port),
-            dir: self.dir,
+            place: self,
         };
         server.until_ready().await?;
         Ok(server)
-    }
-}
-
-// === impl Dir ===
-
-impl Dir {
-    fn path(&self) -> &Path {
-        match self {
-            Self::Own(dir) => dir.path(),
-            Self::Kept(dir) => dir,
-        }
     }
 }
 
@@ -155,14 +138,15 @@ impl Server {
 
     /// What it said last.
     fn log(&self) -> String {
-        let log = std::fs::read_to_string(self.dir.path().join("serve.log")).unwrap_or_default();
+        let log = self.place.state_dir.join("serve.log");
+        let log = std::fs::read_to_string(log).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
     /// Ends it and its engines; where they are kept it is killed, which they survive.
     pub async fn stop(mut self) {
-        if matches!(self.dir, Dir::Kept(_)) {
+        if self.place.own.is_none() {
             let _ = self.child.kill().await;
             return;
         }

@@ -1,36 +1,19 @@
 //! `kvwarden bench`.
 
-use std::{
-    io::Write as _,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};
-use kvwarden_policy::steps::{self, Preset};
 
 use crate::{
     bench::{
-        arm::Arm,
         fairness,
         hero::{self, Flavor},
-        options::Options,
+        options::{MOST, Options},
         report::{self, Report},
         workload::Shape,
     },
-    config::{Engine, units::parse_duration},
     serve::raise_descriptor_limit,
 };
-
-/// Python KVWarden's own warm-up cut.
-const WARMUP: Duration = Duration::from_secs(10);
-
-/// Longest run; a mistyped unit should not cost a day.
-const LONGEST: Duration = Duration::from_secs(3600);
-
-/// Most rounds and tenants, for the same reason.
-const MOST: u32 = 100;
 
 /// Options of `kvwarden bench`.
 #[derive(Args, Clone, Debug)]
@@ -76,60 +59,8 @@ struct HeroArgs {
 
 #[derive(Args, Clone, Debug)]
 struct CommonArgs {
-    /// The engine to start
-    #[arg(long, default_value = "sim")]
-    engine: Engine,
-    /// What the simulated engine simulates
-    #[arg(long, default_value = "a100-8b", value_parser = preset)]
-    preset: &'static Preset,
-    /// The model of a real engine: a path, a hub id, or pypi:PACKAGE/FILE [default: a small one on CPU engines]
-    #[arg(long, value_name = "SOURCE")]
-    model: Option<String>,
-    /// Take engine and model from this TOML file; its tenants and limits are replaced
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["engine", "model"])]
-    config: Option<PathBuf>,
-    /// How long each run sends (at least 2s)
-    #[arg(long, default_value = "60s", value_parser = parse_duration)]
-    duration: Duration,
-    /// Requests planned before it do not count, in any arm [default: 10s, at most a quarter of the run]
-    #[arg(long, value_parser = parse_duration)]
-    warmup: Option<Duration>,
-    /// Which arms, in which order
-    #[arg(
-        long,
-        value_delimiter = ',',
-        default_value = "solo,fifo,bucket,drr,fair"
-    )]
-    arms: Vec<Arm>,
-    /// Seeds arrivals, lengths and prompts
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// How often to run all arms, in turn
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST)))]
-    rounds: u32,
-    /// Each noisy tenant's requests per minute in the bucket arm [default: 600; on a CPU half of what the engine can]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    bucket_rpm: Option<u32>,
-    /// Sizes of requests, as part of the shape's [default: 1; 0.125 on a CPU]
-    #[arg(long, value_name = "PART", value_parser = part)]
-    scale: Option<f64>,
-    /// Start the engine once for all arms; it is left in this directory, for two minutes, to the next bench
-    #[arg(long, value_name = "DIR", conflicts_with = "base_url")]
-    keep_engine: Option<PathBuf>,
-    /// Bench this running server instead, alone and flooded; its URL without /v1
-    #[arg(long, value_name = "URL", requires = "model", conflicts_with_all = ["config", "engine"])]
-    base_url: Option<String>,
-    /// API key of that server
-    #[arg(
-        long,
-        value_name = "KEY",
-        env = "KVWARDEN_BENCH_KEY",
-        hide_env_values = true
-    )]
-    api_key: Option<String>,
-    /// Refuse to report if the load generator itself was later than this (99th percentile); warn where it shares the engine's cores
-    #[arg(long, value_name = "TIME", default_value = "20ms", value_parser = parse_duration)]
-    max_client_lag: Duration,
+    #[command(flatten)]
+    options: Options,
     /// Write summary.json, requests.jsonl, fairness.svg and fairness.png here
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -144,13 +75,10 @@ struct CommonArgs {
 /// When nothing could be measured, and why.
 pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let (common, options, flavor) = match &args.command {
-        BenchCommand::Fairness(args) => (&args.common, args.options()?, None),
-        BenchCommand::ReproduceHero(args) => {
-            let tenants = args.flavor.tenants();
-            let options = args.common.options(Shape::Hero, tenants)?;
-            (&args.common, options, Some(args.flavor))
-        }
+        BenchCommand::Fairness(args) => (&args.common, args.options(), None),
+        BenchCommand::ReproduceHero(args) => (&args.common, args.options(), Some(args.flavor)),
     };
+    let options = options.checked()?;
     raise_descriptor_limit();
     let measured = async {
         tokio::select! {
@@ -174,75 +102,37 @@ fn show(report: &Report, common: &CommonArgs, flavor: Option<Flavor>) -> anyhow:
         hero::print(report, flavor, &mut out)?;
     }
     if let Some(dir) = &common.out {
-        write_files(report, dir)?;
-    }
-    Ok(())
-}
-
-fn write_files(report: &Report, dir: &Path) -> anyhow::Result<()> {
-    for path in report::write_all(report, dir)? {
-        anstream::eprintln!("wrote {}", path.display());
+        for path in report::write_all(report, dir)? {
+            anstream::eprintln!("wrote {}", path.display());
+        }
     }
     Ok(())
 }
 
 impl FairnessArgs {
-    fn options(&self) -> anyhow::Result<Options> {
+    fn options(&self) -> Options {
         let (flood, tenants) = match self.shape {
             // Each alone is enough, and all together are far too much.
             Shape::Unequal => (1.0, 4),
             Shape::Decode | Shape::Prefill | Shape::Mixed | Shape::Hero | Shape::Short => (2.0, 2),
         };
-        let tenants = self.tenants.unwrap_or(tenants) as usize;
-        Ok(Options {
+        Options {
+            shape: self.shape,
             flood: Some(self.flood.unwrap_or(flood)),
+            tenants: self.tenants.unwrap_or(tenants) as usize,
             weights: self.weights.clone(),
-            ..self.common.options(self.shape, tenants)?
-        })
+            ..self.common.options.clone()
+        }
     }
 }
 
-impl CommonArgs {
-    fn options(&self, shape: Shape, tenants: usize) -> anyhow::Result<Options> {
-        let (shortest, longest) = (Duration::from_secs(2), LONGEST);
-        anyhow::ensure!(
-            (shortest..=longest).contains(&self.duration),
-            "--duration is {} to {} s",
-            shortest.as_secs(),
-            longest.as_secs()
-        );
-        let warmup = self.warmup.unwrap_or(WARMUP.min(self.duration / 4));
-        anyhow::ensure!(
-            warmup < self.duration,
-            "--warmup leaves nothing of --duration"
-        );
-        let mut arms = Vec::new();
-        for arm in &self.arms {
-            if !arms.contains(arm) {
-                arms.push(*arm);
-            }
+impl HeroArgs {
+    fn options(&self) -> Options {
+        Options {
+            shape: Shape::Hero,
+            tenants: self.flavor.tenants(),
+            ..self.common.options.clone()
         }
-        Ok(Options {
-            engine: self.engine,
-            preset: self.preset,
-            model: self.model.clone(),
-            config: self.config.clone(),
-            flood: None,
-            shape,
-            scale: self.scale,
-            tenants,
-            weights: Vec::new(),
-            duration: self.duration,
-            warmup,
-            arms,
-            seed: self.seed,
-            rounds: self.rounds,
-            bucket_rpm: self.bucket_rpm,
-            keep_engine: self.keep_engine.clone(),
-            base_url: self.base_url.clone(),
-            api_key: self.api_key.clone(),
-            max_lag: self.max_client_lag,
-        })
     }
 }
 
@@ -253,20 +143,6 @@ fn times(text: &str) -> Result<f64, String> {
         Ok(times) if times > 0.0 && times <= 100.0 => Ok(times),
         _ => Err("expected a multiple of the capacity, above 0x and up to 100x".to_owned()),
     }
-}
-
-fn part(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(part) if part > 0.0 && part <= 1.0 => Ok(part),
-        _ => Err("expected a part, above 0 and up to 1".to_owned()),
-    }
-}
-
-fn preset(name: &str) -> Result<&'static Preset, String> {
-    steps::preset(name).ok_or_else(|| {
-        let known: Vec<_> = steps::PRESETS.iter().map(|preset| preset.name).collect();
-        format!("known presets: {}", known.join(", "))
-    })
 }
 
 #[cfg(test)]

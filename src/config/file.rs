@@ -7,7 +7,8 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use kvwarden_policy::{lifecycle::Rung, scheduling::Discipline};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::{
     resolved::TenantHeader,
@@ -115,7 +116,7 @@ pub struct Log {
 }
 
 /// What a tenant gets where it says nothing itself, and what a tenant gets that the file does not name.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct TenantDefaults {
     /// Lower goes first. Default: 0.
@@ -149,7 +150,7 @@ pub struct Group {
 }
 
 /// One tenant. A key that is absent is taken from `[tenant_defaults]`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Tenant {
     /// Hashes of its API keys (`"sha256:..."`), as `kvwarden key` prints them. Default: none.
@@ -195,7 +196,7 @@ pub struct EngineDefaults {
 }
 
 /// One model and the engine that serves it.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Model {
     /// The name clients ask for. *Required*, except with `replica_of`.
@@ -269,7 +270,7 @@ pub struct Model {
 }
 
 /// A `service_tier` that a tenant may choose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ServiceTier {
     /// Later.
@@ -279,7 +280,7 @@ pub enum ServiceTier {
 }
 
 /// Who goes next, as the file names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Scheduling {
     /// By tokens served.
@@ -301,7 +302,7 @@ impl From<Scheduling> for Discipline {
 }
 
 /// A rung between running and stopped, as the file names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Sleep {
     /// Weights stay.
@@ -324,7 +325,17 @@ impl From<Sleep> for Rung {
 
 /// An engine as the file names it: its kind, and whether it is the CPU build.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema, clap::ValueEnum,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    clap::ValueEnum,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Engine {
@@ -358,4 +369,19 @@ impl Engine {
             Self::Attach => "attach",
         }
     }
+}
+
+/// The keys that stand in a table, with their values.
+pub(crate) fn given(table: &impl Serialize) -> Map<String, Value> {
+    let is_there = |value: &Value| match value {
+        Value::Null => false,
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(table) => !table.is_empty(),
+        Value::Bool(_) | Value::Number(_) | Value::String(_) => true,
+    };
+    let Ok(Value::Object(mut keys)) = serde_json::to_value(table) else {
+        return Map::new();
+    };
+    keys.retain(|_, value| is_there(value));
+    keys
 }

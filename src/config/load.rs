@@ -12,7 +12,7 @@ use super::{
     problem::{Origin, Problem, Severity},
     read::read,
     report::Report,
-    tree::{Malformed, parse_toml, parse_yaml},
+    tree::{parse_toml, parse_yaml},
     unknown::report_unknown,
     yaml::read_yaml,
 };
@@ -72,15 +72,8 @@ impl Config {
             Ok(text) => Self::load_str(&text, path, env, overrides),
             Err(error) => {
                 let message = format!("cannot be read: {error}");
-                let problem = Problem {
-                    key: String::new(),
-                    at: None,
-                    message,
-                    help: None,
-                    span: None,
-                };
                 Err(ConfigError {
-                    problems: vec![problem],
+                    problems: vec![Places::default().problem(String::new(), None, message)],
                     warnings: Vec::new(),
                     origin: Origin::new(path, ""),
                 })
@@ -103,23 +96,18 @@ impl Config {
         let is_yaml = path
             .extension()
             .is_some_and(|ext| ext == "yaml" || ext == "yml");
-        let document = if is_yaml {
-            parse_yaml(text)
-        } else {
-            parse_toml(text)
-        };
-        let mut document = match document {
-            Ok(document) => document,
-            Err(Malformed { problems, places }) => {
-                origin.blot(&places);
-                return Err(ConfigError {
-                    problems,
-                    warnings: Vec::new(),
-                    origin,
-                });
-            }
+        let mut document = match is_yaml {
+            true => parse_yaml(text),
+            false => parse_toml(text),
         };
         origin.blot(&document.places);
+        if !document.malformed.is_empty() {
+            return Err(ConfigError {
+                problems: document.malformed,
+                warnings: Vec::new(),
+                origin,
+            });
+        }
         let mut report = Report::new(document.places);
         let mut file = if is_yaml {
             read_yaml(&mut document.value, &document.repeated, &mut report)
@@ -142,7 +130,7 @@ impl Config {
         env: &Environment,
         overrides: &Overrides,
     ) -> Result<Loaded, ConfigError> {
-        let mut report = Report::new(Places::default());
+        let mut report = Report::default();
         let mut file = file_from_models(models, overrides.engine);
         overrides.apply(&mut file, &mut report);
         finish(&file, None, env, report, Origin::default())
@@ -156,13 +144,9 @@ fn take_model_ids(file: &mut File, report: &mut Report) {
         let (id, other) = (path.key("id"), path.key("model_id"));
         match (&model.id, model.model_id.take()) {
             (Some(_), Some(_)) => {
-                let help = "they are two ways to write one key; leave one out".to_owned();
-                report.key(
-                    Severity::Error,
-                    &other,
-                    "`id` is there too".to_owned(),
-                    Some(help),
-                );
+                report
+                    .problem_at_key(&other, "`id` is there too".to_owned())
+                    .help("they are two ways to write one key; leave one out");
             }
             (None, Some(name)) => {
                 model.id = Some(name);
@@ -194,17 +178,16 @@ fn finish(
     let Report {
         problems, warnings, ..
     } = report;
-    if problems.is_empty() {
-        Ok(Loaded {
+    match problems.is_empty() {
+        true => Ok(Loaded {
             config,
             warnings,
             origin,
-        })
-    } else {
-        Err(ConfigError {
+        }),
+        false => Err(ConfigError {
             problems,
             warnings,
             origin,
-        })
+        }),
     }
 }

@@ -34,7 +34,7 @@ pub use change::Changes;
 pub use file::Engine;
 pub use load::ConfigError;
 pub use overrides::Overrides;
-pub use problem::{Origin, Problem, Severity};
+pub use problem::{Origin, Problem};
 pub use resolved::{
     Auth, Config, EventsConfig, GroupConfig, KeyHash, Limits, Loaded, ModelConfig, ModelSource,
     Residency, TenantConfig, TenantHeader, TenantLimits,
@@ -52,13 +52,4 @@ pub fn process_environment() -> Environment {
         Some((name.into_string().ok()?, value.into_string().ok()?))
     };
     std::env::vars_os().filter_map(text).collect()
-}
-
-/// Every key of the TOML form, as Markdown; generated from `file.rs`, and a test keeps it so.
-pub const REFERENCE: &str = include_str!("reference.md");
-
-/// The JSON schema of the TOML form.
-#[must_use]
-pub fn json_schema() -> serde_json::Value {
-    schema::Schema::of::<file::File>().into_value()
 }

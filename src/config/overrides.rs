@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{
-    check::{default_engine, is_preset},
+    check::{DEFAULT_LISTEN, default_engine, is_preset},
     file::{Engine, File, Model},
     path::KeyPath,
     places::Source,
@@ -58,10 +58,8 @@ impl Overrides {
         if self.host.is_none() && self.port.is_none() {
             return;
         }
-        let listen = file
-            .listen
-            .take()
-            .unwrap_or_else(|| super::check::DEFAULT_LISTEN.to_owned());
+        let listen = file.listen.take();
+        let listen = listen.unwrap_or_else(|| DEFAULT_LISTEN.to_owned());
         let (host, port) = listen.rsplit_once(':').unwrap_or((&listen, "8000"));
         let host = match &self.host {
             // An IPv6 address needs brackets before its port.
@@ -69,14 +67,11 @@ impl Overrides {
             Some(host) => host.clone(),
             None => host.to_owned(),
         };
-        let port = self
-            .port
-            .map_or_else(|| port.to_owned(), |port| port.to_string());
+        let port = self.port.map_or(port.to_owned(), |port| port.to_string());
         file.listen = Some(format!("{host}:{port}"));
-        let option = if self.host.is_some() {
-            "--host"
-        } else {
-            "--port"
+        let option = match self.host {
+            Some(_) => "--host",
+            None => "--port",
         };
         report.comes_from(KeyPath::of("listen"), Source::Option(option));
     }

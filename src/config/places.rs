@@ -1,11 +1,11 @@
 //! Where everything stands in a text, and what it is called to its author.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     ops::{Bound, Range},
 };
 
-use super::path::KeyPath;
+use super::{path::KeyPath, problem::Problem};
 
 /// Where the keys of a text stand.
 #[derive(Clone, Debug, Default)]
@@ -14,7 +14,6 @@ pub(crate) struct Places {
     /// For counting lines and columns.
     text: String,
     sources: BTreeMap<KeyPath, Source>,
-    broken: BTreeSet<KeyPath>,
 }
 
 #[derive(Clone, Debug)]
@@ -59,19 +58,14 @@ impl Places {
         let key = match self.source(key) {
             Some(Source::Option(_)) => return None,
             Some(Source::Key(key)) => key,
-            None => key.clone(),
+            None => key,
         };
-        if let Some(place) = self.spans.get(&key) {
+        if let Some(place) = self.spans.get(key) {
             return Some(self.first_line(part(place)));
         }
-        let mut around = key.parent();
-        while let Some(key) = around {
-            if let Some(place) = self.spans.get(&key) {
-                return Some(self.first_line(&place.key));
-            }
-            around = key.parent();
-        }
-        None
+        let mut around = std::iter::successors(key.parent(), KeyPath::parent);
+        let place = around.find_map(|key| self.spans.get(&key))?;
+        Some(self.first_line(&place.key))
     }
 
     /// A table's bytes may be many lines; the first says which one is meant.
@@ -84,14 +78,15 @@ impl Places {
     /// How `key` is called to its author.
     pub(crate) fn name(&self, key: &KeyPath) -> String {
         match self.source(key) {
-            Some(Source::Option(option)) => option.to_owned(),
+            Some(Source::Option(option)) => (*option).to_owned(),
             Some(Source::Key(key)) => key.to_string(),
             None => key.to_string(),
         }
     }
 
-    fn source(&self, key: &KeyPath) -> Option<Source> {
-        self.sources.get(key).cloned()
+    /// Where the value of `key` comes from, if not from there.
+    pub(crate) fn source(&self, key: &KeyPath) -> Option<&Source> {
+        self.sources.get(key)
     }
 
     /// Says that `key` comes from somewhere else.
@@ -99,23 +94,25 @@ impl Places {
         self.sources.insert(key, source);
     }
 
-    /// Whether the value of `key`, or a table it should stand in, could not be read, so that what
-    /// follows from it is unknown.
-    pub(crate) fn is_broken(&self, key: &KeyPath) -> bool {
-        let broken = |key: &KeyPath| {
-            let mut around = std::iter::successors(Some(key.clone()), KeyPath::parent);
-            around.any(|key| self.broken.contains(&key))
-        };
-        broken(key) || matches!(self.source(key), Some(Source::Key(key)) if broken(&key))
-    }
-
-    /// Remembers that the value of `key` could not be read.
-    pub(crate) fn set_broken(&mut self, key: KeyPath) {
-        self.broken.insert(key);
+    /// What is wrong with the thing called `key`, which stands in these bytes.
+    pub(crate) fn problem(
+        &self,
+        key: String,
+        span: Option<Range<usize>>,
+        message: impl Into<String>,
+    ) -> Problem {
+        let start = span.as_ref().map(|span| span.start);
+        Problem {
+            key,
+            at: start.and_then(|start| self.line_column(start)),
+            message: message.into(),
+            help: None,
+            span,
+        }
     }
 
     /// 1-based line and column of a byte; columns count characters.
-    pub(crate) fn line_column(&self, offset: usize) -> Option<(usize, usize)> {
+    fn line_column(&self, offset: usize) -> Option<(usize, usize)> {
         let before = self.text.get(..offset)?;
         let line_start = before.rfind('\n').map_or(0, |end| end + 1);
         let line = before.matches('\n').count() + 1;
@@ -145,11 +142,8 @@ impl Places {
             !next.is_some_and(|(next, _)| next.steps().starts_with(key.steps()))
         };
         let secret = move |(key, _): &(&KeyPath, &Place)| key.is_secret() && is_leaf(key);
-        let spans = self
-            .spans
-            .iter()
-            .filter(secret)
-            .map(|(_, place)| place.value.clone());
+        let secrets = self.spans.iter().filter(secret);
+        let spans = secrets.map(|(_, place)| place.value.clone());
         spans.filter(move |span| !is_hash(span))
     }
 }

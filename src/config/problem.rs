@@ -23,9 +23,16 @@ pub struct Problem {
     pub span: Option<Range<usize>>,
 }
 
+impl Problem {
+    /// Says what to do about it.
+    pub(crate) fn help(&mut self, help: impl Into<String>) {
+        self.help = Some(help.into());
+    }
+}
+
 /// How bad a [`Problem`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Severity {
+pub(crate) enum Severity {
     /// The configuration is refused.
     Error,
     /// It is taken, but its author should know.
@@ -53,19 +60,15 @@ impl Origin {
     /// Blots out what no excerpt may show.
     pub(crate) fn blot(&mut self, places: &Places) {
         for span in places.secrets() {
-            // Same length and the same line breaks, so that every other place stays where it is.
-            let blotted = |text: &str| -> String {
-                let byte = |b| {
-                    if matches!(b, b'\n' | b'\r') {
-                        char::from(b)
-                    } else {
-                        '*'
-                    }
-                };
-                text.bytes().map(byte).collect()
-            };
             if let Some(secret) = self.text.get(span.clone()) {
-                let blotted = blotted(secret);
+                // Same length and the same line breaks, so that every other place stays where it is.
+                let blotted: String = secret
+                    .bytes()
+                    .map(|byte| match byte {
+                        b'\n' | b'\r' => char::from(byte),
+                        _ => '*',
+                    })
+                    .collect();
                 self.text.replace_range(span, &blotted);
             }
         }
@@ -73,8 +76,7 @@ impl Origin {
 
     /// The problems one after the other, as a compiler shows them. Print it with `anstream`, which
     /// drops the colours where they don't belong.
-    #[must_use]
-    pub fn render(&self, problems: &[Problem], severity: Severity) -> String {
+    pub(crate) fn render(&self, problems: &[Problem], severity: Severity) -> String {
         let mut out = String::new();
         for problem in problems {
             let _ = writeln!(out, "{}\n", self.render_one(problem, severity));

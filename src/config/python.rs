@@ -79,10 +79,9 @@ impl Python {
     /// The same in the TOML form.
     pub(crate) fn into_file(self) -> File {
         let host = self.host.unwrap_or_else(|| "0.0.0.0".to_owned());
-        let host = if host.contains(':') {
-            format!("[{host}]")
-        } else {
-            host
+        let host = match host.contains(':') {
+            true => format!("[{host}]"),
+            false => host,
         };
         let mut file = File {
             listen: Some(format!("{host}:{}", self.port.unwrap_or(8080))),
@@ -115,12 +114,10 @@ impl PythonCache {
         let offloads =
             |model: &&mut Model| matches!(model.engine, Some(Engine::Vllm | Engine::Sglang));
         let parts = models.iter_mut().filter(offloads).count();
-        let part = |name: &str| {
-            let tier = self
-                .tiers
-                .iter()
-                .find(|tier| tier.name.as_deref() == Some(name));
-            Some(SizeText(bytes(tier?.capacity_gb?, parts))).filter(|size| size.0 > 0)
+        let part = |name| {
+            let mut tiers = self.tiers.iter();
+            let tier = tiers.find(|tier| tier.name.as_deref() == Some(name))?;
+            Some(SizeText(bytes(tier.capacity_gb?, parts))).filter(|size| size.0 > 0)
         };
         let (cpu, ssd) = (part("cpu"), part("ssd"));
         for model in models.iter_mut().filter(offloads) {
@@ -175,13 +172,10 @@ impl PythonTenant {
 /// A model without a short name was shown by the last part of its id. That routes here, where it
 /// can only mean this one model.
 fn add_short_names(models: &mut [Model]) {
-    let mut taken: Vec<String> = Vec::new();
-    taken.extend(
-        models
-            .iter()
-            .flat_map(|model| model.id.iter().chain(&model.short_name))
-            .cloned(),
-    );
+    let names = models
+        .iter()
+        .flat_map(|model| model.id.iter().chain(&model.short_name));
+    let mut taken: Vec<String> = names.cloned().collect();
     for model in models.iter_mut().filter(|model| model.short_name.is_none()) {
         let id = model.id.as_deref().unwrap_or_default();
         let short = id.rsplit('/').next().unwrap_or(id).to_lowercase();

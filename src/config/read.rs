@@ -29,8 +29,10 @@ where
             Err(error) => error,
         };
         let path = tracked_path(&track.path());
-        let wrong = Wrong::new(&error.to_string(), path.is_secret());
-        report.problem(&path, wrong.message, wrong.help);
+        // What stands where a key belongs may be the key.
+        let found = at(document, &path).filter(|_| !path.is_secret());
+        let (message, help) = in_words(&error.to_string(), found);
+        report.problem(&path, message).help = help;
         report.set_broken(path.to_last_key());
         if !take_out(document, &path.to_last_key()) {
             return (T::default(), Vec::new());
@@ -61,7 +63,7 @@ fn take_out_what_is_no_table(
                 true => "expected a table".to_owned(),
                 false => format!("expected a table, found {}", value_in_words(child)),
             };
-            report.problem(&here, message, None);
+            report.problem(&here, message);
             report.set_broken(here);
             *child = Value::Object(serde_json::Map::new());
         } else {
@@ -70,7 +72,8 @@ fn take_out_what_is_no_table(
     }
 }
 
-fn value_in_words(value: &Value) -> String {
+/// A value as its author would call it.
+pub(crate) fn value_in_words(value: &Value) -> String {
     match value {
         Value::Object(_) => "a table".to_owned(),
         Value::Array(_) => "a list".to_owned(),
@@ -85,6 +88,15 @@ fn child_mut<'v>(value: &'v mut Value, step: &Step) -> Option<&'v mut Value> {
         Step::Key(key) => value.get_mut(key),
         Step::Index(index) => value.get_mut(index),
     }
+}
+
+fn at<'v>(document: &'v Value, path: &KeyPath) -> Option<&'v Value> {
+    path.steps()
+        .iter()
+        .try_fold(document, |value, step| match step {
+            Step::Key(key) => value.get(key),
+            Step::Index(index) => value.get(index),
+        })
 }
 
 /// Removes the key at `path`; false where there is none.
@@ -121,83 +133,38 @@ fn ignored_path(path: &serde_ignored::Path<'_>) -> KeyPath {
     }
 }
 
-/// Serde's words for a wrong value, in the words of the file.
-struct Wrong {
-    message: String,
-    help: Option<String>,
-}
-
-impl Wrong {
-    fn new(error: &str, secret: bool) -> Self {
-        // Our own types put their help after a line break.
-        if let Some((message, help)) = error.split_once('\n') {
-            return Self {
-                message: message.to_owned(),
-                help: Some(help.to_owned()),
-            };
-        }
-        if let Some(wrong) = Self::variant(error) {
-            return wrong;
-        }
-        let of_type = error.strip_prefix("invalid type: ");
-        let of_value = error.strip_prefix("invalid value: ");
-        let Some((found, expected)) = of_type
-            .or(of_value)
-            .and_then(|text| text.rsplit_once(", expected "))
-        else {
-            return Self {
-                message: error.to_owned(),
-                help: None,
-            };
-        };
-        let (found, expected) = (found_in_words(found), expected_in_words(expected));
-        // What stands where a key belongs may be the key.
-        let message = match secret {
-            true => format!("expected {expected}"),
-            false => format!("expected {expected}, found {found}"),
-        };
-        Self {
-            message,
-            help: None,
-        }
+/// Serde's words for a wrong value, in the words of the file, and what to do about it.
+fn in_words(error: &str, found: Option<&Value>) -> (String, Option<String>) {
+    // Our own types put their help after a line break.
+    if let Some((message, help)) = error.split_once('\n') {
+        return (message.to_owned(), Some(help.to_owned()));
     }
-
-    fn variant(error: &str) -> Option<Self> {
-        let rest = error.strip_prefix("unknown variant `")?;
-        let (found, variants) = rest.split_once("`, expected ")?;
-        let variants: Vec<&str> = variants.split('`').skip(1).step_by(2).collect();
-        let list = variants
-            .iter()
-            .map(|name| format!("`{name}`"))
-            .collect::<Vec<_>>()
-            .join(", ");
-        let help = match nearest(found, &variants) {
+    if let Some((word, variants)) = unknown_variant(error) {
+        let list: Vec<_> = variants.iter().map(|name| format!("`{name}`")).collect();
+        let list = list.join(", ");
+        let help = match nearest(word, &variants) {
             Some(near) => format!("did you mean `{near}`? It can be {list}"),
             None => format!("it can be {list}"),
         };
-        Some(Self {
-            message: format!("`{found}` is not known here"),
-            help: Some(help),
-        })
+        return (format!("`{word}` is not known here"), Some(help));
     }
+    let is_wrong = error.starts_with("invalid type: ") || error.starts_with("invalid value: ");
+    let message = match error.rsplit_once(", expected ") {
+        Some((_, expected)) if is_wrong => {
+            let expected = expected_in_words(expected);
+            let found = found.map(|value| format!(", found {}", value_in_words(value)));
+            format!("expected {expected}{}", found.unwrap_or_default())
+        }
+        _ => error.to_owned(),
+    };
+    (message, None)
 }
 
-fn found_in_words(found: &str) -> String {
-    match found {
-        "map" => "a table".to_owned(),
-        "sequence" => "a list".to_owned(),
-        "null" | "unit value" => "nothing".to_owned(),
-        _ => {
-            let number = found
-                .strip_prefix("integer `")
-                .or(found.strip_prefix("floating point `"));
-            let plain = number.or(found.strip_prefix("boolean `"));
-            match plain.and_then(|text| text.strip_suffix('`')) {
-                Some(plain) => plain.to_owned(),
-                None => found.replacen("string ", "the text ", 1),
-            }
-        }
-    }
+/// The word that is none of these.
+fn unknown_variant(error: &str) -> Option<(&str, Vec<&str>)> {
+    let rest = error.strip_prefix("unknown variant `")?;
+    let (word, variants) = rest.split_once("`, expected ")?;
+    Some((word, variants.split('`').skip(1).step_by(2).collect()))
 }
 
 fn expected_in_words(expected: &str) -> &str {

@@ -1,20 +1,31 @@
 //! Collects what reading and checking find.
 
-use std::ops::Range;
+use std::collections::BTreeSet;
 
 use super::{
     path::KeyPath,
     places::{Places, Source},
-    problem::{Problem, Severity},
+    problem::Problem,
 };
 
 /// Collects what reading and checking find.
+#[derive(Default)]
 pub(crate) struct Report {
     places: Places,
+    /// Keys whose values could not be read.
+    broken: BTreeSet<KeyPath>,
     /// Refuses the file.
     pub(crate) problems: Vec<Problem>,
     /// Does not.
     pub(crate) warnings: Vec<Problem>,
+}
+
+/// A table of the file whose keys are checked.
+pub(crate) struct Section<'r> {
+    /// Where it stands.
+    pub(crate) path: KeyPath,
+    /// Where everything is told.
+    pub(crate) report: &'r mut Report,
 }
 
 impl Report {
@@ -22,48 +33,41 @@ impl Report {
     pub(crate) fn new(places: Places) -> Self {
         Self {
             places,
-            problems: Vec::new(),
-            warnings: Vec::new(),
+            ..Self::default()
         }
     }
 
     /// Records what is wrong with the value of `key`.
-    pub(crate) fn problem(
-        &mut self,
-        key: &KeyPath,
-        message: impl Into<String>,
-        help: impl Into<Option<String>>,
-    ) {
-        let span = self.places.value(key);
-        self.problems
-            .push(self.place(key, span, message.into(), help.into()));
+    pub(crate) fn problem(&mut self, key: &KeyPath, message: impl Into<String>) -> &mut Problem {
+        let name = self.places.name(key);
+        let problem = self.places.problem(name, self.places.value(key), message);
+        self.problems.push_mut(problem)
     }
 
     /// Records what is odd about the value of `key`.
-    pub(crate) fn warn(
-        &mut self,
-        key: &KeyPath,
-        message: impl Into<String>,
-        help: impl Into<Option<String>>,
-    ) {
-        let span = self.places.value(key);
-        self.warnings
-            .push(self.place(key, span, message.into(), help.into()));
+    pub(crate) fn warning(&mut self, key: &KeyPath, message: impl Into<String>) -> &mut Problem {
+        let name = self.places.name(key);
+        let problem = self.places.problem(name, self.places.value(key), message);
+        self.warnings.push_mut(problem)
     }
 
     /// Records that `key` itself, whatever its value, should not be there.
-    pub(crate) fn key(
-        &mut self,
-        severity: Severity,
-        key: &KeyPath,
-        message: String,
-        help: Option<String>,
-    ) {
-        let problem = self.place(key, self.places.key(key), message, help);
-        match severity {
-            Severity::Error => self.problems.push(problem),
-            Severity::Warning => self.warnings.push(problem),
-        }
+    pub(crate) fn problem_at_key(&mut self, key: &KeyPath, message: String) -> &mut Problem {
+        let name = self.places.name(key);
+        let problem = self.places.problem(name, self.places.key(key), message);
+        self.problems.push_mut(problem)
+    }
+
+    /// Records that `key` itself, whatever its value, is odd.
+    pub(crate) fn warning_at_key(&mut self, key: &KeyPath, message: String) -> &mut Problem {
+        let name = self.places.name(key);
+        let problem = self.places.problem(name, self.places.key(key), message);
+        self.warnings.push_mut(problem)
+    }
+
+    /// The table at `path`.
+    pub(crate) fn section(&mut self, path: KeyPath) -> Section<'_> {
+        Section { path, report: self }
     }
 
     /// In the order of the file.
@@ -77,32 +81,49 @@ impl Report {
         self.places.comes_from(key, name);
     }
 
-    /// Whether the value of `key` could not be read, so that what follows from it is unknown.
+    /// Whether the value of `key`, or a table it should stand in, could not be read, so that what
+    /// follows from it is unknown.
     pub(crate) fn is_broken(&self, key: &KeyPath) -> bool {
-        self.places.is_broken(key)
+        let broken = |key: &KeyPath| {
+            let mut around = std::iter::successors(Some(key.clone()), KeyPath::parent);
+            around.any(|key| self.broken.contains(&key))
+        };
+        broken(key) || matches!(self.places.source(key), Some(Source::Key(key)) if broken(key))
     }
 
     /// Remembers that the value of `key` could not be read.
     pub(crate) fn set_broken(&mut self, key: KeyPath) {
-        self.places.set_broken(key);
+        self.broken.insert(key);
+    }
+}
+
+impl Section<'_> {
+    /// Records what is wrong with the value of `key`.
+    pub(crate) fn problem(&mut self, key: &str, message: impl Into<String>) -> &mut Problem {
+        self.report.problem(&self.path.key(key), message)
     }
 
-    fn place(
-        &self,
-        key: &KeyPath,
-        span: Option<Range<usize>>,
-        message: String,
-        help: Option<String>,
-    ) -> Problem {
-        let at = span
-            .as_ref()
-            .and_then(|span| self.places.line_column(span.start));
-        Problem {
-            key: self.places.name(key),
-            at,
-            message,
-            help,
-            span,
+    /// Records what is wrong with an element of `list`.
+    pub(crate) fn problem_in(
+        &mut self,
+        list: &str,
+        index: usize,
+        message: impl Into<String>,
+    ) -> &mut Problem {
+        let element = self.path.key(list).index(index);
+        self.report.problem(&element, message)
+    }
+
+    /// Records a zero where it makes no sense.
+    pub(crate) fn positive(&mut self, key: &str, is_positive: bool) {
+        if !is_positive {
+            self.problem(key, "has to be more than zero")
+                .help("leave the key out for its default");
         }
+    }
+
+    /// Whether the value of `key` could not be read.
+    pub(crate) fn is_broken(&self, key: &str) -> bool {
+        self.report.is_broken(&self.path.key(key))
     }
 }

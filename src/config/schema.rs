@@ -1,7 +1,5 @@
 //! What keys a file may have, asked of its types: for suggestions and for the reference.
 
-use std::fmt;
-
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::Value;
 
@@ -13,18 +11,8 @@ pub(crate) struct Schema(Value);
 impl Schema {
     /// The schema of `T`.
     pub(crate) fn of<T: JsonSchema>() -> Self {
-        let settings = SchemaSettings::draft2020_12();
-        Self(
-            settings
-                .into_generator()
-                .into_root_schema_for::<T>()
-                .to_value(),
-        )
-    }
-
-    /// The schema itself.
-    pub(crate) fn into_value(self) -> Value {
-        self.0
+        let generator = SchemaSettings::draft2020_12().into_generator();
+        Self(generator.into_root_schema_for::<T>().to_value())
     }
 
     /// What may stand at `path`; none where no such path is known.
@@ -52,11 +40,6 @@ impl Schema {
         }
     }
 
-    /// What `node` comes to, if that is a table with keys of its own.
-    fn table<'s>(&'s self, node: Option<&'s Value>) -> Option<&'s Value> {
-        self.resolve(node?).filter(|node| !keys_of(node).is_empty())
-    }
-
     /// The keys of the table at `path`; empty where a table's keys are the author's own.
     pub(crate) fn keys(&self, path: &KeyPath) -> Vec<&str> {
         self.at(path).map(keys_of).unwrap_or_default()
@@ -71,26 +54,22 @@ impl Schema {
     /// Every table of the file.
     pub(crate) fn tables(&self) -> Vec<Table<'_>> {
         let mut tables = vec![Table {
-            heading: Heading::Top,
+            key: "",
+            heading: "Top of the file".to_owned(),
             node: &self.0,
         }];
         let properties = self.0.get("properties").and_then(Value::as_object);
         for (key, node) in properties.into_iter().flatten() {
             let found = [
-                (Heading::Table(key), self.table(Some(node))),
-                (
-                    Heading::Named(key),
-                    self.table(node.get("additionalProperties")),
-                ),
-                (Heading::List(key), self.table(node.get("items"))),
+                (format!("[{key}]"), Some(node)),
+                (format!("[{key}.NAME]"), node.get("additionalProperties")),
+                (format!("[[{key}]]"), node.get("items")),
             ];
-            let present = |(heading, node): (_, Option<_>)| {
-                Some(Table {
-                    heading,
-                    node: node?,
-                })
-            };
-            tables.extend(found.into_iter().filter_map(present));
+            tables.extend(found.into_iter().filter_map(|(heading, node)| {
+                let node = self.resolve(node?)?;
+                // A table without keys of its own is one of the author's.
+                (!keys_of(node).is_empty()).then_some(Table { key, heading, node })
+            }));
         }
         tables
     }
@@ -98,17 +77,16 @@ impl Schema {
 
 fn keys_of(node: &Value) -> Vec<&str> {
     let properties = node.get("properties").and_then(Value::as_object);
-    properties
-        .into_iter()
-        .flatten()
-        .map(|(key, _)| key.as_str())
-        .collect()
+    let keys = properties.into_iter().flatten();
+    keys.map(|(key, _)| key.as_str()).collect()
 }
 
 /// One table of the file.
 pub(crate) struct Table<'s> {
-    /// Where it stands.
-    pub(crate) heading: Heading<'s>,
+    /// Its key; empty above all headings.
+    pub(crate) key: &'s str,
+    /// How its heading is written (`[auth]`, `[tenants.NAME]`, `[[models]]`).
+    pub(crate) heading: String,
     /// Its schema.
     pub(crate) node: &'s Value,
 }
@@ -117,29 +95,5 @@ impl Table<'_> {
     /// Its keys.
     pub(crate) fn keys(&self) -> Vec<&str> {
         keys_of(self.node)
-    }
-}
-
-/// Where a table stands, and how its heading is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Heading<'s> {
-    /// Above all headings.
-    Top,
-    /// `[auth]`
-    Table(&'s str),
-    /// `[tenants.NAME]`
-    Named(&'s str),
-    /// `[[models]]`
-    List(&'s str),
-}
-
-impl fmt::Display for Heading<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Top => f.write_str("Top of the file"),
-            Self::Table(key) => write!(f, "[{key}]"),
-            Self::Named(key) => write!(f, "[{key}.NAME]"),
-            Self::List(key) => write!(f, "[[{key}]]"),
-        }
     }
 }

@@ -15,6 +15,13 @@ pub struct UnitError {
     pub help: String,
 }
 
+impl UnitError {
+    fn new(message: String, help: &str) -> Self {
+        let help = help.to_owned();
+        Self { message, help }
+    }
+}
+
 /// Largest first, which is also the order they are written in.
 const DURATIONS: [(&str, u64); 5] = [
     ("d", 86_400_000),
@@ -48,30 +55,26 @@ pub(crate) const SIZE_HELP: &str = r#"write a whole number and a unit (KiB, MiB,
 /// # Errors
 /// Says what is wrong with the text and gives an example.
 pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
-    let error = |message: String, help: &str| UnitError {
-        message,
-        help: help.to_owned(),
-    };
+    let error = |message| UnitError::new(message, DURATION_HELP);
     let mut rest = text.trim();
     if rest.is_empty() {
-        return Err(error("a duration is missing".to_owned(), DURATION_HELP));
+        return Err(error("a duration is missing".to_owned()));
     }
     let mut total: u64 = 0;
     let mut allowed = &DURATIONS[..];
     while !rest.is_empty() {
-        let (count, unit, after) = number_and_unit(rest, text, DURATION_HELP)?;
+        let (count, unit, after) = number_and_unit(rest, text).map_err(error)?;
         let Some(at) = allowed.iter().position(|(name, _)| *name == unit) else {
-            let known = DURATIONS.iter().any(|(name, _)| *name == unit);
-            let message = match known {
+            let is_known = DURATIONS.iter().any(|(name, _)| *name == unit);
+            return Err(error(match is_known {
                 true => format!("`{unit}` stands out of order in {text:?}"),
                 false => format!("`{unit}` is not a unit of time"),
-            };
-            return Err(error(message, DURATION_HELP));
+            }));
         };
         total = count
             .checked_mul(allowed[at].1)
             .and_then(|ms| total.checked_add(ms))
-            .ok_or_else(|| error(format!("{text:?} is too long"), DURATION_HELP))?;
+            .ok_or_else(|| error(format!("{text:?} is too long")))?;
         allowed = &allowed[at + 1..];
         rest = after;
     }
@@ -83,15 +86,14 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
 /// # Errors
 /// Says what is wrong with the text and gives an example.
 pub fn parse_size(text: &str) -> Result<u64, UnitError> {
-    let error = |message: String, help: String| UnitError { message, help };
+    let error = |message| UnitError::new(message, SIZE_HELP);
     let trimmed = text.trim();
     if trimmed.is_empty() {
-        return Err(error("a size is missing".to_owned(), SIZE_HELP.to_owned()));
+        return Err(error("a size is missing".to_owned()));
     }
-    let (count, unit, rest) = number_and_unit(trimmed, text, SIZE_HELP)?;
+    let (count, unit, rest) = number_and_unit(trimmed, text).map_err(error)?;
     if !rest.is_empty() {
-        let message = format!("{text:?} has something after its unit");
-        return Err(error(message, SIZE_HELP.to_owned()));
+        return Err(error(format!("{text:?} has something after its unit")));
     }
     let Some((_, bytes)) = SIZES.iter().find(|(name, _)| *name == unit) else {
         // `8gb`, `8G` and `8Gi` all have one likely reading.
@@ -100,64 +102,38 @@ pub fn parse_size(text: &str) -> Result<u64, UnitError> {
                 || name.trim_end_matches('B').eq_ignore_ascii_case(unit)
                 || name.trim_end_matches("iB").eq_ignore_ascii_case(unit)
         };
-        let help = SIZES.iter().find(|(name, _)| meant(name)).map_or_else(
-            || SIZE_HELP.to_owned(),
-            |(name, _)| format!(r#"write "{count}{name}""#),
-        );
-        return Err(error(format!("`{unit}` is not a unit of size"), help));
+        let likely = SIZES.iter().find(|(name, _)| meant(name));
+        let help = likely.map(|(name, _)| format!(r#"write "{count}{name}""#));
+        let message = format!("`{unit}` is not a unit of size");
+        return Err(UnitError::new(
+            message,
+            help.as_deref().unwrap_or(SIZE_HELP),
+        ));
     };
-    let too_large = || error(format!("{text:?} is too large"), SIZE_HELP.to_owned());
-    count.checked_mul(*bytes).ok_or_else(too_large)
+    let bytes = count.checked_mul(*bytes);
+    bytes.ok_or_else(|| error(format!("{text:?} is too large")))
 }
 
-/// Splits `30s` into its number, its unit and what follows.
-fn number_and_unit<'t>(
-    rest: &'t str,
-    text: &str,
-    help: &str,
-) -> Result<(u64, &'t str, &'t str), UnitError> {
-    let error = |message: String| UnitError {
-        message,
-        help: help.to_owned(),
-    };
+/// Splits `30s` into its number, its unit and what follows, or says why it can't be.
+fn number_and_unit<'t>(rest: &'t str, text: &str) -> Result<(u64, &'t str, &'t str), String> {
     let (digits, after) = split_while(rest, |c| c.is_ascii_digit());
     if digits.is_empty() {
-        return Err(error(format!("{text:?} does not start with a number")));
+        return Err(format!("{text:?} does not start with a number"));
     }
     if after.starts_with(['.', ',']) {
-        return Err(error(format!("{text:?} is not a whole number of its unit")));
+        return Err(format!("{text:?} is not a whole number of its unit"));
     }
     let (unit, after) = split_while(after.trim_start(), char::is_alphabetic);
     if unit.is_empty() {
-        return Err(error(format!("`{digits}` has no unit")));
+        return Err(format!("`{digits}` has no unit"));
     }
-    let count = digits
-        .parse()
-        .map_err(|_| error(format!("{text:?} is too large")))?;
+    let count = digits.parse();
+    let count = count.map_err(|_| format!("{text:?} is too large"))?;
     Ok((count, unit, after.trim_start()))
 }
 
 fn split_while(text: &str, belongs: impl Fn(char) -> bool) -> (&str, &str) {
     text.split_at(text.find(|c| !belongs(c)).unwrap_or(text.len()))
-}
-
-/// Writes a duration so that [`parse_duration`] reads the same; less than a millisecond is dropped.
-#[must_use]
-pub fn format_duration(duration: Duration) -> String {
-    let mut left = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let mut text = String::new();
-    for (unit, ms) in DURATIONS {
-        let count = left / ms;
-        left %= ms;
-        if count > 0 {
-            text += &format!("{count}{unit}");
-        }
-    }
-    if text.is_empty() {
-        "0s".to_owned()
-    } else {
-        text
-    }
 }
 
 /// Writes a number of bytes so that [`parse_size`] reads the same.
@@ -193,51 +169,54 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_read_as_people_write_them() {
-        let ms = |text| parse_duration(text).map(|duration| duration.as_millis());
-        assert_eq!(ms("250ms"), Ok(250));
-        assert_eq!(ms("30s"), Ok(30_000));
-        assert_eq!(ms("5m"), Ok(300_000));
-        assert_eq!(ms("1h30m"), Ok(5_400_000));
-        assert_eq!(ms(" 1h 30m "), Ok(5_400_000));
+    fn durations_and_sizes_are_read_as_people_write_them() {
+        for (text, ms) in [
+            ("250ms", 250),
+            ("30s", 30_000),
+            ("5m", 300_000),
+            ("1h30m", 5_400_000),
+            (" 1h 30m ", 5_400_000),
+        ] {
+            assert_eq!(
+                parse_duration(text),
+                Ok(Duration::from_millis(ms)),
+                "{text}"
+            );
+        }
+        for (text, bytes) in [
+            ("8GiB", 8 << 30),
+            ("512 MiB", 512 << 20),
+            ("2GB", 2_000_000_000),
+            ("1B", 1),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
     }
 
     #[test]
-    fn sizes_are_read_as_people_write_them() {
-        assert_eq!(parse_size("8GiB"), Ok(8 << 30));
-        assert_eq!(parse_size("512 MiB"), Ok(512 << 20));
-        assert_eq!(parse_size("2GB"), Ok(2_000_000_000));
-        assert_eq!(parse_size("1B"), Ok(1));
-    }
-
-    #[test]
-    fn number_without_a_unit_is_told_to_write_one() {
-        let error = parse_duration("30").unwrap_err();
-        assert_eq!(error.message, "`30` has no unit");
-        assert!(error.help.contains(r#""30s""#), "{}", error.help);
+    fn wrong_texts_say_what_is_wrong() {
+        for (text, message) in [
+            ("", "a duration is missing"),
+            ("30", "`30` has no unit"),
+            ("soon", r#""soon" does not start with a number"#),
+            ("-5s", r#""-5s" does not start with a number"#),
+            ("1.5s", r#""1.5s" is not a whole number of its unit"#),
+            ("5min", "`min` is not a unit of time"),
+            ("5s1h", r#"`h` stands out of order in "5s1h""#),
+            (
+                "99999999999999999999s",
+                r#""99999999999999999999s" is too large"#,
+            ),
+            (
+                "999999999999999999d",
+                r#""999999999999999999d" is too long"#,
+            ),
+        ] {
+            let error = parse_duration(text).unwrap_err();
+            assert_eq!(error.message, message);
+            assert!(error.help.contains(r#""30s""#), "{}", error.help);
+        }
         assert_eq!(parse_size("30").unwrap_err().message, "`30` has no unit");
-    }
-
-    #[test]
-    fn wrong_durations_say_what_is_wrong() {
-        let message = |text| parse_duration(text).unwrap_err().message;
-        assert_eq!(message(""), "a duration is missing");
-        assert_eq!(message("soon"), r#""soon" does not start with a number"#);
-        assert_eq!(message("-5s"), r#""-5s" does not start with a number"#);
-        assert_eq!(
-            message("1.5s"),
-            r#""1.5s" is not a whole number of its unit"#
-        );
-        assert_eq!(message("5min"), "`min` is not a unit of time");
-        assert_eq!(message("5s1h"), r#"`h` stands out of order in "5s1h""#);
-        assert_eq!(
-            message("99999999999999999999s"),
-            r#""99999999999999999999s" is too large"#
-        );
-        assert_eq!(
-            message("999999999999999999d"),
-            r#""999999999999999999d" is too long"#
-        );
     }
 
     #[test]
@@ -260,12 +239,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn every_duration_survives_being_written(ms in 0..u64::MAX) {
-            let duration = Duration::from_millis(ms);
-            prop_assert_eq!(parse_duration(&format_duration(duration)), Ok(duration));
-        }
-
         #[test]
         fn every_size_survives_being_written(bytes: u64) {
             prop_assert_eq!(parse_size(&format_size(bytes)), Ok(bytes));

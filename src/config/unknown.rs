@@ -1,94 +1,82 @@
 //! What to say about a key that the TOML form does not have.
 
-use super::{
-    file::File,
-    path::KeyPath,
-    problem::Severity,
-    read::nearest,
-    report::Report,
-    schema::{Heading, Schema},
-};
+use super::{file::File, path::KeyPath, read::nearest, report::Report, schema::Schema};
 
 /// Keys with another name elsewhere (the Python KVWarden, vLLM, SGLang, llama.cpp), and what they
 /// are here.
-const RENAMED: &[(&str, &str)] = &[
+const RENAMED: &[(&[&str], &str)] = &[
     (
-        "host",
+        &["host", "bind"],
         r#"write `listen = "HOST:PORT"` at the top of the file"#,
     ),
     (
-        "bind",
-        r#"write `listen = "HOST:PORT"` at the top of the file"#,
-    ),
-    (
-        "port",
+        &["port"],
         r#"write `listen = "HOST:PORT"` at the top of the file; engines get a free port"#,
     ),
     (
-        "gpu_budget_fraction",
-        "set `gpu_memory_utilization` of each model",
-    ),
-    (
-        "gpu_memory_fraction",
-        "it is called `gpu_memory_utilization`",
-    ),
-    (
-        "mem_fraction_static",
-        "it is called `gpu_memory_utilization`",
-    ),
-    ("admission_queue_size", "set `queue_size` of each model"),
-    (
-        "engine_start_timeout_s",
-        r#"set `start_timeout = "300s"` of a model or an engine"#,
-    ),
-    (
-        "health_check_interval_s",
-        "leave it out: engines are watched all the time",
-    ),
-    (
-        "metrics_port",
+        &["metrics_port"],
         "leave it out: `/metrics` is on the address of `listen`",
     ),
     (
-        "cache",
-        "leave it out: the engine manages its KV cache; `kv_cache` of a model sets its size",
+        &["gpu_budget_fraction"],
+        "set `gpu_memory_utilization` of each model",
     ),
     (
-        "max_gpu_memory_gb",
+        &["gpu_memory_fraction", "mem_fraction_static"],
+        "it is called `gpu_memory_utilization`",
+    ),
+    (
+        &["max_gpu_memory_gb"],
         "leave it out: memory belongs to models (`gpu_memory_utilization`, `kv_cache`)",
     ),
-    ("max_num_seqs", "it is called `max_concurrent`"),
-    ("max_num_batched_tokens", "it is called `step_tokens`"),
-    ("max_running_requests", "it is called `max_concurrent`"),
-    ("parallel", "it is called `max_concurrent`"),
-    ("context_length", "it is called `max_model_len`"),
-    ("ctx_size", "it is called `max_model_len`, per request"),
-    ("n_ctx", "it is called `max_model_len`, per request"),
-    ("model", "the name is `id`, the weights are `source`"),
-    ("model_path", "it is called `source`"),
-    ("path", "it is called `source`"),
     (
-        "name",
+        &["cache"],
+        "leave it out: the engine manages its KV cache; `kv_cache` of a model sets its size",
+    ),
+    (&["admission_queue_size"], "set `queue_size` of each model"),
+    (
+        &["engine_start_timeout_s"],
+        r#"set `start_timeout = "300s"` of a model or an engine"#,
+    ),
+    (
+        &["health_check_interval_s"],
+        "leave it out: engines are watched all the time",
+    ),
+    (
+        &["max_num_seqs", "max_running_requests", "parallel"],
+        "it is called `max_concurrent`",
+    ),
+    (&["max_num_batched_tokens"], "it is called `step_tokens`"),
+    (&["context_length"], "it is called `max_model_len`"),
+    (
+        &["ctx_size", "n_ctx"],
+        "it is called `max_model_len`, per request",
+    ),
+    (&["tp", "tp_size"], "it is called `tensor_parallel_size`"),
+    (&["model"], "the name is `id`, the weights are `source`"),
+    (&["model_path", "path"], "it is called `source`"),
+    (
+        &["name"],
         "the name of a model is `id`; the name of a tenant stands in its heading, [tenants.NAME]",
     ),
-    ("base_url", "it is called `url`, without `/v1`"),
+    (&["base_url"], "it is called `url`, without `/v1`"),
     (
-        "api_key",
+        &["api_key"],
         "write the SHA-256 of a tenant's key in `api_keys` (`kvwarden key` makes both); for `attach`, name a variable in `api_key_env`",
     ),
     (
-        "key",
+        &["key"],
         "write the SHA-256 of a tenant's key in `api_keys`; `kvwarden key` makes both",
     ),
-    ("rpm", "it is called `rate_limit_rpm`"),
-    ("requests_per_minute", "it is called `rate_limit_rpm`"),
-    ("burst", "it is called `rate_limit_burst`"),
-    ("tpm", "it is called `tokens_per_minute`"),
-    ("tpd", "it is called `tokens_per_day`"),
-    ("org", "it is called `group`"),
-    ("max_queue_size", "it is called `max_queued_requests`"),
-    ("tp", "it is called `tensor_parallel_size`"),
-    ("tp_size", "it is called `tensor_parallel_size`"),
+    (
+        &["rpm", "requests_per_minute"],
+        "it is called `rate_limit_rpm`",
+    ),
+    (&["burst"], "it is called `rate_limit_burst`"),
+    (&["tpm"], "it is called `tokens_per_minute`"),
+    (&["tpd"], "it is called `tokens_per_day`"),
+    (&["max_queue_size"], "it is called `max_queued_requests`"),
+    (&["org"], "it is called `group`"),
 ];
 
 /// Reports the unknown keys of a TOML file.
@@ -99,55 +87,37 @@ pub(crate) fn report_unknown(unknown: &[KeyPath], report: &mut Report) {
     let schema = Schema::of::<File>();
     for path in unknown {
         let name = path.last_key().unwrap_or_default();
-        let help = help(&schema, path, name);
-        report.key(
-            Severity::Error,
-            path,
-            format!("`{name}` is not a known key"),
-            Some(help),
-        );
+        report
+            .problem_at_key(path, format!("`{name}` is not a known key"))
+            .help(help(&schema, path, name));
     }
 }
 
 fn help(schema: &Schema, path: &KeyPath, name: &str) -> String {
-    let keys = schema.keys(&path.parent().unwrap_or_default());
     // A key of another table comes before a likeness to one of this table: `max_model_len` above
     // [[models]] is in the wrong place, not misspelt.
-    let owner = schema
-        .tables()
-        .into_iter()
-        .find(|table| table.keys().contains(&name));
-    let renamed = RENAMED
-        .iter()
-        .find(|(old, _)| *old == name)
-        .map(|(_, help)| *help);
-    if let Some(table) = owner
-        && !is_in(path, table.heading)
-    {
-        return match table.heading {
-            Heading::Top => {
-                format!("`{name}` belongs at the top of the file, before the first [table]")
-            }
-            heading @ (Heading::Table(_) | Heading::Named(_) | Heading::List(_)) => {
-                format!("`{name}` belongs in {heading}")
-            }
+    let tables = schema.tables();
+    let owner = tables.iter().find(|table| table.keys().contains(&name));
+    if let Some(table) = owner.filter(|table| !is_in(path, table.key)) {
+        return match table.key {
+            "" => format!("`{name}` belongs at the top of the file, before the first [table]"),
+            _ => format!("`{name}` belongs in {}", table.heading),
         };
     }
-    if let Some(help) = renamed {
-        return help.to_owned();
+    if let Some((_, help)) = RENAMED.iter().find(|(old, _)| old.contains(&name)) {
+        return (*help).to_owned();
     }
+    let keys = schema.keys(&path.parent().unwrap_or_default());
     match nearest(name, &keys) {
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("known here: {}", keys.join(", ")),
     }
 }
 
-fn is_in(path: &KeyPath, heading: Heading<'_>) -> bool {
-    match heading {
-        Heading::Top => path.steps().len() == 1,
-        Heading::Table(key) | Heading::Named(key) | Heading::List(key) => {
-            path.to_string().starts_with(key) && path.steps().len() > 1
-        }
+fn is_in(path: &KeyPath, table: &str) -> bool {
+    match table {
+        "" => path.steps().len() == 1,
+        key => path.steps().len() > 1 && path.to_string().starts_with(key),
     }
 }
 
@@ -159,12 +129,10 @@ mod tests {
     fn no_renamed_key_is_also_a_key_where_it_is_refused() {
         // A name that one table has and another has not is answered by its owner instead.
         let schema = Schema::of::<File>();
-        for (old, _) in RENAMED {
-            let owned = schema
-                .tables()
-                .iter()
-                .any(|table| table.keys().contains(old));
-            assert!(!owned, "`{old}` is a key now");
+        for old in RENAMED.iter().flat_map(|(names, _)| *names) {
+            let tables = schema.tables();
+            let is_owned = tables.iter().any(|table| table.keys().contains(old));
+            assert!(!is_owned, "`{old}` is a key now");
         }
     }
 }

@@ -7,7 +7,6 @@ use super::{
     file::File,
     path::KeyPath,
     places::Source,
-    problem::Severity,
     python::Python,
     read::{nearest, read},
     report::Report,
@@ -15,7 +14,7 @@ use super::{
 };
 
 /// Keys it has that do nothing here, and why.
-const NO_EFFECT: &[(&str, &str)] = &[
+const NO_EFFECT: [(&str, &str); 10] = [
     (
         "gpu_budget_fraction",
         "it only was printed; `gpu_memory_utilization` of each model counts",
@@ -28,44 +27,37 @@ const NO_EFFECT: &[(&str, &str)] = &[
         "metrics_port",
         "nothing listened there; `/metrics` is on the API's port",
     ),
-];
-const NO_EFFECT_TENANT: &[(&str, &str)] = &[
-    ("scheduling", "tenants always share fairly, by tokens"),
     (
-        "max_gpu_memory_gb",
+        "tenant_defaults.scheduling",
+        "tenants always share fairly, by tokens",
+    ),
+    (
+        "tenant_defaults.max_gpu_memory_gb",
         "it only was printed; memory belongs to models",
     ),
+    (
+        "cache.eviction_frequency_weight",
+        "engines evict their own blocks",
+    ),
+    (
+        "cache.eviction_recency_weight",
+        "engines evict their own blocks",
+    ),
+    ("cache.block_size_tokens", "engines choose their block size"),
+    ("cache.tiers[].latency_ms", "nothing is planned by it"),
+    (
+        "models[].port",
+        r#"engines get a free port on loopback; to use a server that runs already, write `engine = "attach"` and its `url` in the TOML form"#,
+    ),
 ];
-const NO_EFFECT_CACHE: &[(&str, &str)] = &[
-    ("eviction_frequency_weight", ENGINES_EVICT),
-    ("eviction_recency_weight", ENGINES_EVICT),
-    ("block_size_tokens", "engines choose their block size"),
-];
-const ENGINES_EVICT: &str = "engines evict their own blocks";
-const NO_EFFECT_TIER: &[(&str, &str)] = &[("latency_ms", "nothing is planned by it")];
-const NO_EFFECT_MODEL: &[(&str, &str)] = &[(
-    "port",
-    r#"engines get a free port on loopback; to use a server that runs already, write `engine = "attach"` and its `url` in the TOML form"#,
-)];
 
 /// Reads the YAML form into the mirror of the TOML form.
 pub(crate) fn read_yaml(document: &mut Value, repeated: &[KeyPath], report: &mut Report) -> File {
     let (python, unknown) = read::<Python>(document, report);
     warn_repeated(repeated, report);
     warn_unknown(&unknown, report);
-    warn_no_effect(document, &KeyPath::root(), NO_EFFECT, report);
-    let defaults = KeyPath::of("tenant_defaults");
-    if let Some(table) = document.get("tenant_defaults") {
-        warn_no_effect(table, &defaults, NO_EFFECT_TENANT, report);
-    }
-    if let Some(table) = document.get("cache") {
-        warn_cache(table, report);
-    }
-    let models = document.get("models").and_then(Value::as_array);
-    for (index, model) in models.into_iter().flatten().enumerate() {
-        let path = KeyPath::of("models").index(index);
-        warn_no_effect(model, &path, NO_EFFECT_MODEL, report);
-    }
+    warn_no_effect(document, &KeyPath::root(), "", report);
+    warn_tiers(document, report);
     let file = python.into_file();
     name_sources(file.models.len(), report);
     file
@@ -96,7 +88,7 @@ fn name_sources(models: usize, report: &mut Report) {
 fn warn_repeated(repeated: &[KeyPath], report: &mut Report) {
     for path in repeated {
         let message = "stands here more than once; the last one counts".to_owned();
-        report.key(Severity::Warning, path, message, None);
+        report.warning_at_key(path, message);
     }
 }
 
@@ -113,46 +105,46 @@ fn warn_unknown(unknown: &[KeyPath], report: &mut Report) {
             nearest(name, &keys).map(|near| format!("did you mean `{near}`?"))
         };
         let message = format!("`{name}` is not a known key and has no effect");
-        report.key(Severity::Warning, path, message, help);
+        report.warning_at_key(path, message).help = help;
     }
 }
 
-fn warn_cache(cache: &Value, report: &mut Report) {
-    let path = KeyPath::of("cache");
-    warn_no_effect(cache, &path, NO_EFFECT_CACHE, report);
-    let tiers = cache.get("tiers").and_then(Value::as_array);
+fn warn_tiers(document: &Value, report: &mut Report) {
+    let path = KeyPath::of("cache").key("tiers");
+    let tiers = document["cache"]["tiers"].as_array();
     for (index, tier) in tiers.into_iter().flatten().enumerate() {
-        let at = path.key("tiers").index(index);
-        warn_no_effect(tier, &at, NO_EFFECT_TIER, report);
-        match tier.get("name").and_then(Value::as_str) {
+        let at = path.index(index);
+        match tier["name"].as_str() {
             Some("cpu" | "ssd") => {}
-            Some("gpu") => report.warn(
-                &at,
-                "the tier `gpu` has no effect",
-                "`gpu_memory_utilization` of each model decides it".to_owned(),
-            ),
-            _ => report.warn(
-                &at,
-                "the tier has no effect",
-                "tiers are `gpu`, `cpu` and `ssd`".to_owned(),
-            ),
+            Some("gpu") => report
+                .warning(&at, "the tier `gpu` has no effect")
+                .help("`gpu_memory_utilization` of each model decides it"),
+            _ => report
+                .warning(&at, "the tier has no effect")
+                .help("tiers are `gpu`, `cpu` and `ssd`"),
         }
     }
 }
 
-fn warn_no_effect(table: &Value, at: &KeyPath, keys: &[(&str, &str)], report: &mut Report) {
-    for (key, why) in keys {
-        if table
-            .get(key)
-            .is_some_and(|value| value.as_u64() != Some(0))
-        {
-            let message = format!("`{key}` has no effect");
-            report.key(
-                Severity::Warning,
-                &at.key(key),
-                message,
-                Some((*why).to_owned()),
-            );
+/// `shape` is the path without numbers.
+fn warn_no_effect(value: &Value, path: &KeyPath, shape: &str, report: &mut Report) {
+    if let Some((_, why)) = NO_EFFECT.iter().find(|(key, _)| *key == shape)
+        && value.as_u64() != Some(0)
+    {
+        let key = path.last_key().unwrap_or_default();
+        report
+            .warning_at_key(path, format!("`{key}` has no effect"))
+            .help(*why);
+    }
+    if let Value::Array(list) = value {
+        for (index, element) in list.iter().enumerate() {
+            warn_no_effect(element, &path.index(index), &format!("{shape}[]"), report);
+        }
+    }
+    if let Value::Object(table) = value {
+        for (key, value) in table {
+            let shape = format!("{shape}.{key}");
+            warn_no_effect(value, &path.key(key), shape.trim_start_matches('.'), report);
         }
     }
 }

@@ -40,8 +40,7 @@ pub struct Target {
 }
 
 /// How an answer is kept from ending before its planned length.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
     /// `ignore_eos` and `min_tokens`: vLLM, SGLang, the simulated engine; llama.cpp knows the first
     /// and ignores the second.
@@ -52,7 +51,7 @@ pub enum Dialect {
 
 /// A tenant's own client. Its pool has no limit: one would be a hidden queue.
 #[derive(Clone)]
-pub struct Tenant {
+pub(super) struct Tenant {
     http: awc::Client,
     target: Rc<Target>,
     name: String,
@@ -61,23 +60,22 @@ pub struct Tenant {
 
 /// What is seen of a request while it runs; it outlives a request that is given up.
 #[derive(Debug, Default)]
-pub struct Trace {
+pub(super) struct Trace {
     /// When it was sent.
-    pub sent: Option<Instant>,
+    pub(super) sent: Option<Instant>,
     /// When each event with text came.
-    pub events: Vec<Instant>,
+    pub(super) events: Vec<Instant>,
     /// The engine's count.
-    pub usage: Option<Usage>,
+    pub(super) usage: Option<Usage>,
     /// The server said that its engine is simulated.
-    pub is_simulated: bool,
+    pub(super) is_simulated: bool,
 }
 
 // === impl Target ===
 
 impl Target {
     /// The body of a streamed completion.
-    #[must_use]
-    pub fn body(&self, prompt: &str, shot: &Shot) -> Bytes {
+    pub(super) fn body(&self, prompt: &str, shot: &Shot) -> Bytes {
         let mut body = json!({
             "model": self.model,
             "prompt": prompt,
@@ -98,8 +96,7 @@ impl Target {
 
 impl Tenant {
     /// A client without connections.
-    #[must_use]
-    pub fn new(target: Rc<Target>, name: &str) -> Self {
+    pub(super) fn new(target: Rc<Target>, name: &str) -> Self {
         Self {
             http: streaming_client(CONNECT_TIMEOUT),
             completions: format!("{}/v1/completions", target.base),
@@ -109,21 +106,16 @@ impl Tenant {
     }
 
     /// Where it sends.
-    #[must_use]
-    pub fn target(&self) -> &Target {
+    pub(super) fn target(&self) -> &Target {
         &self.target
     }
 
     /// Sends one request and reads its answer to the end.
-    pub async fn exchange(&self, body: Bytes, trace: &mut Trace) -> Outcome {
+    pub(super) async fn exchange(&self, body: Bytes, trace: &mut Trace) -> Outcome {
         trace.sent = Some(Instant::now());
         let mut response = match self.post(body).await {
             Ok(response) => response,
-            Err(error) => {
-                return Outcome::Failed {
-                    why: error.to_string(),
-                };
-            }
+            Err(error) => return failed(error.to_string()),
         };
         trace.is_simulated = response.headers().contains_key("x-kvwarden-simulated");
         if response.status() != StatusCode::OK {
@@ -202,10 +194,8 @@ async fn read_stream(mut response: ClientResponse, trace: &mut Trace) -> Outcome
 fn failed_in_stream(error: &str, trace: &Trace) -> Outcome {
     let error: Value = serde_json::from_str(error).unwrap_or_default();
     let code = text_of(&error["code"]);
-    match error["code"]
-        .as_u64()
-        .and_then(|code| u16::try_from(code).ok())
-    {
+    let status = error["code"].as_u64();
+    match status.and_then(|code| u16::try_from(code).ok()) {
         Some(status) if trace.events.is_empty() => Outcome::Refused { status, code },
         _ => Outcome::Cut { why: code },
     }
@@ -220,14 +210,15 @@ fn refusal(status: StatusCode, body: &[u8]) -> Outcome {
             status: status.as_u16(),
             code,
         },
-        status => Outcome::Failed {
-            why: format!(
-                "{} {code} {}",
-                status.as_u16(),
-                text_of(&body["error"]["message"])
-            ),
-        },
+        status => {
+            let message = text_of(&body["error"]["message"]);
+            failed(format!("{} {code} {message}", status.as_u16()))
+        }
     }
+}
+
+fn failed(why: String) -> Outcome {
+    Outcome::Failed { why }
 }
 
 fn text_of(value: &Value) -> String {

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
+use crate::bench::stats::nearest_rank;
+
 /// How often the heartbeat wakes up. Lag shorter than this is measured as well: it is the lateness of
 /// each beat.
 const BEAT: Duration = Duration::from_millis(10);
@@ -23,7 +25,7 @@ pub struct Lag {
 
 /// Collects delays.
 #[derive(Debug, Default)]
-pub struct LagMeter {
+pub(super) struct LagMeter {
     late: Vec<Duration>,
 }
 
@@ -31,12 +33,12 @@ pub struct LagMeter {
 
 impl LagMeter {
     /// Something planned for one moment happened at another.
-    pub fn note(&mut self, planned: Instant, happened: Instant) {
+    pub(super) fn note(&mut self, planned: Instant, happened: Instant) {
         self.late.push(happened.saturating_duration_since(planned));
     }
 
     /// Beats for ever and notes how late each beat is.
-    pub async fn beat(&mut self) {
+    pub(super) async fn beat(&mut self) {
         let mut next = Instant::now() + BEAT;
         loop {
             sleep_until(next).await;
@@ -52,16 +54,12 @@ impl LagMeter {
         }
     }
 
-    /// Nearest-rank percentile of what was noted.
-    #[must_use]
-    pub fn lag(mut self) -> Lag {
+    /// Of what was noted.
+    pub(super) fn lag(mut self) -> Lag {
         self.late.sort_unstable();
-        let rank = (self.late.len() * 99).div_ceil(100);
+        let p99 = nearest_rank(self.late.len(), 99).map(|at| self.late[at]);
         Lag {
-            p99: rank
-                .checked_sub(1)
-                .and_then(|at| self.late.get(at).copied())
-                .unwrap_or_default(),
+            p99: p99.unwrap_or_default(),
             max: self.late.last().copied().unwrap_or_default(),
         }
     }

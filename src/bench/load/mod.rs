@@ -28,10 +28,10 @@ mod tests;
 pub use kvwarden_policy::rng::SplitMix;
 
 pub use self::{
-    client::{Dialect, Target, Tenant, Trace},
+    client::{Dialect, Target},
     closed::{Pace, closed_loop},
-    lag::{Lag, LagMeter},
-    plan::{Lengths, Load, MAX_REQUESTS, PlanError, Shot, plan},
+    lag::Lag,
+    plan::{Lengths, Load, Shot, plan},
     probe::probe,
     prompt::Prompts,
     run::{Limits, Live, Run, RunError, run},

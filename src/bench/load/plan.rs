@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::SplitMix;
 
 /// Requests of one tenant in one run. An hour of 100 requests/s; beyond it a run is a mistake.
-pub const MAX_REQUESTS: usize = 360_000;
+const MAX_REQUESTS: usize = 360_000;
 
 /// A distribution of token counts.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
@@ -53,21 +53,6 @@ pub struct Shot {
     pub prompt_tokens: u32,
     /// How much output it asks for.
     pub output_tokens: u32,
-}
-
-/// Why there is no plan.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum PlanError {
-    /// It would never end, or fill the memory.
-    #[error("{tenant}: {rate:.1} requests/s for {} s are more than {MAX_REQUESTS} requests", lasting.as_secs())]
-    TooMany {
-        /// Whose.
-        tenant: String,
-        /// Requests per second.
-        rate: f64,
-        /// How long.
-        lasting: Duration,
-    },
 }
 
 // === impl Lengths ===
@@ -129,6 +114,19 @@ impl Lengths {
     }
 }
 
+// === impl Shot ===
+
+impl Shot {
+    /// One of this kind, at that moment.
+    pub(super) fn draw(at: Duration, load: &Load, rng: &mut SplitMix) -> Self {
+        Self {
+            at,
+            prompt_tokens: load.prompt.draw(rng),
+            output_tokens: load.output.draw(rng),
+        }
+    }
+}
+
 /// Rounds to the nearest count.
 #[expect(
     clippy::cast_possible_truncation,
@@ -142,33 +140,28 @@ fn tokens(count: f64) -> u32 {
 /// The requests of one tenant over `lasting`, in the order they are sent.
 ///
 /// # Errors
-/// When there would be more than [`MAX_REQUESTS`].
-pub fn plan(load: &Load, seed: u64, lasting: Duration) -> Result<Vec<Shot>, PlanError> {
-    let expected = load.rate * lasting.as_secs_f64();
-    if expected > MAX_REQUESTS as f64 {
-        return Err(PlanError::TooMany {
-            tenant: load.tenant.clone(),
-            rate: load.rate,
-            lasting,
-        });
-    }
-    let mut rng = SplitMix::named(seed, &load.tenant);
+/// When there would be more than a run can have.
+pub fn plan(load: &Load, seed: u64, lasting: Duration) -> anyhow::Result<Vec<Shot>> {
+    let Load { tenant, rate, .. } = load;
+    let seconds = lasting.as_secs_f64();
+    anyhow::ensure!(
+        rate * seconds <= MAX_REQUESTS as f64,
+        "{tenant}: {rate:.1} requests/s for {} s are more than {MAX_REQUESTS} requests",
+        lasting.as_secs()
+    );
+    let mut rng = SplitMix::named(seed, tenant);
     let mut shots = Vec::new();
-    if load.rate <= 0.0 {
+    if *rate <= 0.0 {
         return Ok(shots);
     }
     let mut at = 0.0;
     loop {
-        at += rng.exponential(1.0 / load.rate);
+        at += rng.exponential(1.0 / rate);
         // Twice the expectation is out of reach of a Poisson process this long.
-        if at >= lasting.as_secs_f64() || shots.len() >= 2 * MAX_REQUESTS {
+        if at >= seconds || shots.len() >= 2 * MAX_REQUESTS {
             return Ok(shots);
         }
-        shots.push(Shot {
-            at: Duration::from_secs_f64(at),
-            prompt_tokens: load.prompt.draw(&mut rng),
-            output_tokens: load.output.draw(&mut rng),
-        });
+        shots.push(Shot::draw(Duration::from_secs_f64(at), load, &mut rng));
     }
 }
 
@@ -208,10 +201,8 @@ mod tests {
         // Three standard deviations of a Poisson count of 30,000.
         assert!((count - 30_000.0).abs() < 520.0, "{count}");
         // Gaps of a Poisson process vary as much as they last; those of a metronome not at all.
-        let gaps: Vec<f64> = shots
-            .windows(2)
-            .map(|pair| (pair[1].at - pair[0].at).as_secs_f64())
-            .collect();
+        let gaps = shots.windows(2).map(|pair| pair[1].at - pair[0].at);
+        let gaps: Vec<f64> = gaps.map(|gap| gap.as_secs_f64()).collect();
         let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
         let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
         let variation = variance.sqrt() / mean;
@@ -220,11 +211,8 @@ mod tests {
 
     #[test]
     fn lognormal_lengths_have_their_median() {
-        let mut outputs: Vec<_> = plan(&load(50.0), 1, 10 * MINUTE)
-            .unwrap()
-            .iter()
-            .map(|shot| shot.output_tokens)
-            .collect();
+        let shots = plan(&load(50.0), 1, 10 * MINUTE).unwrap();
+        let mut outputs: Vec<_> = shots.iter().map(|shot| shot.output_tokens).collect();
         outputs.sort_unstable();
         let median = outputs[outputs.len() / 2];
         assert!((680..=720).contains(&median), "{median}");

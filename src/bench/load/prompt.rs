@@ -51,31 +51,15 @@ impl Prompts {
     /// A prompt of about this many tokens. No two begin alike, so no prefix cache helps.
     #[must_use]
     pub fn make(&self, tokens: u32, rng: &mut SplitMix) -> String {
-        Self::words(self.word_count(tokens), rng)
-    }
-
-    fn word_count(&self, tokens: u32) -> u32 {
         let words = (f64::from(tokens) - self.constant) / self.tokens_per_word;
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "`as` saturates; a prompt has at least one word"
         )]
-        let count = words.round() as u32;
-        count.max(1)
-    }
-
-    /// That many words.
-    #[must_use]
-    pub fn words(count: u32, rng: &mut SplitMix) -> String {
-        let mut text = String::with_capacity(count as usize * 4);
-        for _ in 0..count {
-            if !text.is_empty() {
-                text.push(' ');
-            }
-            text.push_str(WORDS[(rng.next_u64() >> 59) as usize]);
-        }
-        text
+        let count = (words.round() as usize).max(1);
+        let word = |_| WORDS[(rng.next_u64() >> 59) as usize];
+        (0..count).map(word).collect::<Vec<_>>().join(" ")
     }
 }
 

@@ -31,21 +31,11 @@ pub struct Limits {
     /// Largest 99th percentile of the generator's own lag. Beyond it the run says more about the
     /// client than about the server.
     pub max_lag: Duration,
-    /// Requests in flight at once; each holds a connection.
-    pub max_open: usize,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            lasting: Duration::from_secs(60),
-            grace: Duration::from_secs(10),
-            max_lag: Duration::from_millis(20),
-            // As many loopback ports as Linux hands out to one address by default, less some.
-            max_open: 20_000,
-        }
-    }
-}
+/// Requests in flight at once; each holds a connection. As many loopback ports as Linux hands out to
+/// one address by default, less some.
+const MAX_OPEN: u64 = 20_000;
 
 /// Counts of a run so far, for progress displays.
 #[derive(Debug, Default)]
@@ -60,6 +50,14 @@ pub struct Live {
     pub failed: Cell<u64>,
     /// Tenant and time to first token, as they come.
     pub ttfts: RefCell<Vec<(usize, Duration)>>,
+}
+
+impl Live {
+    /// Requests that are not over.
+    #[must_use]
+    pub fn open(&self) -> u64 {
+        self.sent.get() - self.ok.get() - self.refused.get() - self.failed.get()
+    }
 }
 
 /// A run that can be reported.
@@ -87,8 +85,8 @@ pub enum RunError {
         at_most: Duration,
     },
     /// The server lets requests pile up without limit.
-    #[error("more than {0} requests were open at once")]
-    TooManyOpen(usize),
+    #[error("more than {MAX_OPEN} requests were open at once")]
+    TooManyOpen,
 }
 
 /// Sends every tenant's plan and waits for what comes.
@@ -104,7 +102,6 @@ pub async fn run(
     live: &Rc<Live>,
 ) -> Result<Run, RunError> {
     let begin = Instant::now();
-    let open = Rc::new(Cell::new(0));
     let mut tenants = JoinSet::new();
     for (index, (load, shots)) in plans.iter().enumerate() {
         let sender = Sender {
@@ -114,8 +111,6 @@ pub async fn run(
             rng: SplitMix::named(seed, &format!("words of {}", load.tenant)),
             begin,
             deadline: begin + limits.lasting + limits.grace,
-            max_open: limits.max_open,
-            open: open.clone(),
             live: live.clone(),
         };
         tenants.spawn_local(sender.send_all(shots.clone()));
@@ -156,8 +151,6 @@ struct Sender {
     rng: SplitMix,
     begin: Instant,
     deadline: Instant,
-    max_open: usize,
-    open: Rc<Cell<usize>>,
     live: Rc<Live>,
 }
 
@@ -172,10 +165,10 @@ impl Sender {
             let planned = self.begin + shot.at;
             sleep_until(planned).await;
             lag.note(planned, Instant::now());
-            if self.open.get() >= self.max_open {
-                return Err(RunError::TooManyOpen(self.max_open));
+            if self.live.open() >= MAX_OPEN {
+                return Err(RunError::TooManyOpen);
             }
-            self.open.set(self.open.get() + 1);
+            self.live.sent.update(|count| count + 1);
             requests.spawn_local(self.request(shot));
             while let Some(ended) = requests.try_join_next() {
                 samples.extend(ended);
@@ -190,20 +183,18 @@ impl Sender {
     fn request(&mut self, shot: Shot) -> impl Future<Output = Sample> + 'static {
         let prompt = self.prompts.make(shot.prompt_tokens, &mut self.rng);
         let body = self.client.target().body(&prompt, &shot);
-        let (client, open, live) = (self.client.clone(), self.open.clone(), self.live.clone());
+        let (client, live) = (self.client.clone(), self.live.clone());
         let (index, begin, deadline) = (self.index, self.begin, self.deadline);
         async move {
-            bump(&live.sent);
             let mut trace = Trace::default();
             let exchange = timeout_at(deadline, client.exchange(body, &mut trace));
             let outcome = exchange.await.unwrap_or(Outcome::Unfinished);
             let ended = Instant::now();
-            open.set(open.get() - 1);
             match &outcome {
-                Outcome::Ok => bump(&live.ok),
-                Outcome::Refused { .. } => bump(&live.refused),
+                Outcome::Ok => live.ok.update(|count| count + 1),
+                Outcome::Refused { .. } => live.refused.update(|count| count + 1),
                 Outcome::Failed { .. } | Outcome::Cut { .. } | Outcome::Unfinished => {
-                    bump(&live.failed);
+                    live.failed.update(|count| count + 1);
                 }
             }
             let sample = Sample {
@@ -223,8 +214,4 @@ impl Sender {
             sample
         }
     }
-}
-
-fn bump(count: &Cell<u64>) {
-    count.set(count.get() + 1);
 }

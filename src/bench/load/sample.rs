@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use kvwarden_policy::cost::Usage;
 use serde::Serialize;
+use serde_json::{Value, json};
 
 /// How a request ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -87,21 +88,18 @@ impl Sample {
             .map_or(planned, |usage| usage.prompt_tokens as f64)
     }
 
-    /// Tokens an event stands for: the engine's own count spread evenly, or one while that is unknown.
+    /// Tokens an event stands for.
     #[must_use]
     pub fn tokens_per_event(&self) -> f64 {
-        match (&self.usage, self.events.len()) {
-            (Some(usage), events) if events > 0 => usage.completion_tokens as f64 / events as f64,
-            _ => 1.0,
-        }
+        tokens_per_event(self.usage, self.events.len())
     }
 
     /// One line of the raw data, times in milliseconds.
     #[must_use]
-    pub fn row(&self, tenant: &str) -> serde_json::Value {
+    pub fn row(&self, tenant: &str) -> Value {
         let millis = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
         let gap = self.events.windows(2).map(|pair| pair[1] - pair[0]).max();
-        let mut row = serde_json::json!({
+        let mut row = json!({
             "tenant": tenant,
             "scheduled_ms": millis(self.scheduled),
             "send_lag_ms": millis(self.sent - self.scheduled),
@@ -113,12 +111,20 @@ impl Sample {
             "output_tokens": self.usage.map(|usage| usage.completion_tokens),
             "events": self.events.len(),
         });
-        if let (Some(row), Ok(serde_json::Value::Object(outcome))) =
+        if let (Some(row), Ok(Value::Object(outcome))) =
             (row.as_object_mut(), serde_json::to_value(&self.outcome))
         {
             row.extend(outcome);
         }
         row
+    }
+}
+
+/// The engine's own count spread evenly, or one while that is unknown.
+pub(super) fn tokens_per_event(usage: Option<Usage>, events: usize) -> f64 {
+    match usage {
+        Some(usage) if events > 0 => usage.completion_tokens as f64 / events as f64,
+        _ => 1.0,
     }
 }
 
@@ -167,9 +173,7 @@ mod tests {
         };
         let row = Sample { outcome, ..late() }.row("noisy");
         assert_eq!(row["outcome"], "refused");
-        assert_eq!(
-            (&row["status"], &row["ttft_ms"]),
-            (&429.into(), &70.0.into())
-        );
+        assert_eq!(row["status"], 429);
+        assert_eq!(row["ttft_ms"], 70.0);
     }
 }

@@ -1,11 +1,11 @@
 //! The generator against servers that misbehave on purpose.
 
-use std::{rc::Rc, time::Duration};
+use std::{cell::Cell, rc::Rc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
-    task::LocalSet,
+    task::spawn_local,
     time::{Instant, sleep},
 };
 
@@ -16,10 +16,8 @@ const ROLE: &str = "data: {\"choices\":[{\"text\":\"\"}]}\n\n";
 const TOKEN: &str = "data: {\"choices\":[{\"text\":\"sea\"}]}\n\n";
 const END: &str = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2}}\n\ndata: [DONE]\n\n";
 
-/// What a server does with the connection it accepted as its `n`th.
-type Script = fn(TcpStream, usize) -> std::pin::Pin<Box<dyn Future<Output = ()>>>;
-
-async fn serve(script: Script) -> (Rc<Target>, Rc<std::cell::Cell<usize>>) {
+/// A server that does this with every connection, and how many it accepted.
+async fn serve(script: impl AsyncFn(TcpStream) + 'static) -> (Rc<Target>, Rc<Cell<usize>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let target = Target {
         base: format!("http://{}", listener.local_addr().unwrap()),
@@ -27,12 +25,13 @@ async fn serve(script: Script) -> (Rc<Target>, Rc<std::cell::Cell<usize>>) {
         api_key: None,
         dialect: Dialect::IgnoreEos,
     };
-    let accepted = Rc::new(std::cell::Cell::new(0));
-    let count = accepted.clone();
-    drop(tokio::task::spawn_local(async move {
+    let accepted = Rc::new(Cell::new(0));
+    let (count, script) = (accepted.clone(), Rc::new(script));
+    drop(spawn_local(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            drop(tokio::task::spawn_local(script(stream, count.get())));
+            let script = script.clone();
+            drop(spawn_local(async move { script(stream).await }));
             count.set(count.get() + 1);
         }
     }));
@@ -58,12 +57,10 @@ async fn end(stream: &mut TcpStream) {
 }
 
 /// Answers at once, whole.
-fn prompt_server(mut stream: TcpStream, _: usize) -> std::pin::Pin<Box<dyn Future<Output = ()>>> {
-    Box::pin(async move {
-        head(&mut stream).await;
-        say(&mut stream, &format!("{ROLE}{TOKEN}")).await;
-        end(&mut stream).await;
-    })
+async fn prompt_server(mut stream: TcpStream) {
+    head(&mut stream).await;
+    say(&mut stream, &format!("{ROLE}{TOKEN}")).await;
+    end(&mut stream).await;
 }
 
 fn at(millis: &[u64]) -> Vec<Shot> {
@@ -89,11 +86,10 @@ fn limits(lasting: Duration) -> Limits {
         lasting,
         grace: 200 * MS,
         max_lag: Duration::from_secs(5),
-        ..Limits::default()
     }
 }
 
-async fn run_against(
+async fn try_run(
     target: &Rc<Target>,
     plans: &[(Load, Vec<Shot>)],
     limits: Limits,
@@ -101,170 +97,139 @@ async fn run_against(
     run(target, plans, Prompts::default(), 1, limits, &Rc::default()).await
 }
 
-#[tokio::test]
+/// What became of one tenant's requests, sent at these milliseconds.
+async fn samples(target: &Rc<Target>, millis: &[u64], lasting: Duration) -> Vec<Sample> {
+    let plans = [(load("a"), at(millis))];
+    let run = try_run(target, &plans, limits(lasting)).await.unwrap();
+    run.samples
+}
+
+#[actix_rt::test]
 async fn hanging_server_does_not_hold_back_later_requests() {
-    let silent: Script = |mut stream, _| {
-        Box::pin(async move {
-            head(&mut stream).await;
-            std::future::pending::<()>().await;
-        })
+    let silent = async |mut stream: TcpStream| {
+        head(&mut stream).await;
+        std::future::pending::<()>().await;
     };
-    let test = async {
-        let (target, accepted) = serve(silent).await;
-        let plans = [(load("a"), at(&[0, 20, 40, 60, 80]))];
-        let run = run_against(&target, &plans, limits(100 * MS))
-            .await
-            .unwrap();
-        assert_eq!(accepted.get(), 5, "each was sent though none was answered");
-        let unfinished = |sample: &Sample| sample.outcome == Outcome::Unfinished;
-        assert!(run.samples.iter().all(unfinished));
-        assert!(run.samples.iter().all(|sample| sample.ended >= 300 * MS));
-    };
-    LocalSet::new().run_until(test).await;
+    let (target, accepted) = serve(silent).await;
+    let samples = samples(&target, &[0, 20, 40, 60, 80], 100 * MS).await;
+    assert_eq!(accepted.get(), 5, "each was sent though none was answered");
+    for sample in samples {
+        assert_eq!(sample.outcome, Outcome::Unfinished);
+        assert!(sample.ended >= 300 * MS, "{sample:?}");
+    }
 }
 
-#[tokio::test]
+#[actix_rt::test]
 async fn empty_first_chunk_is_no_first_token() {
-    let dawdling: Script = |mut stream, _| {
-        Box::pin(async move {
-            head(&mut stream).await;
-            say(&mut stream, ROLE).await;
-            sleep(50 * MS).await;
-            say(&mut stream, TOKEN).await;
-            end(&mut stream).await;
-        })
+    let dawdling = async |mut stream: TcpStream| {
+        head(&mut stream).await;
+        say(&mut stream, ROLE).await;
+        sleep(50 * MS).await;
+        say(&mut stream, TOKEN).await;
+        end(&mut stream).await;
     };
-    let test = async {
-        let (target, _) = serve(dawdling).await;
-        let plans = [(load("a"), at(&[0]))];
-        let run = run_against(&target, &plans, limits(MS)).await.unwrap();
-        let sample = &run.samples[0];
-        assert_eq!(sample.outcome, Outcome::Ok);
-        assert!(sample.ttft().unwrap() >= 50 * MS);
-        assert_eq!(sample.usage.unwrap().completion_tokens, 2);
-    };
-    LocalSet::new().run_until(test).await;
+    let (target, _) = serve(dawdling).await;
+    let sample = samples(&target, &[0], MS).await.remove(0);
+    assert_eq!(sample.outcome, Outcome::Ok);
+    assert!(sample.ttft().unwrap() >= 50 * MS);
+    assert_eq!(sample.usage.unwrap().completion_tokens, 2);
 }
 
-#[tokio::test]
+#[actix_rt::test]
 async fn tenants_share_no_connection() {
     // Keeps connections open, so that a pool would use them again.
-    let keeping: Script = |mut stream, _| {
-        Box::pin(async move {
-            let mut read = [0; 4096];
-            while stream.read(&mut read).await.is_ok_and(|n| n > 0) {
-                let body = format!("{TOKEN}{END}");
-                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
-                stream.write_all((head + &body).as_bytes()).await.unwrap();
-            }
-        })
+    let keeping = async |mut stream: TcpStream| {
+        let mut read = [0; 4096];
+        while stream.read(&mut read).await.is_ok_and(|n| n > 0) {
+            let body = format!("{TOKEN}{END}");
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+            stream.write_all((head + &body).as_bytes()).await.unwrap();
+        }
     };
-    let test = async {
-        let (target, accepted) = serve(keeping).await;
-        let one_by_one = at(&[0, 100, 200]);
-        let plans = [(load("a"), one_by_one.clone()), (load("b"), one_by_one)];
-        let run = run_against(&target, &plans, limits(250 * MS))
-            .await
-            .unwrap();
-        assert!(
-            run.samples
-                .iter()
-                .all(|sample| sample.outcome == Outcome::Ok)
-        );
-        assert_eq!(accepted.get(), 2, "one kept connection for each tenant");
-    };
-    LocalSet::new().run_until(test).await;
+    let (target, accepted) = serve(keeping).await;
+    let plans = ["a", "b"].map(|tenant| (load(tenant), at(&[0, 100, 200])));
+    let run = try_run(&target, &plans, limits(250 * MS)).await.unwrap();
+    assert!(
+        run.samples
+            .iter()
+            .all(|sample| sample.outcome == Outcome::Ok)
+    );
+    assert_eq!(accepted.get(), 2, "one kept connection for each tenant");
 }
 
-#[tokio::test]
+#[actix_rt::test]
 async fn saturated_client_refuses_to_report() {
-    let test = async {
-        let (target, _) = serve(prompt_server).await;
-        let plans = [(load("a"), at(&[0, 50, 100, 150, 200]))];
-        let strict = Limits {
-            max_lag: 20 * MS,
-            ..limits(250 * MS)
-        };
-        let hog = async {
-            sleep(30 * MS).await;
-            // A thread that computes while it should send.
-            std::thread::sleep(150 * MS);
-        };
-        let (result, ()) = tokio::join!(run_against(&target, &plans, strict), hog);
-        let Err(RunError::Saturated { lag, .. }) = result else {
-            panic!("{result:?}");
-        };
-        assert!(lag.p99 >= 90 * MS, "{lag:?}");
+    let (target, _) = serve(prompt_server).await;
+    let plans = [(load("a"), at(&[0, 50, 100, 150, 200]))];
+    let strict = Limits {
+        max_lag: 20 * MS,
+        ..limits(250 * MS)
     };
-    LocalSet::new().run_until(test).await;
+    let hog = async {
+        sleep(30 * MS).await;
+        // A thread that computes while it should send.
+        std::thread::sleep(150 * MS);
+    };
+    let (result, ()) = tokio::join!(try_run(&target, &plans, strict), hog);
+    let Err(RunError::Saturated { lag, .. }) = result else {
+        panic!("{result:?}");
+    };
+    assert!(lag.p99 >= 90 * MS, "{lag:?}");
 }
 
-#[tokio::test]
+#[actix_rt::test]
 async fn late_send_counts_from_the_planned_moment() {
-    let test = async {
-        let (target, _) = serve(prompt_server).await;
-        let plans = [(load("a"), at(&[50]))];
-        let hog = async {
-            sleep(20 * MS).await;
-            std::thread::sleep(130 * MS);
-        };
-        let (result, ()) = tokio::join!(run_against(&target, &plans, limits(100 * MS)), hog);
-        let sample = &result.unwrap().samples[0];
-        // Planned at 50 ms, and nothing could be sent before 150 ms.
-        assert!(sample.ttft().unwrap() >= 100 * MS, "{sample:?}");
-        assert!(sample.sent - sample.scheduled >= 90 * MS, "{sample:?}");
+    let (target, _) = serve(prompt_server).await;
+    let hog = async {
+        sleep(20 * MS).await;
+        std::thread::sleep(130 * MS);
     };
-    LocalSet::new().run_until(test).await;
+    let (samples, ()) = tokio::join!(samples(&target, &[50], 100 * MS), hog);
+    let sample = &samples[0];
+    // Planned at 50 ms, and nothing could be sent before 150 ms.
+    assert!(sample.ttft().unwrap() >= 100 * MS, "{sample:?}");
+    assert!(sample.sent - sample.scheduled >= 90 * MS, "{sample:?}");
 }
 
-#[tokio::test]
+#[actix_rt::test]
 async fn refusals_are_kept_and_not_retried() {
-    let refusing: Script = |mut stream, _| {
-        Box::pin(async move {
-            let mut read = [0; 4096];
-            assert_ne!(stream.read(&mut read).await.unwrap(), 0);
-            let body = r#"{"error":{"code":"queue_full"}}"#;
-            let answer = format!(
-                "HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-                body.len()
-            );
-            stream.write_all(answer.as_bytes()).await.unwrap();
-        })
+    let refusing = async |mut stream: TcpStream| {
+        let mut read = [0; 4096];
+        assert_ne!(stream.read(&mut read).await.unwrap(), 0);
+        let body = r#"{"error":{"code":"queue_full"}}"#;
+        let answer = format!(
+            "HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\
+             content-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(answer.as_bytes()).await.unwrap();
     };
-    let test = async {
-        let (target, accepted) = serve(refusing).await;
-        let plans = [(load("a"), at(&[0, 10, 20]))];
-        let run = run_against(&target, &plans, limits(50 * MS)).await.unwrap();
-        let expected = Outcome::Refused {
-            status: 503,
-            code: "queue_full".to_owned(),
-        };
-        assert!(run.samples.iter().all(|sample| sample.outcome == expected));
-        assert_eq!(accepted.get(), 3);
+    let (target, accepted) = serve(refusing).await;
+    let expected = Outcome::Refused {
+        status: 503,
+        code: "queue_full".to_owned(),
     };
-    LocalSet::new().run_until(test).await;
+    let samples = samples(&target, &[0, 10, 20], 50 * MS).await;
+    assert!(samples.iter().all(|sample| sample.outcome == expected));
+    assert_eq!(accepted.get(), 3);
 }
 
 /// The figure behind "can this machine offer the load": printed, and bounded from below loosely,
 /// since a test machine is shared.
-#[tokio::test]
+#[actix_rt::test]
 async fn hundreds_of_streams_a_second_from_one_thread() {
-    let test = async {
-        let (target, _) = serve(prompt_server).await;
-        let every_ms: Vec<u64> = (0..600).map(|n| n * 1000 / 600).collect();
-        let plans = [(load("a"), at(&every_ms))];
-        let begin = Instant::now();
-        let run = run_against(&target, &plans, limits(Duration::from_secs(1)))
-            .await
-            .unwrap();
-        let took = begin.elapsed();
-        println!("600 streams in {took:?}, lag {:?}", run.lag);
-        assert!(
-            run.samples
-                .iter()
-                .all(|sample| sample.outcome == Outcome::Ok)
-        );
-        assert!(took < Duration::from_secs(2), "{took:?}");
-    };
-    LocalSet::new().run_until(test).await;
+    let (target, _) = serve(prompt_server).await;
+    let every_ms: Vec<u64> = (0..600).map(|n| n * 1000 / 600).collect();
+    let plans = [(load("a"), at(&every_ms))];
+    let begin = Instant::now();
+    let run = try_run(&target, &plans, limits(Duration::from_secs(1)));
+    let run = run.await.unwrap();
+    let took = begin.elapsed();
+    println!("600 streams in {took:?}, lag {:?}", run.lag);
+    assert!(
+        run.samples
+            .iter()
+            .all(|sample| sample.outcome == Outcome::Ok)
+    );
+    assert!(took < Duration::from_secs(2), "{took:?}");
 }

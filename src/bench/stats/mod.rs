@@ -11,7 +11,7 @@ use serde::Serialize;
 
 pub use self::{
     shares::{jain_over, shares},
-    times::{Quantile, Seen, Times},
+    times::{Quantile, Seen, Times, nearest_rank},
 };
 use super::load::{Outcome, Sample};
 
@@ -84,8 +84,7 @@ impl Service {
     #[must_use]
     pub fn of(runs: &[&[Sample]], window: Window, wanted: impl Fn(usize) -> bool) -> Self {
         let mut service = Self::default();
-        let all = || runs.iter().copied().flatten().filter(|s| wanted(s.tenant));
-        for sample in all().filter(|sample| window.holds(sample.scheduled)) {
+        for sample in in_window(runs, window, &wanted) {
             service.sent += 1;
             let slot = match &sample.outcome {
                 Outcome::Ok => &mut service.ok,
@@ -100,27 +99,23 @@ impl Service {
             };
             *slot += 1;
         }
-        let counted = || all().filter(|sample| window.holds(sample.scheduled));
+        let counted = || in_window(runs, window, &wanted);
         service.ttft = Times::of(first_tokens(counted()));
         service.end_to_end = Times::of(counted().filter_map(|sample| {
-            let unfinished = sample.outcome == Outcome::Unfinished;
-            let so_far = unfinished.then(|| sample.ended - sample.scheduled);
-            Some(Seen {
-                ms: millis(sample.end_to_end().or(so_far)?),
-                is_unfinished: unfinished,
-            })
+            let known = sample.end_to_end().map(Seen::known);
+            known.or_else(|| so_far(sample))
         }));
-        service.inter_token = Times::of(counted().filter_map(|sample| {
-            Some(Seen {
-                ms: millis(sample.inter_token()?),
-                is_unfinished: false,
-            })
-        }));
+        service.inter_token =
+            Times::of(counted().filter_map(|sample| sample.inter_token().map(Seen::known)));
         let seconds = window.seconds() * runs.len().max(1) as f64;
-        let (prompt, output) = all().fold((0.0, 0.0), |(prompt, output), sample| {
-            let (p, o) = served(sample, window);
-            (prompt + p, output + o)
-        });
+        // Also those of requests from before the window.
+        let all = runs.iter().copied().flatten();
+        let (mut prompt, mut output) = (0.0, 0.0);
+        for sample in all.filter(|sample| wanted(sample.tenant)) {
+            let served = served(sample, window);
+            prompt += served.0;
+            output += served.1;
+        }
         service.prompt_tokens_per_s = prompt / seconds;
         service.output_tokens_per_s = output / seconds;
         service
@@ -131,12 +126,17 @@ impl Service {
 /// none; they are counted as what they are.
 pub fn first_tokens<'a>(samples: impl Iterator<Item = &'a Sample>) -> impl Iterator<Item = Seen> {
     samples.filter_map(|sample| {
-        let waited = sample.ended - sample.scheduled;
-        let waiting = (sample.outcome == Outcome::Unfinished).then_some(waited);
-        Some(Seen {
-            ms: millis(sample.ttft().or(waiting)?),
-            is_unfinished: sample.ttft().is_none(),
-        })
+        let known = sample.ttft().map(Seen::known);
+        known.or_else(|| so_far(sample))
+    })
+}
+
+/// What is known of a request that the run ended before: it took longer than this.
+fn so_far(sample: &Sample) -> Option<Seen> {
+    let had = Seen::known(sample.ended - sample.scheduled);
+    (sample.outcome == Outcome::Unfinished).then_some(Seen {
+        is_unfinished: true,
+        ..had
     })
 }
 
@@ -157,18 +157,12 @@ pub fn in_window<'a>(
 fn served(sample: &Sample, window: Window) -> (f64, f64) {
     let inside = sample.events.iter().filter(|at| window.holds(**at)).count();
     let is_prompt_inside = sample.events.first().is_some_and(|at| window.holds(*at));
-    (
-        if is_prompt_inside {
-            sample.prompt()
-        } else {
-            0.0
-        },
-        inside as f64 * sample.tokens_per_event(),
-    )
-}
-
-fn millis(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
+    let prompt = if is_prompt_inside {
+        sample.prompt()
+    } else {
+        0.0
+    };
+    (prompt, inside as f64 * sample.tokens_per_event())
 }
 
 fn seconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,5 +1,7 @@
 //! Distributions of times.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 /// A distribution of times, in milliseconds.
@@ -37,10 +39,23 @@ pub struct Seen {
     pub is_unfinished: bool,
 }
 
+// === impl Seen ===
+
+impl Seen {
+    /// It took this long.
+    #[must_use]
+    pub fn known(time: Duration) -> Self {
+        Self {
+            ms: time.as_secs_f64() * 1e3,
+            is_unfinished: false,
+        }
+    }
+}
+
 // === impl Times ===
 
 impl Times {
-    /// Nearest-rank percentiles (no interpolation: every figure is a request that happened).
+    /// Their percentiles by nearest rank.
     pub fn of(seen: impl Iterator<Item = Seen>) -> Self {
         let mut all: Vec<Seen> = seen.collect();
         all.sort_by(|a, b| a.ms.total_cmp(&b.ms));
@@ -57,14 +72,20 @@ impl Times {
 
 /// The `percent`th percentile of values in ascending order.
 fn quantile(sorted: &[Seen], percent: usize) -> Quantile {
-    let rank = (sorted.len() * percent).div_ceil(100);
-    let Some(at) = rank.checked_sub(1) else {
+    let Some(at) = nearest_rank(sorted.len(), percent) else {
         return Quantile::default();
     };
     Quantile {
         ms: Some(sorted[at].ms),
         at_least: sorted[..=at].iter().any(|seen| seen.is_unfinished),
     }
+}
+
+/// Where the `percent`th percentile of so many values stands among them: no interpolation, so that
+/// every figure is one that happened. None of nothing.
+#[must_use]
+pub fn nearest_rank(count: usize, percent: usize) -> Option<usize> {
+    (count * percent).div_ceil(100).checked_sub(1)
 }
 
 #[cfg(test)]

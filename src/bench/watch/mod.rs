@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 pub use self::cap::hidden_cap;
 use self::pages::{Engine, engine_in, look_into, read_status};
-use super::{load::Live, server::get_json};
+use super::{load::Live, server::get_json, stats::nearest_rank};
 
 /// How often is looked.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -66,10 +66,9 @@ pub async fn watch(base: &str, begin: Instant, live: &Rc<Live>, looks: &RefCell<
     };
     loop {
         ticks.tick().await;
-        let ended = live.ok.get() + live.refused.get() + live.failed.get();
         let mut look = Look {
             at: begin.elapsed().as_secs_f64(),
-            open: live.sent.get().saturating_sub(ended) as f64,
+            open: live.open() as f64,
             ..Look::default()
         };
         let status = get_json(&status_url(base)).await.unwrap_or_default();
@@ -96,10 +95,7 @@ impl Queues {
             all.sort_by(f64::total_cmp);
             all
         };
-        let at = |all: &[f64], percent: usize| {
-            let rank = (all.len() * percent).div_ceil(100);
-            rank.checked_sub(1).map(|at| all[at])
-        };
+        let at = |all: &[f64], percent| Some(all[nearest_rank(all.len(), percent)?]);
         let (running, waiting) = (sorted(|look| look.running), sorted(|look| look.waiting));
         let queued = sorted(|look| look.queued);
         let short = waiting.iter().filter(|count| **count <= 2.0).count();

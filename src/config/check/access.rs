@@ -3,7 +3,10 @@
 use std::{collections::HashMap, net::SocketAddr};
 
 use crate::config::{
-    Auth, KeyHash, TenantConfig, TenantHeader, file::File, path::KeyPath, report::Report,
+    Auth, KeyHash, TenantConfig, TenantHeader,
+    file::File,
+    path::KeyPath,
+    report::{Report, Section},
 };
 
 const KEY_HELP: &str =
@@ -17,27 +20,26 @@ impl KeyOwners {
     /// Reads one tenant's keys.
     pub(super) fn read(
         &mut self,
+        section: &mut Section<'_>,
         tenant: &str,
-        path: &KeyPath,
         keys: &[String],
-        report: &mut Report,
     ) -> Vec<KeyHash> {
         let mut hashes = Vec::with_capacity(keys.len());
         for (index, text) in keys.iter().enumerate() {
-            let here = path.index(index);
-            let Some(hash) = read_hash(&here, text, report) else {
+            let Some(hash) = read_hash(section, "api_keys", index, text) else {
                 continue;
             };
             match self.0.insert(hash, tenant.to_owned()) {
                 Some(other) if other == tenant => {
-                    report.problem(&here, "the same key stands here twice", None);
+                    section.problem_in("api_keys", index, "the same key stands here twice");
                 }
-                Some(other) => {
-                    let message = format!("tenant `{other}` has the same key");
-                    let help =
-                        "a key decides who the tenant is; make one for each with `kvwarden key`";
-                    report.problem(&here, message, Some(help.to_owned()));
-                }
+                Some(other) => section
+                    .problem_in(
+                        "api_keys",
+                        index,
+                        format!("tenant `{other}` has the same key"),
+                    )
+                    .help("a key decides who the tenant is; make one for each with `kvwarden key`"),
                 None => hashes.push(hash),
             }
         }
@@ -46,7 +48,7 @@ impl KeyOwners {
 }
 
 /// The text is never repeated: it may be the key itself.
-fn read_hash(path: &KeyPath, text: &str, report: &mut Report) -> Option<KeyHash> {
+fn read_hash(section: &mut Section<'_>, list: &str, index: usize, text: &str) -> Option<KeyHash> {
     let hash = KeyHash::parse(text);
     if hash.is_none() {
         let message = match text.strip_prefix("sha256:") {
@@ -56,7 +58,7 @@ fn read_hash(path: &KeyPath, text: &str, report: &mut Report) -> Option<KeyHash>
             ),
             None => "not a key's hash: it has to start with `sha256:`".to_owned(),
         };
-        report.problem(path, message, Some(KEY_HELP.to_owned()));
+        section.problem_in(list, index, message).help(KEY_HELP);
     }
     hash
 }
@@ -67,16 +69,16 @@ pub(super) fn auth(
     tenants: &[TenantConfig],
     report: &mut Report,
 ) -> Auth {
-    let path = KeyPath::of("auth");
+    let mut section = report.section(KeyPath::of("auth"));
     let tenant_header = file.auth.tenant_header.unwrap_or(TenantHeader::Loopback);
-    let admin_keys = path.key("admin_keys");
     let admin = file.auth.admin_keys.iter().enumerate();
-    let admin = admin.filter_map(|(index, text)| read_hash(&admin_keys.index(index), text, report));
+    let admin =
+        admin.filter_map(|(index, text)| read_hash(&mut section, "admin_keys", index, text));
     let auth = Auth {
         tenant_header,
         admin_keys: admin.collect(),
     };
-    if !listen.ip().is_loopback() && !report.is_broken(&path.key("tenant_header")) {
+    if !listen.ip().is_loopback() && !section.is_broken("tenant_header") {
         check_open(file, listen, tenants, tenant_header, report);
     }
     auth
@@ -101,18 +103,16 @@ fn check_open(
             let message = format!(
                 "whoever reaches {listen} may claim to be any tenant with the header X-Tenant-ID"
             );
-            let help = r#"keep this only behind a proxy that authenticates and sets the header; otherwise give the tenants `api_keys` and set `tenant_header = "never"` (TOML form)"#;
-            report.warn(
-                &KeyPath::of("auth").key("tenant_header"),
-                message,
-                Some(help.to_owned()),
-            );
+            report
+                .warning(&KeyPath::of("auth").key("tenant_header"), message)
+                .help(r#"keep this only behind a proxy that authenticates and sets the header; otherwise give the tenants `api_keys` and set `tenant_header = "never"` (TOML form)"#);
         }
         TenantHeader::Never | TenantHeader::Loopback if !any_key => {
             let message =
                 format!("{listen} is open to other machines, but no tenant has an API key");
-            let help = r#"give the tenants `api_keys` (`kvwarden key` makes them), listen on 127.0.0.1, or, behind a proxy that authenticates, set `auth.tenant_header = "always"`"#;
-            report.problem(&KeyPath::of("listen"), message, Some(help.to_owned()));
+            report
+                .problem(&KeyPath::of("listen"), message)
+                .help(r#"give the tenants `api_keys` (`kvwarden key` makes them), listen on 127.0.0.1, or, behind a proxy that authenticates, set `auth.tenant_header = "always"`"#);
         }
         TenantHeader::Never | TenantHeader::Loopback => {}
     }

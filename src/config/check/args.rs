@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::{file::Engine, path::KeyPath, report::Report};
+use crate::config::{
+    file::Engine,
+    path::KeyPath,
+    report::{Report, Section},
+};
 
 /// Why a flag is not the author's.
 enum Owner {
@@ -22,6 +26,8 @@ const NAME: Owner =
     Kvwarden("the engine serves the model under its `id`; more names go to `aliases`");
 const MODEL: Owner = Kvwarden("the weights are `source`");
 const ORDER: Owner = Kvwarden("what queues inside the engine has to keep kvwarden's order");
+const CONFIG: Owner = Kvwarden("a second configuration would hide from `kvwarden check`");
+const ROOT: Owner = Kvwarden("kvwarden asks for the paths at the root");
 const TLS: Owner = Kvwarden("kvwarden speaks plain HTTP to its engines on loopback");
 
 const COMMON: &[(&str, Owner)] = &[
@@ -35,14 +41,8 @@ const VLLM: &[(&str, Owner)] = &[
     ("--model", MODEL),
     ("--served-model-name", NAME),
     ("--uds", HOST),
-    (
-        "--root-path",
-        Kvwarden("kvwarden asks for the paths at the root"),
-    ),
-    (
-        "--config",
-        Kvwarden("a second configuration would hide from `kvwarden check`"),
-    ),
+    ("--root-path", ROOT),
+    ("--config", CONFIG),
     ("--max-model-len", Key("max_model_len")),
     ("--max-num-seqs", Key("max_concurrent")),
     ("--dtype", Key("dtype")),
@@ -60,10 +60,7 @@ const SGLANG: &[(&str, Owner)] = &[
     ("--model", MODEL),
     ("--model-path", MODEL),
     ("--served-model-name", NAME),
-    (
-        "--config",
-        Kvwarden("a second configuration would hide from `kvwarden check`"),
-    ),
+    ("--config", CONFIG),
     (
         "--device",
         Kvwarden("`engine` chooses it: `sglang` or `sglang-cpu`"),
@@ -94,10 +91,7 @@ const LLAMACPP: &[(&str, Owner)] = &[
     ("--api-key-file", API_KEY),
     ("--ssl-key-file", TLS),
     ("--ssl-cert-file", TLS),
-    (
-        "--api-prefix",
-        Kvwarden("kvwarden asks for the paths at the root"),
-    ),
+    ("--api-prefix", ROOT),
     ("--ctx-size", Key("max_model_len")),
     ("-c", Key("max_model_len")),
     ("--parallel", Key("max_concurrent")),
@@ -138,33 +132,34 @@ fn owned(engine: Engine) -> impl Iterator<Item = &'static (&'static str, Owner)>
     COMMON.iter().chain(own)
 }
 
-/// Reports every argument that is not the author's to set.
-pub(super) fn check_args(key: &KeyPath, args: &[String], engine: Engine, report: &mut Report) {
+/// Reports every argument and variable of a table that is not the author's to set.
+pub(super) fn check_owned(
+    section: &mut Section<'_>,
+    args: &[String],
+    env: &BTreeMap<String, String>,
+    engine: Engine,
+) {
     for (index, arg) in args.iter().enumerate() {
-        let flag = arg.split('=').next().unwrap_or_default();
         // vLLM takes `--max_model_len` for `--max-model-len`.
-        let flag = flag.replace('_', "-");
-        let Some((name, owner)) = owned(engine).find(|(name, _)| *name == flag) else {
-            continue;
-        };
-        report_owned(&key.index(index), name, owner, report);
+        let flag = arg.split('=').next().unwrap_or_default().replace('_', "-");
+        if let Some((name, owner)) = owned(engine).find(|(name, _)| *name == flag) {
+            let at = section.path.key("extra_args").index(index);
+            report_owned(&at, name, owner, section.report);
+        }
     }
-}
-
-/// Reports every variable that is not the author's to set.
-pub(super) fn check_env(key: &KeyPath, env: &BTreeMap<String, String>, report: &mut Report) {
     for (name, owner) in ENV.iter().filter(|(name, _)| env.contains_key(*name)) {
-        report_owned(&key.key(name), name, owner, report);
+        let at = section.path.key("env").key(name);
+        report_owned(&at, name, owner, section.report);
     }
 }
 
 fn report_owned(at: &KeyPath, name: &str, owner: &Owner, report: &mut Report) {
-    let (message, help) = match owner {
-        Kvwarden(why) => (format!("`{name}` is set by kvwarden"), (*why).to_owned()),
-        Key(key) => (
-            format!("`{name}` is set from `{key}`"),
-            format!("write `{key}` instead; kvwarden plans by it"),
-        ),
-    };
-    report.problem(at, message, help);
+    match owner {
+        Kvwarden(why) => report
+            .problem(at, format!("`{name}` is set by kvwarden"))
+            .help(*why),
+        Key(key) => report
+            .problem(at, format!("`{name}` is set from `{key}`"))
+            .help(format!("write `{key}` instead; kvwarden plans by it")),
+    }
 }

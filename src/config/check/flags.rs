@@ -7,59 +7,38 @@ use kvwarden_policy::{
     steps,
 };
 
-use super::{positive, source::PRESETS};
+use super::source::PRESETS;
 use crate::config::{
     file::{Engine, EngineDefaults, Model},
-    path::KeyPath,
-    report::Report,
+    report::Section,
 };
 
 /// Resolves and checks the numbers of a model.
 pub(super) fn flags(
-    path: &KeyPath,
+    section: &mut Section<'_>,
     model: &Model,
     engine: Engine,
     defaults: &EngineDefaults,
     has_several_models: bool,
-    report: &mut Report,
 ) -> EngineFlags {
-    let present = [
-        ("max_model_len", model.max_model_len),
-        ("tensor_parallel_size", model.tensor_parallel_size),
-        ("threads", model.threads),
-    ];
-    for (key, value) in present {
-        positive(&path.key(key), value != Some(0), report);
-    }
-    positive(
-        &path.key("kv_cache"),
-        model.kv_cache.is_none_or(|size| size.0 > 0),
-        report,
+    section.positive("max_model_len", model.max_model_len != Some(0));
+    section.positive(
+        "tensor_parallel_size",
+        model.tensor_parallel_size != Some(0),
     );
-    if model
-        .gpu_memory_utilization
-        .is_some_and(|share| !(share > 0.0 && share <= 1.0))
-    {
-        let help = "write a share above 0 and up to 1: 0.9 leaves a tenth of the memory free";
-        let key = path.key("gpu_memory_utilization");
-        report.problem(
-            &key,
-            "not a share of the GPU's memory",
-            Some(help.to_owned()),
-        );
+    section.positive("threads", model.threads != Some(0));
+    section.positive("kv_cache", model.kv_cache.is_none_or(|size| size.0 > 0));
+    let share = model.gpu_memory_utilization;
+    if share.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
+        section
+            .problem("gpu_memory_utilization", "not a share of the GPU's memory")
+            .help("write a share above 0 and up to 1: 0.9 leaves a tenth of the memory free");
     }
     let mut env = defaults.env.clone();
     env.extend(model.env.clone());
-    let max_concurrent = at_least_one(
-        path,
-        "max_concurrent",
-        model.max_concurrent,
-        default_concurrency(engine),
-        report,
-    );
     EngineFlags {
         cpu: matches!(engine, Engine::VllmCpu | Engine::SglangCpu),
-        capacity: capacity(path, model, engine, max_concurrent, report),
+        capacity: capacity(section, model, engine),
         max_model_len: model.max_model_len,
         dtype: model.dtype.clone(),
         tensor_parallel: model.tensor_parallel_size.unwrap_or(1),
@@ -67,7 +46,7 @@ pub(super) fn flags(
         threads: model.threads,
         kv_cache_bytes: model.kv_cache.map(|size| size.0),
         kv_cpu_bytes: model.kv_cpu.map(|size| size.0).filter(|bytes| *bytes > 0),
-        kv_ssd_bytes: kv_ssd(path, model, engine, report),
+        kv_ssd_bytes: kv_ssd(section, model, engine),
         rungs: rungs(model, engine, has_several_models),
         extra_args: [&defaults.extra_args[..], &model.extra_args[..]].concat(),
         env,
@@ -77,13 +56,13 @@ pub(super) fn flags(
 /// Enough for some long conversations on a small model; the node's own limit is `max_saved_kv`.
 const SAVED_SLOTS: u64 = 512 << 20;
 
-fn kv_ssd(path: &KeyPath, model: &Model, engine: Engine, report: &mut Report) -> Option<u64> {
+fn kv_ssd(section: &mut Section<'_>, model: &Model, engine: Engine) -> Option<u64> {
     let through_memory = matches!(engine, Engine::Vllm | Engine::Sglang);
     let given = model.kv_ssd.map(|size| size.0);
     if through_memory && given.is_some_and(|bytes| bytes > 0) && model.kv_cpu.is_none() {
-        let help = r#"add `kv_cpu`, such as "8GiB": blocks go to disk by way of host memory"#;
-        let key = path.key("kv_ssd");
-        report.problem(&key, "`kv_ssd` needs `kv_cpu`", help.to_owned());
+        section
+            .problem("kv_ssd", "`kv_ssd` needs `kv_cpu`")
+            .help(r#"add `kv_cpu`, such as "8GiB": blocks go to disk by way of host memory"#);
     }
     let default = (engine == Engine::Llamacpp).then_some(SAVED_SLOTS);
     given.or(default).filter(|bytes| *bytes > 0)
@@ -101,30 +80,25 @@ fn rungs(model: &Model, engine: Engine, has_several_models: bool) -> Rungs {
 
 /// A number that has a default and makes no sense as zero.
 pub(super) fn at_least_one<N: Default + PartialEq>(
-    path: &KeyPath,
+    section: &mut Section<'_>,
     key: &str,
     value: Option<N>,
     default: N,
-    report: &mut Report,
 ) -> N {
     let value = value.unwrap_or(default);
-    positive(&path.key(key), value != N::default(), report);
+    section.positive(key, value != N::default());
     value
 }
 
 /// What the engine is told to do at once. Where it can't be told (SGLang, llama.cpp, an attached
 /// server), vLLM's default step is assumed and nothing of how it cuts long prompts.
-fn capacity(
-    path: &KeyPath,
-    model: &Model,
-    engine: Engine,
-    sequences: u32,
-    report: &mut Report,
-) -> Capacity {
+fn capacity(section: &mut Section<'_>, model: &Model, engine: Engine) -> Capacity {
+    let default = default_concurrency(engine);
+    let sequences = at_least_one(section, "max_concurrent", model.max_concurrent, default);
     let preset = model.preset.as_deref().unwrap_or(PRESETS[0]);
     let preset = steps::preset(preset).filter(|_| engine == Engine::Sim);
     let default = preset.map_or(STEP_TOKENS, |preset| preset.max_num_batched_tokens);
-    let step = at_least_one(path, "step_tokens", model.step_tokens, default, report);
+    let step = at_least_one(section, "step_tokens", model.step_tokens, default);
     let kv_tokens = preset.map(|preset| preset.kv_tokens.into());
     let of_engine = Capacity::of_engine(sequences.into(), step.into(), kv_tokens);
     // No engine starts whose step is smaller than its batch.

@@ -2,44 +2,34 @@
 
 use kvwarden_actors::gpu::engine::EngineKind;
 
-use super::positive;
 use crate::{
     config::{
         ModelConfig, ModelSource, Residency,
         file::{File, Model},
         path::KeyPath,
-        report::Report,
+        report::{Report, Section},
         units::format_size,
     },
     weights,
 };
 
-pub(super) fn residency(path: &KeyPath, model: &Model, report: &mut Report) -> Residency {
+pub(super) fn residency(section: &mut Section<'_>, model: &Model) -> Residency {
     let idle_ttl = model.idle_ttl.map(|text| text.0);
-    let is_given = [
-        ("memory", model.memory.is_none_or(|size| size.0 > 0)),
-        ("idle_ttl", idle_ttl.is_none_or(|ttl| !ttl.is_zero())),
-    ];
-    for (key, is_positive) in is_given {
-        positive(&path.key(key), is_positive, report);
-    }
-    let gpus = path.key("gpus");
+    section.positive("memory", model.memory.is_none_or(|size| size.0 > 0));
+    section.positive("idle_ttl", idle_ttl.is_none_or(|ttl| !ttl.is_zero()));
     for (index, gpu) in model.gpus.iter().enumerate() {
         let is_index = gpu.parse::<u32>().is_ok();
         if !is_index && !gpu.starts_with("GPU-") && !gpu.starts_with("MIG-") {
-            let help = r#"write an index such as "0" or a UUID as `nvidia-smi -L` prints it"#;
-            let message = format!("{gpu:?} is no GPU");
-            report.problem(&gpus.index(index), message, help.to_owned());
+            section
+                .problem_in("gpus", index, format!("{gpu:?} is no GPU"))
+                .help(r#"write an index such as "0" or a UUID as `nvidia-smi -L` prints it"#);
         }
     }
     let pinned = model.pinned.unwrap_or(false);
     if pinned && idle_ttl.is_some() {
-        let help = "leave one out".to_owned();
-        report.problem(
-            &path.key("idle_ttl"),
-            "a pinned model is never unloaded",
-            help,
-        );
+        section
+            .problem("idle_ttl", "a pinned model is never unloaded")
+            .help("leave one out");
     }
     Residency {
         memory: model.memory.map(|size| size.0),
@@ -52,8 +42,9 @@ pub(super) fn residency(path: &KeyPath, model: &Model, report: &mut Report) -> R
 /// The configured capacity. A model that is larger could never start.
 pub(super) fn gpu_memory(file: &File, models: &[ModelConfig], report: &mut Report) -> Option<u64> {
     let capacity = file.gpu.memory?.0;
-    let key = KeyPath::of("gpu").key("memory");
-    positive(&key, capacity > 0, report);
+    report
+        .section(KeyPath::of("gpu"))
+        .positive("memory", capacity > 0);
     for (index, model) in models.iter().enumerate() {
         let needed = needed(model, capacity);
         if needed > capacity && capacity > 0 {
@@ -64,13 +55,12 @@ pub(super) fn gpu_memory(file: &File, models: &[ModelConfig], report: &mut Repor
             );
             let help = "raise `gpu.memory`, or lower what it takes: smaller weights, `kv_cache`, \
                         `max_model_len`, `max_concurrent` or `tensor_parallel_size` over more GPUs";
-            let at = if model.residency.memory.is_some() {
-                "memory"
-            } else {
-                "id"
+            let at = match model.residency.memory {
+                Some(_) => "memory",
+                None => "id",
             };
-            let model = KeyPath::of("models").index(index);
-            report.problem(&model.key(at), message, help.to_owned());
+            let mut section = report.section(KeyPath::of("models").index(index));
+            section.problem(at, message).help(help);
         }
     }
     Some(capacity)

@@ -23,7 +23,7 @@ use super::{
     Config, Environment, EventsConfig, Limits,
     file::{self, File},
     path::KeyPath,
-    report::Report,
+    report::{Report, Section},
     unit_text::{DurationText, SizeText},
 };
 
@@ -66,7 +66,7 @@ pub(crate) fn check(file: &File, context: &Context<'_>, report: &mut Report) -> 
     Config {
         listen,
         auth,
-        limits: limits(&file.limits, report),
+        limits: limits(&file.limits, report.section(KeyPath::of("limits"))),
         models,
         gpu_memory,
         max_wait,
@@ -87,9 +87,10 @@ fn listen(file: &File, report: &mut Report) -> SocketAddr {
         None => text.to_owned(),
     };
     text.parse().unwrap_or_else(|_| {
-        let help = r#"write an IP address and a port, such as "127.0.0.1:8000" or "[::1]:8000""#;
         let message = format!("{text:?} is not an address to listen on");
-        report.problem(&KeyPath::of("listen"), message, Some(help.to_owned()));
+        report
+            .problem(&KeyPath::of("listen"), message)
+            .help(r#"write an IP address and a port, such as "127.0.0.1:8000" or "[::1]:8000""#);
         SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000)
     })
 }
@@ -106,7 +107,9 @@ fn log_level(file: &File, report: &mut Report) -> String {
         let help =
             r#"write error, warn, info, debug or trace, or a filter such as "info,kvwarden=debug""#;
         let message = format!("{filter:?} is not a log level");
-        report.problem(&KeyPath::of("log_level"), message, Some(help.to_owned()));
+        report
+            .problem(&KeyPath::of("log_level"), message)
+            .help(help);
     }
     filter
 }
@@ -122,14 +125,13 @@ fn events(log: &file::Log, context: &Context<'_>, report: &mut Report) -> Option
     let max_size = log.max_size.map_or(256 << 20, |text| text.0);
     if max_size < SMALLEST {
         let key = KeyPath::of("log").key("max_size");
-        report.problem(&key, "it has to be at least 1MiB", None);
+        report.problem(&key, "it has to be at least 1MiB");
     }
     let path = context.base.join(log.events.as_ref()?);
     Some(EventsConfig { path, max_size })
 }
 
-fn limits(limits: &file::Limits, report: &mut Report) -> Limits {
-    let key = |key: &str| KeyPath::of("limits").key(key);
+fn limits(limits: &file::Limits, mut section: Section<'_>) -> Limits {
     let size = |value: Option<SizeText>, default: usize| {
         value.map_or(default, |SizeText(bytes)| {
             usize::try_from(bytes).unwrap_or(usize::MAX)
@@ -139,54 +141,44 @@ fn limits(limits: &file::Limits, report: &mut Report) -> Limits {
     // Whatever one body may be, one has to fit.
     let per_tenant = size(limits.max_bodies_per_tenant, (256 << 20).max(max_body));
     let max_bodies = size(limits.max_bodies, (2 << 30).max(per_tenant));
-    let mut duration = |name: &str, value: Option<DurationText>, default: u64| {
-        let value = value.map_or(Duration::from_secs(default), |DurationText(value)| value);
-        positive(&key(name), !value.is_zero(), report);
+    for (key, limit) in [
+        ("max_bodies", max_bodies),
+        ("max_bodies_per_tenant", per_tenant),
+    ] {
+        if limit < max_body {
+            section
+                .problem(key, "is less than limits.max_body")
+                .help("a body of limits.max_body would never fit");
+        }
+    }
+    let max_in_flight = limits.max_in_flight.unwrap_or(16_384);
+    section.positive("max_in_flight", max_in_flight > 0);
+    section.positive("max_body", max_body > 0);
+    let or = |value: Option<DurationText>, default| {
+        value.map_or(Duration::from_secs(default), |DurationText(value)| value)
+    };
+    let mut positive = |key, value, default| {
+        let value = or(value, default);
+        section.positive(key, !value.is_zero());
         value
     };
-    let limits = Limits {
-        body_timeout: duration("body_timeout", limits.body_timeout, 30),
-        queue_timeout: duration("queue_timeout", limits.queue_timeout, 300),
-        stream_idle_timeout: duration("stream_idle_timeout", limits.stream_idle_timeout, 120),
-        stall_timeout: duration("stall_timeout", limits.stall_timeout, 20),
-        start_stall_timeout: duration("start_stall_timeout", limits.start_stall_timeout, 180),
-        broken_pause: duration("broken_pause", limits.broken_pause, 300),
-        client_stall_timeout: duration("client_stall_timeout", limits.client_stall_timeout, 30),
-        // Zero is a choice here: cut at once.
-        drain_timeout: limits
-            .drain_timeout
-            .map_or(Duration::from_secs(30), |text| text.0),
-        // And here: they end with it.
-        orphan_grace: limits
-            .orphan_grace
-            .map_or(Duration::from_secs(30), |text| text.0),
-        max_in_flight: limits.max_in_flight.unwrap_or(16_384),
+    Limits {
+        max_in_flight,
         max_body,
         max_bodies,
         max_bodies_per_tenant: per_tenant,
-        // And here: only tenants of the file.
+        body_timeout: positive("body_timeout", limits.body_timeout, 30),
+        queue_timeout: positive("queue_timeout", limits.queue_timeout, 300),
+        stream_idle_timeout: positive("stream_idle_timeout", limits.stream_idle_timeout, 120),
+        stall_timeout: positive("stall_timeout", limits.stall_timeout, 20),
+        start_stall_timeout: positive("start_stall_timeout", limits.start_stall_timeout, 180),
+        broken_pause: positive("broken_pause", limits.broken_pause, 300),
+        client_stall_timeout: positive("client_stall_timeout", limits.client_stall_timeout, 30),
+        // Zero is a choice in these: cut at once, end with it, only tenants of the file.
+        drain_timeout: or(limits.drain_timeout, 30),
+        orphan_grace: or(limits.orphan_grace, 30),
         max_unnamed_tenants: limits.max_unnamed_tenants.unwrap_or(1024),
         max_saved_kv: limits.max_saved_kv.map_or(16 << 30, |text| text.0),
-    };
-    positive(&key("max_in_flight"), limits.max_in_flight > 0, report);
-    positive(&key("max_body"), limits.max_body > 0, report);
-    for (name, limit) in [
-        ("max_bodies", limits.max_bodies),
-        ("max_bodies_per_tenant", limits.max_bodies_per_tenant),
-    ] {
-        if limit < limits.max_body {
-            let help = "a body of limits.max_body would never fit".to_owned();
-            report.problem(&key(name), "is less than limits.max_body", help);
-        }
-    }
-    limits
-}
-
-/// Reports a zero where it makes no sense.
-fn positive(key: &KeyPath, is_positive: bool, report: &mut Report) {
-    if !is_positive {
-        let help = "leave the key out for its default".to_owned();
-        report.problem(key, "has to be more than zero", help);
     }
 }
 
@@ -194,4 +186,14 @@ fn positive(key: &KeyPath, is_positive: bool, report: &mut Report) {
 pub(crate) fn is_name(name: &str, longest: usize) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._:@/-".contains(c);
     (1..=longest).contains(&name.len()) && name.chars().all(allowed)
+}
+
+fn check_name(key: &KeyPath, name: &str, of: &str, longest: usize, report: &mut Report) {
+    if !is_name(name, longest) {
+        report
+            .problem(key, format!("{name:?} cannot name a {of}"))
+            .help(format!(
+                "use 1 to {longest} of the characters A-Z a-z 0-9 . _ : @ / -"
+            ));
+    }
 }

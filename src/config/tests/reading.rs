@@ -1,6 +1,7 @@
 //! Types, keys and places.
 
 use super::*;
+use crate::config::TenantHeader;
 
 #[test]
 fn every_problem_is_told_at_once_with_its_place() {
@@ -18,160 +19,62 @@ engine = "vlm"
 aliases = ["a", 3]
 gpu_memory_utilization = 2.0
 "#;
-    let told: Vec<_> = problems(text)
-        .into_iter()
-        .map(|p| (p.at.unwrap(), p.key))
-        .collect();
     let expected = [
-        ((1, 10), "listen"),
-        ((2, 1), "log_lvl"),
-        ((5, 12), "limits.max_body"),
-        ((6, 17), "limits.queue_timeout"),
-        ((7, 17), "limits.max_in_flight"),
-        ((11, 10), "models[0].engine"),
-        ((12, 17), "models[0].aliases[1]"),
-        ((13, 26), "models[0].gpu_memory_utilization"),
+        "1:10 listen",
+        "2:1 log_lvl",
+        "5:12 limits.max_body",
+        "6:17 limits.queue_timeout",
+        "7:17 limits.max_in_flight",
+        "11:10 models[0].engine",
+        "12:17 models[0].aliases[1]",
+        "13:26 models[0].gpu_memory_utilization",
     ];
-    assert_eq!(told, expected.map(|(at, key)| (at, key.to_owned())));
+    assert_eq!(places(try_load(text)), expected);
 }
 
 #[test]
-fn wrong_types_are_told_in_the_words_of_the_file() {
-    let message = |line: &str| told(&format!("{line}\n{MODEL}")).0;
-    assert_eq!(
-        message("listen = 8000"),
-        "listen: expected text in quotes, found 8000"
-    );
-    assert_eq!(message("auth = true"), "auth: expected a table, found true");
-    assert_eq!(
-        message("limits = []"),
-        "limits: expected a table, found a list"
-    );
-    assert_eq!(
-        message("limits.max_in_flight = \"9\""),
-        r#"limits.max_in_flight: expected a whole number, 0 or more, found the text "9""#
-    );
-    assert_eq!(
-        message("limits.max_body = 1979-05-27"),
-        "limits.max_body: `1979` has no unit"
-    );
-    let wrong_model = |line: &str| told(&model("vllm", line)).0;
-    assert_eq!(
-        wrong_model("gpu_memory_utilization = nan"),
-        r#"models[0].gpu_memory_utilization: expected a number, found the text "nan""#
-    );
-    assert_eq!(
-        wrong_model("threads = 99999999999999999999"),
-        "models[0].threads: expected a whole number from 0 to 4294967295, found the text \"99999999999999999999\""
-    );
-}
-
-#[test]
-fn number_without_unit_is_answered_with_an_example() {
-    let (told, help) = told(&format!("limits.queue_timeout = 30\n{MODEL}"));
-    assert_eq!(told, "limits.queue_timeout: `30` has no unit");
-    assert!(help.contains(r#""30s""#), "{help}");
-}
-
-#[test]
-fn syntax_error_has_its_line_and_column() {
-    let problem = problem("listen = \"127.0.0.1:8000\"\nlog_level = \n");
-    assert_eq!(problem.at.map(|(line, _)| line), Some(2));
-    assert!(!problem.message.contains('\n'));
-}
-
-#[test]
-fn key_that_stands_twice_is_refused_at_its_second_place() {
-    let problem = problem(&format!(
-        "log_level = \"info\"\nlog_level = \"warn\"\n{MODEL}"
-    ));
-    assert_eq!(problem.at, Some((2, 1)));
-}
-
-#[test]
-fn misspelt_key_is_answered_with_the_nearest() {
-    let (told, help) = told(&model("sim", "max_concurent = 3"));
-    assert_eq!(
-        told,
-        "models[0].max_concurent: `max_concurent` is not a known key"
-    );
-    assert_eq!(help, "did you mean `max_concurrent`?");
-}
-
-#[test]
-fn key_in_the_wrong_table_is_told_where_it_belongs() {
-    let help = |text: &str| told(text).1;
-    assert_eq!(
-        help(&format!("dtype = \"x\"\n{MODEL}")),
-        "`dtype` belongs in [[models]]"
-    );
-    let late = format!("[auth]\nlisten = \"127.0.0.1:1\"\n{MODEL}");
-    assert_eq!(
-        help(&late),
-        "`listen` belongs at the top of the file, before the first [table]"
-    );
-    let admin = format!("[tenants.a]\nadmin_keys = []\n{MODEL}");
-    assert_eq!(help(&admin), "`admin_keys` belongs in [auth]");
-}
-
-#[test]
-fn key_of_the_python_kvwarden_is_answered_with_ours() {
-    let help = |line: &str| told(&format!("{line}\n{MODEL}")).1;
-    assert!(help("port = 8000").contains(r#"listen = "HOST:PORT""#));
-    assert!(help("metrics_port = 9090").contains("/metrics"));
-    assert!(help("tenant_defaults.scheduling = \"drr\"").contains("belongs in [[models]]"));
-}
-
-#[test]
-fn key_like_no_other_is_answered_with_the_list() {
-    let (_, help) = told(&format!("[auth]\nxyzzy = 1\n{MODEL}"));
-    assert_eq!(help, "known here: tenant_header, admin_keys");
-}
-
-#[test]
-fn columns_count_characters_not_bytes() {
-    let text = "log_level = \"info\" # ü\nlimits = { max_body = \"1ß\" }\n";
-    let problem = problem(&format!("{text}{MODEL}"));
-    assert_eq!(problem.at, Some((2, 23)));
+fn problems_stand_where_their_author_looks() {
+    for (text, expected) in [
+        // The second of two equal keys is the one too many.
+        ("log_level = \"info\"\nlog_level = \"warn\"\n", "2:1 "),
+        ("log_level = \"info\"\nlimits = \n", "2:10 "),
+        // Columns count characters, not bytes.
+        (
+            "limits = { max_body = \"1ß\" } # ü\n",
+            "1:23 limits.max_body",
+        ),
+        (
+            "# ü\nlimits = { broken_pause = \"ß\", x = 1 }\n",
+            "2:27 limits.broken_pause, 2:32 limits.x",
+        ),
+        ("[[models]]\nengine = \"sim\"\n", "1:1 models[0].id"),
+        (
+            "[[models]]\nmodel_id = \"a b\"\nengine = \"sim\"\n",
+            "2:12 models[0].model_id",
+        ),
+        (MODEL, "5:6 models[1].id"),
+    ] {
+        let found = places(try_load(&format!("{text}{MODEL}")));
+        assert_eq!(found.join(", "), expected, "{text}");
+    }
+    // One line has one mistake, however often the parser trips over it.
+    assert_eq!(places(try_load("x = = 3\ny = 4 5\n")), ["1:5 ", "2:5 "]);
+    let malformed = problem("log_level = \n");
+    assert!(!malformed.message.contains('\n'), "{malformed:?}");
 }
 
 #[test]
 fn value_that_could_not_be_read_causes_no_further_problems() {
-    // Without its engine nobody knows whether `url` fits, nor what `source` means.
-    let text = "[[models]]\nid = \"m\"\nengine = \"atach\"\nurl = \"http://h:1\"\n";
-    let (told, help) = told(text);
-    assert_eq!(told, "models[0].engine: `atach` is not known here");
-    assert!(help.starts_with("did you mean `attach`?"), "{help}");
     assert_eq!(problem("models = 3").key, "models");
 }
 
 #[test]
 fn table_that_is_none_does_not_hide_its_neighbours() {
     let text = "models = [3, { id = \"a\", threds = 1, engine = \"sim\" }]\n";
-    let told: Vec<_> = problems(text)
-        .into_iter()
-        .map(|p| format!("{}: {}", p.key, p.message))
-        .collect();
-    let expected = [
-        "models[0]: expected a table, found 3",
-        "models[1].threds: `threds` is not a known key",
-    ];
-    assert_eq!(told, expected);
-}
-
-#[test]
-fn key_under_both_its_names_is_refused() {
-    let (told, _) = told(&model("sim", "model_id = \"n\""));
-    assert_eq!(told, "models[0].model_id: `id` is there too");
-}
-
-#[test]
-fn one_line_has_one_syntax_error() {
-    let places: Vec<_> = problems("x = = 3\ny = 4 5\n")
-        .into_iter()
-        .map(|p| p.at.unwrap().0)
-        .collect();
-    assert_eq!(places, [1, 2]);
+    assert_eq!(
+        places(try_load(text)),
+        ["1:11 models[0]", "1:26 models[1].threds"]
+    );
 }
 
 #[test]
@@ -180,10 +83,7 @@ fn file_of_nothing_but_defaults_has_them() {
     assert_eq!(config.listen.to_string(), "127.0.0.1:8000");
     assert_eq!(config.limits.max_body, 32 << 20);
     assert_eq!(config.log_level, "info");
-    assert_eq!(
-        config.auth.tenant_header,
-        crate::config::TenantHeader::Loopback
-    );
+    assert_eq!(config.auth.tenant_header, TenantHeader::Loopback);
 }
 
 #[test]
@@ -191,21 +91,12 @@ fn one_body_always_fits_what_may_be_held() {
     let limits = load(&format!("[limits]\nmax_body = \"4GiB\"\n{MODEL}")).limits;
     assert!(limits.max_bodies >= limits.max_body);
     assert!(limits.max_bodies_per_tenant >= limits.max_body);
-    let (told, _) = told(&format!(
-        "[limits]\nmax_bodies_per_tenant = \"1MiB\"\n{MODEL}"
-    ));
-    assert_eq!(
-        told,
-        "limits.max_bodies_per_tenant: is less than limits.max_body"
-    );
 }
 
 proptest::proptest! {
     #[test]
     fn no_text_makes_a_reader_panic(text: String, yaml: bool) {
-        let path = Path::new(if yaml { "node.yaml" } else { "node.toml" });
-        if let Err(error) = Config::load_str(&text, path, &Environment::new(), &Overrides::default()) {
-            let _ = error.render();
-        }
+        let path = if yaml { "node.yaml" } else { "node.toml" };
+        let _ = load_at(path, &text, &[]).map_err(|error| error.render());
     }
 }

@@ -4,11 +4,9 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use crate::config::{
-    REFERENCE,
-    file::File,
-    schema::{Heading, Schema},
-};
+use crate::config::{file::File, schema::Schema};
+
+const REFERENCE: &str = include_str!("../reference.md");
 
 const HEAD: &str = "<!-- Generated from src/config/file.rs; `BLESS=1 cargo test reference` writes it anew. -->
 
@@ -23,21 +21,18 @@ fn generate() -> String {
     let schema = Schema::of::<File>();
     let mut out = HEAD.to_owned();
     for table in schema.tables() {
-        let heading = match table.heading {
-            Heading::Top => table.heading.to_string(),
-            Heading::Table(_) | Heading::Named(_) | Heading::List(_) => {
-                format!("`{}`", table.heading)
-            }
+        let heading = match table.key {
+            "" => table.heading,
+            _ => format!("`{}`", table.heading),
         };
         let _ = write!(
             out,
             "\n## {heading}\n\n{}\n\n| key | value | |\n|---|---|---|\n",
             describe(table.node)
         );
-        let properties = table.node["properties"].as_object().unwrap();
-        for (key, node) in properties {
-            let is_table = schema_is_table(node, table.heading);
-            if !is_table {
+        for (key, node) in table.node["properties"].as_object().unwrap() {
+            // A table has a section of its own.
+            if !table.key.is_empty() || !is_table(node) {
                 let _ = writeln!(out, "| `{key}` | {} | {} |", kind(node), describe(node));
             }
         }
@@ -45,12 +40,10 @@ fn generate() -> String {
     out
 }
 
-/// Tables have a section of their own.
-fn schema_is_table(node: &Value, heading: Heading<'_>) -> bool {
-    let nested = node.get("$ref").is_some()
-        || node.pointer("/items/$ref").is_some()
-        || node.pointer("/additionalProperties/$ref").is_some();
-    heading == Heading::Top && nested
+fn is_table(node: &Value) -> bool {
+    ["/$ref", "/items/$ref", "/additionalProperties/$ref"]
+        .iter()
+        .any(|reference| node.pointer(reference).is_some())
 }
 
 fn describe(node: &Value) -> String {

@@ -15,35 +15,21 @@ use super::{path::KeyPath, places::Places, problem::Problem};
 pub(crate) use self::{toml::parse_toml, yaml::parse_yaml};
 
 /// What a file says, and where.
+#[derive(Default)]
 pub(crate) struct Document {
     /// What it says.
     pub(crate) value: Value,
-    /// Where.
+    /// Where; of a malformed text what was understood, for blotting out secrets.
     pub(crate) places: Places,
     /// Keys that stand more than once in a table (YAML only); the last one counts.
     pub(crate) repeated: Vec<KeyPath>,
-}
-
-/// A text that is not TOML or YAML, and what could be made out of it.
-pub(crate) struct Malformed {
-    /// The mistakes.
-    pub(crate) problems: Vec<Problem>,
-    /// What was understood, for blotting out secrets around them.
-    pub(crate) places: Places,
+    /// Mistakes in the text itself.
+    pub(crate) malformed: Vec<Problem>,
 }
 
 /// A mistake in the text itself.
 fn syntax(places: &Places, span: Option<Range<usize>>, message: &str) -> Problem {
-    let at = span
-        .as_ref()
-        .and_then(|span| places.line_column(span.start));
-    Problem {
-        key: String::new(),
-        at,
-        message: message.replace('\n', "; "),
-        help: None,
-        span,
-    }
+    places.problem(String::new(), span, message.replace('\n', "; "))
 }
 
 fn float(digits: &str) -> Value {

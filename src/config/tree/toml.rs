@@ -3,26 +3,24 @@
 use serde_json::{Map, Value};
 use toml::de::{DeTable, DeValue};
 
-use super::{Document, KeyPath, Malformed, Places, float, syntax};
+use super::{Document, KeyPath, Places, float, syntax};
 
 /// Reads TOML. The parser goes on after a mistake, so that all of them are found.
-pub(crate) fn parse_toml(text: &str) -> Result<Document, Malformed> {
+pub(crate) fn parse_toml(text: &str) -> Document {
     let (table, errors) = DeTable::parse_recoverable(text);
     let mut places = Places::new(text);
     let value = toml_table(table.get_ref(), &KeyPath::root(), &mut places);
-    if errors.is_empty() {
-        return Ok(Document {
-            value,
-            places,
-            repeated: Vec::new(),
-        });
-    }
     let problem = |error: &toml::de::Error| syntax(&places, error.span(), error.message());
-    let mut problems: Vec<_> = errors.iter().map(problem).collect();
+    let mut malformed: Vec<_> = errors.iter().map(problem).collect();
     // The parser trips more than once over one mistake; the first time tells it best.
-    problems.sort_by_key(|problem| problem.at);
-    problems.dedup_by_key(|problem| problem.at.map(|(line, _)| line));
-    Err(Malformed { problems, places })
+    malformed.sort_by_key(|problem| problem.at);
+    malformed.dedup_by_key(|problem| problem.at.map(|(line, _)| line));
+    Document {
+        value,
+        places,
+        malformed,
+        ..Document::default()
+    }
 }
 
 fn toml_table(table: &DeTable<'_>, path: &KeyPath, places: &mut Places) -> Value {
@@ -30,10 +28,8 @@ fn toml_table(table: &DeTable<'_>, path: &KeyPath, places: &mut Places) -> Value
     for (key, value) in table {
         let here = path.key(key.get_ref());
         places.insert(here.clone(), key.span(), value.span());
-        map.insert(
-            key.get_ref().to_string(),
-            toml_value(value.get_ref(), &here, places),
-        );
+        let value = toml_value(value.get_ref(), &here, places);
+        map.insert(key.get_ref().to_string(), value);
     }
     Value::Object(map)
 }

@@ -6,33 +6,25 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::{Map, Value};
 use serde_saphyr::{DuplicateKeyPolicy, Spanned};
 
-use super::{Document, KeyPath, Malformed, Places, Problem, float, syntax};
+use super::{Document, KeyPath, Places, Problem, float, syntax};
 
 /// Reads YAML, anchors and merge keys included. Like PyYAML it lets the last of several equal keys
 /// count, because files of the Python KVWarden have to load as they are.
-pub(crate) fn parse_yaml(text: &str) -> Result<Document, Malformed> {
-    let mut places = Places::new(text);
+pub(crate) fn parse_yaml(text: &str) -> Document {
+    let mut document = Document {
+        places: Places::new(text),
+        ..Document::default()
+    };
     let options = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::PassThrough };
-    let root: Node = match serde_saphyr::from_str_with_options(text, options) {
-        Ok(root) => root,
-        Err(error) => {
-            let problems = vec![yaml_syntax(&places, &error)];
-            return Err(Malformed { problems, places });
-        }
-    };
-    let mut repeated = Vec::new();
-    let value = yaml_value(root.0.value, &KeyPath::root(), &mut places, &mut repeated);
+    match serde_saphyr::from_str_with_options::<Node>(text, options) {
+        Ok(Node(root)) => document.value = yaml_value(root.value, &KeyPath::root(), &mut document),
+        Err(error) => document.malformed = vec![yaml_syntax(&document.places, &error)],
+    }
     // An empty document is an empty table.
-    let value = if value.is_null() {
-        Value::Object(Map::new())
-    } else {
-        value
-    };
-    Ok(Document {
-        value,
-        places,
-        repeated,
-    })
+    if document.value.is_null() {
+        document.value = Value::Object(Map::new());
+    }
+    document
 }
 
 fn yaml_syntax(places: &Places, error: &serde_saphyr::Error) -> Problem {
@@ -65,7 +57,7 @@ enum Raw {
     Table(Vec<(Spanned<String>, Node)>),
 }
 
-fn yaml_value(raw: Raw, path: &KeyPath, places: &mut Places, repeated: &mut Vec<KeyPath>) -> Value {
+fn yaml_value(raw: Raw, path: &KeyPath, document: &mut Document) -> Value {
     match raw {
         Raw::Scalar(value) => value,
         Raw::List(nodes) => {
@@ -73,9 +65,9 @@ fn yaml_value(raw: Raw, path: &KeyPath, places: &mut Places, repeated: &mut Vec<
             for (index, Node(node)) in nodes.into_iter().enumerate() {
                 let here = path.index(index);
                 if let Some(span) = byte_range(&node.referenced) {
-                    places.insert(here.clone(), span.clone(), span);
+                    document.places.insert(here.clone(), span.clone(), span);
                 }
-                list.push(yaml_value(node.value, &here, places, repeated));
+                list.push(yaml_value(node.value, &here, document));
             }
             Value::Array(list)
         }
@@ -85,11 +77,11 @@ fn yaml_value(raw: Raw, path: &KeyPath, places: &mut Places, repeated: &mut Vec<
                 let here = path.key(&key.value);
                 let spans = (byte_range(&key.referenced), byte_range(&node.referenced));
                 if let (Some(key), Some(value)) = spans {
-                    places.insert(here.clone(), key, value);
+                    document.places.insert(here.clone(), key, value);
                 }
-                let value = yaml_value(node.value, &here, places, repeated);
+                let value = yaml_value(node.value, &here, document);
                 if map.insert(key.value, value).is_some() {
-                    repeated.push(here);
+                    document.repeated.push(here);
                 }
             }
             Value::Object(map)

@@ -82,6 +82,7 @@ pub fn tuning(config: &Config) -> Tuning {
     Tuning {
         residency: residency::Settings {
             max_wait: config.max_wait,
+            prefetch: config.prefetch,
             ..residency::Settings::default()
         },
         orphan_grace: config.limits.orphan_grace,

@@ -142,6 +142,10 @@ pub struct Claim {
     pub rate: f64,
     /// How soon it is wanted again: 1 is at once, 0 never.
     pub soon: f64,
+    /// When its model was last asked. Said of the first of several engines.
+    pub asked_at: Option<std::time::Instant>,
+    /// It may be loaded before its model is asked again.
+    pub may_prefetch: bool,
     /// How long nobody has wanted it.
     pub idle_for: Duration,
     /// It is stopped when that gets this long.
@@ -160,6 +164,8 @@ pub struct Grant {
     pub order: u64,
     /// Where.
     pub devices: Vec<DeviceId>,
+    /// Nobody has to want it yet: it is loaded before its model is asked.
+    pub is_prefetch: bool,
     /// Take over the engine of that generation instead, which an earlier kvwarden left there.
     pub inherited: Option<Generation>,
 }
@@ -504,6 +510,8 @@ impl Default for Claim {
             oldest_wait: Duration::ZERO,
             rate: 0.0,
             soon: 0.0,
+            asked_at: None,
+            may_prefetch: false,
             idle_for: Duration::ZERO,
             idle_ttl: None,
             drain: Duration::ZERO,

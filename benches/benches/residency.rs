@@ -5,7 +5,7 @@ use std::time::Duration;
 use divan::Bencher;
 use kvwarden_policy::{
     lifecycle::{Rung, Rungs},
-    residency::{ByRung, Costs, Device, Model, Settings, Snapshot, plan},
+    residency::{ByRung, Costs, Device, Forecast, Model, Settings, Snapshot, plan},
     rng::SplitMix,
 };
 
@@ -65,6 +65,9 @@ fn full(devices: usize, models: usize) -> Snapshot {
             oldest_wait: Duration::from_secs(rng.next_u64() % 100),
             rate: rng.unit(),
             soon: rng.unit(),
+            next: Forecast::default(),
+            may_prefetch: true,
+            is_promised: false,
             is_pinned: index % 10 == 9,
             idle_for: Duration::ZERO,
             idle_ttl: Some(Duration::from_secs(600)),

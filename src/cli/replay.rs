@@ -109,9 +109,7 @@ fn load(args: &ReplayArgs) -> anyhow::Result<(String, World, Vec<Request>)> {
 
 /// Replaces what the options do. A model that may not be on the new devices may be on any of them.
 fn adapt(world: &mut World, args: &ReplayArgs) {
-    if let Some(max_wait) = args.max_wait {
-        world.settings.max_wait = max_wait;
-    }
+    world.settings.max_wait = args.max_wait.or(world.settings.max_wait);
     if let Some(total) = args.capacity {
         let limits = Limits { total, reserved: 0 };
         world

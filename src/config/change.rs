@@ -129,6 +129,7 @@ fn settings(running: &Config, next: &Config) -> Vec<String> {
         ("auth", running.auth != next.auth),
         ("limits", running.limits != next.limits),
         ("gpu.max_wait", running.max_wait != next.max_wait),
+        ("gpu.prefetch", running.prefetch != next.prefetch),
         (
             "tenant_defaults",
             running.tenant_defaults != next.tenant_defaults,

@@ -99,8 +99,10 @@ pub struct Limits {
 pub struct Gpu {
     /// How much of each GPU's memory there is for engines; where there is no GPU, how much of the machine's memory. Default: all of each GPU's, and no limit where there is none. A change needs a restart.
     pub memory: Option<SizeText>,
-    /// How long requests for a model wait at most while others have the memory; then whoever is not pinned makes room. Default: `"2m"`.
+    /// How long requests for a model wait at most while others have the memory; then whoever is not pinned makes room. Default: `"2m"`, or eight times what it takes to swap them where that is longer.
     pub max_wait: Option<DurationText>,
+    /// Load a model before it is asked, while nobody waits: one that usually comes next, in place of one that usually does not. Models with an `idle_ttl`, with several engines, or that an operator has put to sleep are not. Default: `true`.
+    pub prefetch: Option<bool>,
 }
 
 /// What is written down besides the log on standard error.

@@ -23,8 +23,10 @@ pub struct Config {
     pub models: Vec<ModelConfig>,
     /// Bytes for engines on each GPU, or on the machine where there is none.
     pub gpu_memory: Option<u64>,
-    /// How long requests wait for memory that others have.
-    pub max_wait: Duration,
+    /// How long requests wait for memory that others have, if that is set.
+    pub max_wait: Option<Duration>,
+    /// Whether models are loaded before they are asked.
+    pub prefetch: bool,
     /// The tenants that are named in the file.
     pub tenants: Vec<TenantConfig>,
     /// What a tenant gets that the file does not name.

@@ -128,15 +128,16 @@ impl Gpu {
     /// A GPU set without engines.
     #[must_use]
     pub fn new(params: Params) -> Self {
+        let now = Instant::now();
         Self {
             engines: HashMap::new(),
             orphans: HashMap::new(),
-            seats: Seats::new(params.tuning.residency),
+            seats: Seats::new(params.tuning.residency, now.into_std()),
             params,
             router: None,
             reading: vram::Reading::NotYet,
             reader: vram::Reader::default(),
-            planned: Instant::now(),
+            planned: now,
             vitals: Vitals::default(),
         }
     }
@@ -164,6 +165,7 @@ impl Gpu {
                 engine,
                 order,
                 devices,
+                is_prefetch: false,
                 inherited: Some(orphan.generation()),
             });
         }
@@ -183,16 +185,20 @@ impl Gpu {
             return;
         };
         self.planned = Instant::now();
-        let orders = self.seats.decide();
+        let orders = self.seats.decide(self.planned.into_std());
         for action in self.seats.plan().orders() {
             self.params.witness.ordered(action);
         }
         for (engine, order, what) in orders {
             match what {
-                seats::Order::Grant(devices) => router.do_send(Grant {
+                seats::Order::Grant {
+                    devices,
+                    is_prefetch,
+                } => router.do_send(Grant {
                     engine,
                     order,
                     devices,
+                    is_prefetch,
                     inherited: None,
                 }),
                 seats::Order::Reclaim(to) => router.do_send(Reclaim { engine, order, to }),

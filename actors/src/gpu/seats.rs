@@ -9,7 +9,9 @@ use std::{collections::BTreeMap, time::Instant};
 use kvwarden_policy::{
     DeviceId, ModelId,
     lifecycle::{Rung, State},
-    residency::{self, Action, ByRung, Costs, Ledger, Limits, Plan, Until, value},
+    residency::{
+        self, Action, ByRung, Costs, Forecast, Ledger, Limits, Plan, Succession, Until, value,
+    },
 };
 use serde::Serialize;
 
@@ -23,7 +25,11 @@ pub use needs::{HOST, Needs};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Order {
     /// Start or wake here.
-    Grant(Vec<DeviceId>),
+    Grant {
+        devices: Vec<DeviceId>,
+        /// Though nobody wants it yet.
+        is_prefetch: bool,
+    },
     /// Drain and go down this deep.
     Reclaim(Rung),
 }
@@ -52,14 +58,19 @@ pub struct Resident {
 }
 
 /// Seats of all engines, and the devices they share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Seats {
+    /// When it came into being.
+    epoch: Instant,
     settings: residency::Settings,
     ledger: Ledger,
     devices: BTreeMap<DeviceId, Size>,
     seats: BTreeMap<ModelId, Seat>,
     orders: u64,
     plan: Plan,
+    succession: Succession,
+    /// Of the newest plan.
+    forecast: BTreeMap<ModelId, Forecast>,
     /// What engines of an earlier kvwarden hold, until their models say more.
     inherited: BTreeMap<ModelId, Place>,
 }
@@ -83,16 +94,26 @@ struct Seat {
     costs: Costs,
     /// The newest order to it.
     order: u64,
+    /// Others went down to make room for it.
+    is_promised: bool,
 }
 
 // === impl Seats ===
 
 impl Seats {
     /// Nobody, and no device yet.
-    pub(super) fn new(settings: residency::Settings) -> Self {
+    pub(super) fn new(settings: residency::Settings, epoch: Instant) -> Self {
         Self {
+            epoch,
             settings,
-            ..Self::default()
+            ledger: Ledger::default(),
+            devices: BTreeMap::new(),
+            seats: BTreeMap::new(),
+            orders: 0,
+            plan: Plan::default(),
+            succession: Succession::default(),
+            forecast: BTreeMap::new(),
+            inherited: BTreeMap::new(),
         }
     }
 
@@ -222,6 +243,7 @@ impl Seats {
             devices: Vec::new(),
             costs,
             order: 0,
+            is_promised: false,
         };
         self.seats.insert(engine, seat);
     }
@@ -229,6 +251,7 @@ impl Seats {
     /// An engine that is no more.
     pub(super) fn delist(&mut self, engine: &ModelId) {
         self.seats.remove(engine);
+        self.succession.forget(engine);
         self.inherited.remove(engine);
         self.ledger.release(engine);
     }
@@ -239,10 +262,18 @@ impl Seats {
             return false;
         };
         let is_news = seat.claim.state != claim.state || seat.claim.order != claim.order;
+        if let Some(asked_at) = claim.asked_at
+            && claim.asked_at != seat.claim.asked_at
+        {
+            let asked_at = asked_at.saturating_duration_since(self.epoch);
+            self.succession.seen(engine, asked_at);
+        }
         if seat.claim.state != claim.state {
             seat.learn(claim.state, now);
             seat.since = now;
         }
+        let waits = |claim: &Claim| matches!(claim.state, State::Waiting { .. });
+        seat.is_promised &= waits(&claim) || !waits(&seat.claim);
         seat.claim = claim;
         if seat.is_at_rest()
             && let Some(rung) = seat.claim.state.rung()
@@ -263,15 +294,30 @@ impl Seats {
     }
 
     /// What is to be done now. The orders count as given.
-    pub(super) fn decide(&mut self) -> Vec<(ModelId, u64, Order)> {
+    pub(super) fn decide(&mut self, now: Instant) -> Vec<(ModelId, u64, Order)> {
+        let since_epoch = now.saturating_duration_since(self.epoch);
+        self.forecast = self.succession.forecast(since_epoch);
         let mut orders: Vec<(ModelId, Order)> = self.modest();
         let snapshot = self.snapshot();
         self.plan = residency::plan(&snapshot);
         for action in self.plan.actions.clone() {
             match action {
-                Action::Start { model, devices } => orders.push((model, Order::Grant(devices))),
+                Action::Start { model, devices } => {
+                    let is_prefetch = !self.is_waiting(&model);
+                    if is_prefetch {
+                        tracing::info!(engine = %model, "expected, so it is loaded ahead");
+                    }
+                    let grant = Order::Grant {
+                        devices,
+                        is_prefetch,
+                    };
+                    orders.push((model, grant));
+                }
                 Action::Demote { model, to, why } => {
                     tracing::info!(engine = %model, %to, ?why, "makes room");
+                    if let Some(next) = why.for_whom().and_then(|next| self.seats.get_mut(next)) {
+                        next.is_promised = true;
+                    }
                     orders.push((model, Order::Reclaim(to)));
                 }
                 Action::Wait { .. } => {}
@@ -286,6 +332,11 @@ impl Seats {
             .collect()
     }
 
+    fn is_waiting(&self, engine: &ModelId) -> bool {
+        let seat = self.seats.get(engine);
+        seat.is_some_and(|seat| matches!(seat.claim.state, State::Waiting { .. }))
+    }
+
     /// Engines that take no memory of ours (somebody else's) never wait.
     fn modest(&self) -> Vec<(ModelId, Order)> {
         let waits = |seat: &Seat| {
@@ -295,7 +346,13 @@ impl Seats {
         };
         let modest = self.seats.iter().filter(|(_, seat)| waits(seat));
         modest
-            .map(|(engine, _)| (engine.clone(), Order::Grant(Vec::new())))
+            .map(|(engine, _)| {
+                let grant = Order::Grant {
+                    devices: Vec::new(),
+                    is_prefetch: false,
+                };
+                (engine.clone(), grant)
+            })
             .collect()
     }
 
@@ -303,7 +360,8 @@ impl Seats {
         self.orders += 1;
         if let Some(seat) = self.seats.get_mut(engine) {
             seat.order = self.orders;
-            if let Order::Grant(devices) = order {
+            if let Order::Grant { devices, .. } = order {
+                seat.is_promised = false;
                 seat.devices.clone_from(devices);
                 let bytes = seat.bytes(&self.devices)[Rung::Ready];
                 self.ledger.charge(engine, devices, bytes);
@@ -321,8 +379,15 @@ impl Seats {
                 .seats
                 .iter()
                 .filter(|(_, seat)| !seat.needs.is_elsewhere)
-                .map(|(engine, seat)| seat.as_model(engine, &self.devices))
+                .map(|(engine, seat)| self.model(engine, seat))
                 .collect(),
+        }
+    }
+
+    fn model(&self, engine: &ModelId, seat: &Seat) -> residency::Model {
+        residency::Model {
+            next: self.forecast.get(engine).cloned().unwrap_or_default(),
+            ..seat.as_model(engine, &self.devices)
         }
     }
 
@@ -340,7 +405,7 @@ impl Seats {
             })
         };
         let resident = |(engine, seat): (&ModelId, &Seat)| {
-            let model = seat.as_model(engine, &self.devices);
+            let model = self.model(engine, seat);
             Resident {
                 engine: engine.clone(),
                 rung: seat.rung,
@@ -427,6 +492,9 @@ impl Seat {
             oldest_wait: claim.oldest_wait,
             rate: claim.rate,
             soon: claim.soon,
+            next: Forecast::default(),
+            may_prefetch: claim.may_prefetch,
+            is_promised: self.is_promised,
             is_pinned: claim.is_pinned,
             idle_for: claim.idle_for,
             idle_ttl: claim.idle_ttl,

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use kvwarden_policy::lifecycle::State;
 use tokio::time::Instant;
 
 use super::Model;
@@ -32,16 +33,31 @@ impl Model {
             oldest_wait: oldest.max(replica.asked_for(now)),
             rate: self.rate.per_second(self.clock.since_epoch()),
             soon: self.rate.soon(self.clock.since_epoch()),
+            asked_at: self.asked_at.filter(|_| at == 0).map(Instant::into_std),
+            may_prefetch: self.may_prefetch(at),
             idle_for: now.saturating_duration_since(self.busy_at),
             idle_ttl: self.params.idle_ttl,
             drain: self.service_time,
         }
     }
 
+    /// Whether an engine may be loaded before somebody asks for it. Not one that an operator or its
+    /// time limit has put away, nor one of several: which of those is needed, none can tell.
+    pub(super) fn may_prefetch(&self, at: usize) -> bool {
+        let replica = &self.replicas[at];
+        let rests = matches!(replica.life.state(), State::Cold | State::Asleep { .. });
+        let is_at_home = replica.wish.is_none() && self.drain.is_none() && !self.is_leaving;
+        let may_come = !self.is_put_away && self.params.idle_ttl.is_none();
+        rests && is_at_home && may_come && self.replicas.len() == 1
+    }
+
     /// A request came.
     pub(super) fn wanted_now(&mut self) {
+        let now = Instant::now();
         self.rate.seen(self.clock.since_epoch());
-        self.busy_at = Instant::now();
+        self.busy_at = now;
+        self.asked_at = Some(now);
+        self.is_put_away = false;
     }
 
     /// A request left its engine after that long. The newest has an eighth of the mean.

@@ -229,6 +229,9 @@ impl Handler<Grant> for Model {
             let replica = &mut self.replicas[at];
             replica.order = grant.order;
             replica.devices = grant.devices;
+            if grant.is_prefetch && self.may_prefetch(at) {
+                self.happen(at, Event::Wanted, ctx);
+            }
             let event = grant.inherited.map_or(Event::Granted, Event::Inherited);
             self.happen(at, event, ctx);
             self.demand(at);
@@ -263,6 +266,7 @@ impl Handler<Operate> for Model {
             return self.pin(is_pinned, ctx);
         }
         let now = Instant::now();
+        self.is_put_away = matches!(wish, Wish::Sleep(_));
         for at in 0..self.replicas.len() {
             self.replicas[at].wish = Some((wish, now));
             self.replicas[at].is_renewing &= wish == Wish::Load;

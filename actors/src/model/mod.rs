@@ -106,6 +106,10 @@ pub struct Model {
     is_leaving: bool,
     clock: Clock,
     busy_at: Instant,
+    /// When the last request came.
+    asked_at: Option<Instant>,
+    /// An operator has sent it to sleep, and nobody has asked for it since.
+    is_put_away: bool,
     service_time: Duration,
     drain: Option<Instant>,
     /// Another process is in charge of the engines now.
@@ -135,6 +139,8 @@ impl Model {
             gpu,
             estimator: PromptEstimator::default(),
             busy_at: Instant::now(),
+            asked_at: None,
+            is_put_away: false,
             service_time: ASSUMED_SERVICE,
             drain: None,
             has_resigned: false,

@@ -84,6 +84,7 @@ fn tell(node: &Node, rng: &mut SplitMix) {
             engine,
             order,
             devices: Vec::new(),
+            is_prefetch: rng.below(2) == 0,
             inherited: None,
         }),
         1 => node.model.do_send(Reclaim {

@@ -75,6 +75,24 @@ fn three_models_take_turns_on_room_for_two_and_lose_no_request() {
     }
 }
 
+/// Whoever comes round finds its model loaded. The pause is the traffic's own: only what comes after
+/// a while can be loaded ahead.
+#[test]
+fn the_next_in_a_round_is_in_memory_before_it_is_asked() {
+    const PAUSE: Duration = Duration::from_millis(1500);
+    let room_for_one = "[gpu]\nmemory = \"10MiB\"\n";
+    let models = ["a", "b", "c"].map(|id| model(id, ""));
+    let server = Server::start(&format!("{room_for_one}{}", models.concat()));
+    let mut round = ["a", "b", "c"].into_iter().cycle().peekable();
+    eventually_within(2 * SOON, "a model to be loaded ahead", || {
+        let asked = round.next()?;
+        let reply = server.client().post(CHAT, &chat(asked, 4));
+        assert_eq!(reply.status, 200, "{reply}");
+        thread::sleep(PAUSE);
+        (state(&server, round.peek()?) == "ready").then_some(())
+    });
+}
+
 #[test]
 fn a_thousand_requests_for_a_cold_model_start_it_once() {
     let server = Server::start(&format!(

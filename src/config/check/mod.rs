@@ -36,9 +36,6 @@ pub(crate) const DEFAULT_LISTEN: &str = "127.0.0.1:8000";
 /// Longest model name; hub ids stay below 100.
 pub(crate) const LONGEST_MODEL_NAME: usize = 128;
 
-/// As long as the largest models take to load, or swapping would be all that is done.
-const DEFAULT_MAX_WAIT: Duration = Duration::from_secs(120);
-
 /// A quarter of a year: what bills are about.
 const DEFAULT_KEEP_USAGE: Duration = Duration::from_secs(90 * 86_400);
 
@@ -61,7 +58,6 @@ pub(crate) fn check(file: &File, context: &Context<'_>, report: &mut Report) -> 
     let mut models = models::models(file, context, report);
     replicas::join(file, &mut models, report);
     let gpu_memory = memory::gpu_memory(file, &models, report);
-    let max_wait = file.gpu.max_wait.map_or(DEFAULT_MAX_WAIT, |text| text.0);
     let under_base = |dir: &std::path::PathBuf| context.base.join(dir);
     Config {
         listen,
@@ -69,7 +65,8 @@ pub(crate) fn check(file: &File, context: &Context<'_>, report: &mut Report) -> 
         limits: limits(&file.limits, report.section(KeyPath::of("limits"))),
         models,
         gpu_memory,
-        max_wait,
+        max_wait: file.gpu.max_wait.map(|text| text.0),
+        prefetch: file.gpu.prefetch.unwrap_or(true),
         tenants,
         tenant_defaults,
         events: events(&file.log, context, report),

@@ -19,10 +19,10 @@ const SHORTEST: f64 = 0.25;
 /// make most of it.
 const ONE: u32 = 1 << 16;
 const FADES: u32 = 5;
-/// Half a gap's weight says that nothing is known: who has been silent for `t` is as likely as not to
+/// Half a gap says that nothing is known: who has been silent for `t` is as likely as not to
 /// be so for another `t + PATIENCE`. It alone counts when the silence is longer than every gap.
-const UNKNOWN: f64 = ONE as f64 / 2.0;
-const PATIENCE: f64 = 10.0;
+const UNKNOWN: f64 = 0.5;
+pub(super) const PATIENCE: f64 = 10.0;
 /// Seconds after which being wanted again counts half.
 const SOON: f64 = 10.0;
 
@@ -36,30 +36,50 @@ pub(super) struct Gaps([u32; BINS]);
 impl Gaps {
     /// Counts a gap between two requests.
     pub(super) fn seen(&mut self, gap: Duration) {
+        self.fade();
+        self.add(gap);
+    }
+
+    /// Older gaps count less from now on.
+    pub(super) fn fade(&mut self) {
         for weight in &mut self.0 {
             *weight -= *weight >> FADES;
         }
+    }
+
+    pub(super) fn add(&mut self, gap: Duration) {
         let longer = |bin: &usize| gap.as_secs_f64() >= edge(*bin);
         let bin = (1..BINS).take_while(longer).count();
         self.0[bin] += ONE;
     }
 
-    /// How soon a model is wanted that has been silent for this long: 1 is at once, 0 never, and a
-    /// half in [`SOON`] seconds. Within a bin all lengths are as likely.
-    pub(super) fn soon(&self, silent: Duration) -> f64 {
+    /// What is still possible after a silence: seconds from now until the next request, and how many
+    /// gaps were like that. Within a bin all lengths are as likely.
+    pub(super) fn left(&self, silent: Duration) -> impl Iterator<Item = (f64, f64)> {
         let silent = silent.as_secs_f64();
-        let discount = |after: f64| SOON / (SOON + after);
-        let unknown = UNKNOWN * PATIENCE / (PATIENCE + silent);
-        let nothing_known = (unknown, unknown * discount(PATIENCE + silent));
         let bins = self.0.iter().enumerate();
-        let (mass, soon) = bins.fold(nothing_known, |(mass, soon), (bin, weight)| {
+        bins.filter_map(move |(bin, weight)| {
             let (low, high) = (edge(bin), edge(bin + 1));
             let still = low.max(silent);
-            let weight = f64::from(*weight) * ((high - still) / (high - low)).max(0.0);
-            let after = f64::midpoint(still, high) - silent;
-            (mass + weight, soon + weight * discount(after.max(0.0)))
-        });
-        soon / mass
+            let part = ((high - still) / (high - low)).max(0.0);
+            let gaps = f64::from(*weight) / f64::from(ONE) * part;
+            (gaps > 0.0).then(|| (f64::midpoint(still, high) - silent, gaps))
+        })
+    }
+
+    /// How soon a model is wanted that has been silent for this long: 1 is at once, 0 never, and a
+    /// half in [`SOON`] seconds.
+    pub(super) fn soon(&self, silent: Duration) -> f64 {
+        let discount = |after: f64| SOON / (SOON + after);
+        let seconds = silent.as_secs_f64();
+        let unknown = UNKNOWN * PATIENCE / (PATIENCE + seconds);
+        let nothing_known = (unknown, unknown * discount(PATIENCE + seconds));
+        let (gaps, soon) = self
+            .left(silent)
+            .fold(nothing_known, |(all, soon), (after, gaps)| {
+                (all + gaps, soon + gaps * discount(after))
+            });
+        soon / gaps
     }
 }
 

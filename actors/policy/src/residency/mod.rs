@@ -10,14 +10,17 @@
 //! rent, the seconds its requests have waited. Room is made when the rent, and what is spent anyway,
 //! outweighs the cheapest set of victims ([`victims`], exact): little is enough for idle victims,
 //! much is needed to stop busy ones. Whoever has waited for [`Settings::max_wait`] gets a place at
-//! any price but a pinned model's.
+//! any price but a pinned model's. Room that was made for a model is its own: it goes first. And while
+//! nobody waits, who is expected next ([`Succession`]) may come in before it is asked.
 
 mod cost;
 mod gaps;
 mod ledger;
 mod planner;
+mod prefetch;
 mod rate;
 pub mod sim;
+mod succession;
 pub mod value;
 pub mod victims;
 
@@ -36,17 +39,25 @@ use crate::{
 pub use cost::{ByRung, Cost, Costs};
 pub use ledger::{Ledger, Limits};
 pub use rate::Rate;
+pub use succession::{Forecast, Succession};
 
 /// When to swap.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Settings {
-    /// Who has waited this long gets a place.
-    pub max_wait: Duration,
+    /// Who has waited this long gets a place ([`Settings::max_wait`]).
+    pub max_wait: Option<Duration>,
     /// How much of its victims' value a model must outweigh while they are idle.
     pub idle_factor: f64,
     /// How much of it in rent while they serve.
     pub busy_factor: f64,
+    /// Whether who is expected to be asked next is loaded before.
+    pub prefetch: bool,
 }
+
+/// How long a model waits at most where nothing else is said, unless swaps take long.
+const MAX_WAIT: Duration = Duration::from_secs(120);
+/// Swaps that are forced on others so many swaps' time apart leave seven eighths of it for work.
+const MAX_WAIT_SWAPS: u32 = 8;
 
 /// What the planner sees.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -111,6 +122,12 @@ pub struct Model {
     pub rate: f64,
     /// How soon it is wanted again: 1 is at once, 0 never ([`Rate::soon`]).
     pub soon: f64,
+    /// When it may be the next to be asked ([`Succession`]).
+    pub next: Forecast,
+    /// It may be loaded before it is asked.
+    pub may_prefetch: bool,
+    /// Others went down to make room for it.
+    pub is_promised: bool,
     /// It must stay where it is.
     pub is_pinned: bool,
     /// How long nobody has wanted it.
@@ -161,6 +178,8 @@ pub enum Action {
 pub enum Why {
     /// This model is worth more now.
     Outweighed(ModelId),
+    /// This model is expected to be asked first.
+    Foreseen(ModelId),
     /// This model has waited long enough: the barrier of [`Settings::max_wait`].
     Overdue(ModelId),
     /// Nobody wanted it for its [`Model::idle_ttl`].
@@ -181,6 +200,19 @@ pub enum Until {
     Room,
 }
 
+// === impl Why ===
+
+impl Why {
+    /// For whom it makes room.
+    #[must_use]
+    pub fn for_whom(&self) -> Option<&ModelId> {
+        match self {
+            Self::Outweighed(model) | Self::Foreseen(model) | Self::Overdue(model) => Some(model),
+            Self::Idle | Self::Stuck => None,
+        }
+    }
+}
+
 // === impl Plan ===
 
 impl Plan {
@@ -193,12 +225,23 @@ impl Plan {
 
 // === impl Settings ===
 
+impl Settings {
+    /// Who has waited this long gets a place: what was set; else two minutes, or eight times what a
+    /// swap takes where that is longer, or devices would do little but load.
+    #[must_use]
+    pub fn max_wait(&self, swap: Duration) -> Duration {
+        let enough = || MAX_WAIT.max(swap * MAX_WAIT_SWAPS);
+        self.max_wait.unwrap_or_else(enough)
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            max_wait: Duration::from_secs(120),
+            max_wait: None,
             idle_factor: 1.5,
-            busy_factor: 10.0,
+            busy_factor: 20.0,
+            prefetch: true,
         }
     }
 }

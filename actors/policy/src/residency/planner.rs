@@ -11,7 +11,7 @@ use crate::{lifecycle::Rung, placement};
 pub(super) type Worth<'a> = &'a dyn Fn(&Model, Rung) -> f64;
 
 pub(super) struct Planner<'a> {
-    snapshot: &'a Snapshot,
+    pub(super) snapshot: &'a Snapshot,
     worth: Worth<'a>,
     taken: Vec<u64>,
     /// Devices that change, or will by what was planned already.
@@ -20,9 +20,9 @@ pub(super) struct Planner<'a> {
 }
 
 /// Where a model could go, and who would have to leave.
-struct Place<'a> {
+pub(super) struct Place<'a> {
     devices: Vec<usize>,
-    victims: Vec<(&'a Model, Choice)>,
+    pub(super) victims: Vec<(&'a Model, Choice)>,
     value: f64,
     left_over: u64,
 }
@@ -46,12 +46,13 @@ impl<'a> Planner<'a> {
             self.make_room(model);
         }
         self.stop_the_idle();
+        self.prefetch();
         Plan {
             actions: self.actions,
         }
     }
 
-    /// Those that have waited long enough first, then whoever serves most requests per second of
+    /// Those that others made room for, those that have waited long enough, and then whoever serves most requests per second of
     /// loading.
     fn waiting(&self) -> Vec<&'a Model> {
         let waits = |model: &&Model| model.is_wanted && !model.is_changing;
@@ -59,7 +60,9 @@ impl<'a> Planner<'a> {
         let overdue = |model: &Model| self.is_overdue(model).then_some(model.oldest_wait);
         waiting.sort_by(|a, b| {
             let by_wait = overdue(b).cmp(&overdue(a));
-            by_wait
+            b.is_promised
+                .cmp(&a.is_promised)
+                .then(by_wait)
                 .then_with(|| urgency(b).total_cmp(&urgency(a)))
                 .then_with(|| a.id.cmp(&b.id))
         });
@@ -70,8 +73,11 @@ impl<'a> Planner<'a> {
         let is_overdue = self.is_overdue(model);
         match self.best(model, false) {
             Some(place) if place.victims.is_empty() => self.start(model, &place),
-            Some(place) if is_overdue || self.is_worth_it(model, &place) => {
-                self.evict_for(model, &place, is_overdue);
+            Some(place) if is_overdue => {
+                self.evict_for(&place, &Why::Overdue(model.id.clone()));
+            }
+            Some(place) if self.is_worth_it(model, &place) => {
+                self.evict_for(&place, &Why::Outweighed(model.id.clone()));
             }
             Some(_) => self.wait(model, Until::Worth),
             None => self.wait_for_change(model, is_overdue),
@@ -84,7 +90,7 @@ impl<'a> Planner<'a> {
     fn wait_for_change(&mut self, model: &'a Model, is_overdue: bool) {
         match self.best(model, true) {
             Some(place) => {
-                if is_overdue {
+                if is_overdue || model.is_promised {
                     self.block(&place.devices);
                 }
                 self.wait(model, Until::Changed);
@@ -113,7 +119,8 @@ impl<'a> Planner<'a> {
     }
 
     fn is_overdue(&self, model: &Model) -> bool {
-        model.oldest_wait >= self.snapshot.settings.max_wait
+        let swap = model.costs[model.rung].demote + promotion(model);
+        model.oldest_wait >= self.snapshot.settings.max_wait(swap)
     }
 
     /// Rent, and the loading that its queue will wait for anyway, against the victims' value.
@@ -127,7 +134,7 @@ impl<'a> Planner<'a> {
     }
 
     /// The cheapest place; of equal ones the tightest, so that large models find room later.
-    fn best(&self, model: &Model, also_blocked: bool) -> Option<Place<'a>> {
+    pub(super) fn best(&self, model: &Model, also_blocked: bool) -> Option<Place<'a>> {
         let sets = placement::sets(model, &self.snapshot.devices);
         let places = sets
             .iter()
@@ -202,7 +209,7 @@ impl<'a> Planner<'a> {
         deeper.map(choice).collect()
     }
 
-    fn start(&mut self, model: &Model, place: &Place<'_>) {
+    pub(super) fn start(&mut self, model: &Model, place: &Place<'_>) {
         let devices = &self.snapshot.devices;
         self.actions.push(Action::Start {
             model: model.id.clone(),
@@ -215,14 +222,9 @@ impl<'a> Planner<'a> {
         self.block(&place.devices);
     }
 
-    fn evict_for(&mut self, model: &Model, place: &Place<'_>, is_overdue: bool) {
+    pub(super) fn evict_for(&mut self, place: &Place<'_>, why: &Why) {
         for (victim, choice) in &place.victims {
-            let why = if is_overdue {
-                Why::Overdue(model.id.clone())
-            } else {
-                Why::Outweighed(model.id.clone())
-            };
-            self.demote(victim, choice.to, why);
+            self.demote(victim, choice.to, why.clone());
         }
         self.block(&place.devices);
     }

@@ -8,7 +8,11 @@ use crate::lifecycle::Rung;
 /// Euler and Mascheroni's constant, by which harmonic numbers exceed logarithms.
 const EULER: f64 = 0.577_215_664_9;
 
-/// Seconds that are lost if the model goes down to `to`. With how soon it is wanted again s, its
+/// Seconds after which being the next to be asked counts half.
+const EXPECTED: f64 = 40.0;
+
+/// Seconds that are lost if the model goes down to `to`. With how soon it is wanted again s
+/// (by its own habits or as the next in turn, whichever is sooner), its
 /// rate l, the cost C of going down and coming back, its drain D and its own queue q:
 ///
 /// `s C (1 + lC/2) + lD (C + D/2) + qC`
@@ -19,7 +23,9 @@ const EULER: f64 = 0.577_215_664_9;
 pub fn value(model: &Model, to: Rung) -> f64 {
     let (cost, rate) = (round_trip(model, to).as_secs_f64(), model.rate);
     let drain = drain(model);
-    model.soon * cost * (1.0 + rate * cost / 2.0)
+    let next = model.next.expect(|after| EXPECTED / (EXPECTED + after));
+    let soon = model.soon.max(next);
+    soon * cost * (1.0 + rate * cost / 2.0)
         + rate * drain * (cost + drain / 2.0)
         + count(model.queued) * cost
 }

@@ -18,13 +18,18 @@ use crate::{
     DeviceId, ModelId,
     failure::FailureClass,
     lifecycle::{Effect, Event, Lifecycle, Rung, Rungs, State},
-    residency::{Action, ByRung, Costs, Ledger, Limits, Model, Plan, Rate, Settings, Snapshot},
+    residency::{
+        Action, ByRung, Costs, Forecast, Ledger, Limits, Model, Plan, Rate, Settings, Snapshot,
+        Succession,
+    },
 };
 
 pub use policy::{Policy, PolicyName};
 
 /// How often the planner is asked while somebody waits and nothing else happens.
 const TICK: Duration = Duration::from_millis(500);
+/// How often while nobody does.
+const PULSE: Duration = Duration::from_secs(1);
 
 /// Where and what is served.
 #[derive(Clone, Debug, Default)]
@@ -101,6 +106,7 @@ pub struct Sim<'a> {
     now: Duration,
     engines: Vec<Engine>,
     ledger: Ledger,
+    succession: Succession,
     agenda: BTreeMap<(Duration, u64), (usize, Due)>,
     numbered: u64,
     tally: Tally,
@@ -115,6 +121,7 @@ struct Engine {
     queue: VecDeque<Request>,
     in_flight: usize,
     mean_service: f64,
+    is_promised: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -139,6 +146,7 @@ impl<'a> Sim<'a> {
             now: Duration::ZERO,
             engines: world.models.iter().map(Engine::new).collect(),
             ledger: Ledger::new(world.devices.iter().cloned()),
+            succession: Succession::default(),
             agenda: BTreeMap::new(),
             numbered: 0,
             tally: Tally::default(),
@@ -158,7 +166,7 @@ impl<'a> Sim<'a> {
         let mut requests = requests.into_iter().peekable();
         loop {
             let arrival = requests.peek().map(|request| request.at);
-            let tick = self.is_anybody_waiting().then(|| self.now + TICK);
+            let tick = self.tick(arrival.is_some());
             let due = self.agenda.keys().next().map(|(at, _)| *at);
             let Some(next) = [arrival, due, tick].into_iter().flatten().min() else {
                 break;
@@ -173,10 +181,22 @@ impl<'a> Sim<'a> {
         self.tally
     }
 
+    /// When to look again though nothing happens.
+    fn tick(&self, is_more_to_come: bool) -> Option<Duration> {
+        let expects = is_more_to_come && self.policy.prefetches();
+        let after = match self.is_anybody_waiting() {
+            true => Some(TICK),
+            false => expects.then_some(PULSE),
+        };
+        after.map(|after| self.now + after)
+    }
+
     fn arrive(&mut self, request: Request, served: &mut impl FnMut(Served)) {
         let engine = &mut self.engines[request.model];
         engine.rate.seen(self.now);
         engine.queue.push_back(request);
+        self.succession
+            .seen(&self.world.models[request.model].id, self.now);
         self.policy.seen(request.model, self.now);
         self.dispatch(request.model, served);
     }
@@ -191,6 +211,7 @@ impl<'a> Sim<'a> {
                 Due::Ended => self.end(model),
                 Due::Verified => {
                     self.engines[model].rung = Rung::Ready;
+                    self.policy.ready(model, self.now);
                     self.happen(model, Event::Verified);
                     self.dispatch(model, served);
                 }
@@ -209,6 +230,7 @@ impl<'a> Sim<'a> {
 
     fn end(&mut self, model: usize) {
         self.engines[model].in_flight -= 1;
+        self.policy.ended(model, self.now);
         if self.engines[model].is_drained() {
             self.happen(model, Event::Drained);
         }
@@ -284,7 +306,7 @@ impl<'a> Sim<'a> {
                 self.happen(model, Event::Wanted);
             }
         }
-        if self.is_anybody_waiting() || self.has_idle_limits() {
+        if self.is_anybody_waiting() || self.has_idle_limits() || self.policy.prefetches() {
             let snapshot = self.snapshot();
             let Plan { actions } = self.policy.plan(&snapshot, self.now);
             for action in actions {
@@ -303,11 +325,17 @@ impl<'a> Sim<'a> {
                 self.ledger
                     .charge(&spec.id, &devices, spec.bytes[Rung::Ready]);
                 self.engines[model].devices = devices;
-                self.policy.started(model, self.now);
+                self.engines[model].is_promised = false;
+                // Nobody wants yet who is loaded ahead.
+                self.happen(model, Event::Wanted);
                 self.happen(model, Event::Granted);
             }
-            Action::Demote { model, to, .. } => {
+            Action::Demote { model, to, why } => {
                 let model = self.index(&model);
+                if let Some(next) = why.for_whom() {
+                    let next = self.index(next);
+                    self.engines[next].is_promised = true;
+                }
                 self.policy.evicted(model);
                 self.happen(model, Event::Reclaim { to });
             }
@@ -332,12 +360,19 @@ impl<'a> Sim<'a> {
             let mut engines = self.engines.iter();
             engines.any(|engine| engine.is_changing() && engine.devices.contains(device))
         };
+        let mut forecast = match self.policy.foresees() {
+            true => self.succession.forecast(self.now),
+            false => BTreeMap::new(),
+        };
         let models = self.world.models.iter().zip(&self.engines);
         Snapshot {
             settings: self.world.settings,
             devices: self.ledger.devices(is_changing),
             models: models
-                .map(|(spec, engine)| engine.seen(spec, self.now))
+                .map(|(spec, engine)| Model {
+                    next: forecast.remove(&spec.id).unwrap_or_default(),
+                    ..engine.seen(spec, self.now)
+                })
                 .collect(),
         }
     }
@@ -362,6 +397,7 @@ impl Engine {
             queue: VecDeque::new(),
             in_flight: 0,
             mean_service: 0.0,
+            is_promised: false,
         }
     }
 
@@ -400,6 +436,9 @@ impl Engine {
             oldest_wait: oldest.unwrap_or_default(),
             rate: self.rate.per_second(now),
             soon: self.rate.soon(now),
+            is_promised: self.is_promised,
+            next: Forecast::default(),
+            may_prefetch: spec.idle_ttl.is_none(),
             is_pinned: spec.is_pinned,
             idle_for: now - last,
             idle_ttl: spec.idle_ttl,

@@ -9,7 +9,7 @@ use crate::{
     lifecycle::Rung,
     placement,
     residency::{
-        Action, Model, Plan, Snapshot, Until, Why,
+        Action, Forecast, Model, Plan, Snapshot, Until, Why,
         planner::Planner,
         value::{round_trip, value},
     },
@@ -17,7 +17,7 @@ use crate::{
 
 use super::{Request, Spec, World};
 
-/// Seconds after which the clairvoyant's next use counts half. This and [`hindsight`] are the best of a
+/// Seconds after which the clairvoyant's next use counts half. This and [`Policy::hindsight`] are the best of a
 /// small grid on seed 1.
 const SOON: f64 = 10.0;
 
@@ -64,6 +64,7 @@ struct Book {
     uses: f64,
     uses_since_start: f64,
     last: Duration,
+    served: Duration,
     gdsf: f64,
     seconds_per_gib: f64,
 }
@@ -139,17 +140,32 @@ impl Policy {
     pub(super) fn seen(&mut self, model: usize, now: Duration) {
         let book = &mut self.books[model];
         book.uses += 1.0;
-        book.uses_since_start += 1.0;
         book.last = now;
         book.gdsf = self.age + book.uses * book.seconds_per_gib;
     }
 
-    pub(super) fn started(&mut self, model: usize, _now: Duration) {
-        self.books[model].uses_since_start = 1.0;
+    pub(super) fn ready(&mut self, model: usize, now: Duration) {
+        self.books[model].uses_since_start = 0.0;
+        self.books[model].served = now;
+    }
+
+    pub(super) fn ended(&mut self, model: usize, now: Duration) {
+        self.books[model].uses_since_start += 1.0;
+        self.books[model].served = now;
     }
 
     pub(super) fn evicted(&mut self, model: usize) {
         self.age = self.age.max(self.books[model].gdsf);
+    }
+
+    /// Whether it is told who may come next. The clairvoyant knows.
+    pub(super) fn foresees(&self) -> bool {
+        self.name == PolicyName::Kvwarden
+    }
+
+    /// Whether it may act while nobody waits.
+    pub(super) fn prefetches(&self) -> bool {
+        self.foresees() || self.name == PolicyName::Clairvoyant
     }
 
     pub(super) fn live(&self) -> usize {
@@ -161,8 +177,8 @@ impl Policy {
         let known = |model: &Model, to| self.true_value(snapshot, model, to, now);
         match self.name {
             PolicyName::Kvwarden => Planner::new(snapshot, &value).plan(),
-            PolicyName::Rent => Planner::new(snapshot, &trip).plan(),
-            PolicyName::Clairvoyant => Planner::new(&hindsight(snapshot), &known).plan(),
+            PolicyName::Rent => Planner::new(&by_rent_alone(snapshot), &trip).plan(),
+            PolicyName::Clairvoyant => Planner::new(&self.hindsight(snapshot, now), &known).plan(),
             PolicyName::LlamaSwap => fewest(snapshot),
             PolicyName::Lru
             | PolicyName::Ollama
@@ -186,6 +202,22 @@ impl Policy {
         let late = coming.iter().take_while(|at| **at < back);
         let stall: f64 = late.map(|at| (back - *at).as_secs_f64()).sum();
         stall * SOON / (SOON + far)
+    }
+
+    /// With certainty in place of a guess a swap needs a full excuse, and who is next is known.
+    fn hindsight(&self, snapshot: &Snapshot, now: Duration) -> Snapshot {
+        let mut snapshot = snapshot.clone();
+        snapshot.settings.idle_factor = 1.0;
+        let coming = |future: &Vec<Duration>| {
+            let next = future.partition_point(|at| *at <= now);
+            future.get(next).copied()
+        };
+        let next = self.future.iter().map(coming).enumerate();
+        let next = next.filter_map(|(model, at)| Some((at?, model))).min();
+        if let Some((at, model)) = next {
+            snapshot.models[model].next = Forecast::sure((at - now).as_secs_f64());
+        }
+        snapshot
     }
 
     fn evict_by_score(&self, snapshot: &Snapshot, now: Duration) -> Plan {
@@ -288,7 +320,10 @@ impl Policy {
             PolicyName::Ollama => by_name(index) + if model.in_flight > 0 { 1.0 } else { 0.0 },
             PolicyName::Lfu => book.uses,
             PolicyName::Gdsf => book.gdsf,
-            PolicyName::KvwardenPy => book.uses_since_start.ln_1p() * 0.5_f64.powf(age / 600.0),
+            PolicyName::KvwardenPy => {
+                let age = (now - book.served).as_secs_f64();
+                book.uses_since_start.ln_1p() * 0.5_f64.powf(age / 600.0)
+            }
             PolicyName::Lru
             | PolicyName::LlamaSwap
             | PolicyName::Kvwarden
@@ -309,10 +344,10 @@ fn by_name(index: usize) -> f64 {
     1.0 - 1.0 / (1.0 + f64::from(index))
 }
 
-/// With certainty in place of a guess a swap needs a full excuse.
-fn hindsight(snapshot: &Snapshot) -> Snapshot {
+/// Nothing is foreseen.
+fn by_rent_alone(snapshot: &Snapshot) -> Snapshot {
     let mut snapshot = snapshot.clone();
-    snapshot.settings.idle_factor = 1.0;
+    snapshot.settings.prefetch = false;
     snapshot
 }
 
@@ -320,7 +355,8 @@ fn hindsight(snapshot: &Snapshot) -> Snapshot {
 /// later in the file go.
 fn fewest(snapshot: &Snapshot) -> Plan {
     let mut snapshot = snapshot.clone();
-    snapshot.settings.max_wait = Duration::ZERO;
+    snapshot.settings.max_wait = Some(Duration::ZERO);
+    snapshot.settings.prefetch = false;
     let place = |model: &Model| u32::try_from(position(&snapshot, model)).unwrap_or(u32::MAX);
     let evictions = |model: &Model, _| 1.0 + 1e-6 / f64::from(place(model).saturating_add(1));
     Planner::new(&snapshot, &evictions).plan()

@@ -9,7 +9,8 @@ use crate::{
     lifecycle::{Rung, Rungs},
     placement::{NeverFits, never_fits},
     residency::{
-        Action, ByRung, Cost, Device, Ledger, Limits, Model, Settings, Snapshot, Until, Why, plan,
+        Action, ByRung, Cost, Device, Forecast, Ledger, Limits, Model, Settings, Snapshot, Until,
+        Why, plan,
     },
 };
 
@@ -53,6 +54,9 @@ fn model(name: &str, gib: u64) -> Model {
         oldest_wait: Duration::ZERO,
         rate: 0.0,
         soon: 0.0,
+        next: Forecast::default(),
+        may_prefetch: true,
+        is_promised: false,
         is_pinned: false,
         idle_for: Duration::ZERO,
         idle_ttl: None,
@@ -163,13 +167,98 @@ fn a_busy_victim_is_let_be_until_the_wait_is_too_long() {
         until: Until::Worth,
     };
     assert_eq!(only(&snapshot(1, vec![busy.clone(), waits.clone()])), wait);
-    waits.oldest_wait = Settings::default().max_wait;
+    waits.oldest_wait = Settings::default().max_wait(SECOND * 10);
     let barrier = Action::Demote {
         model: "a".into(),
         to: Rung::Cold,
         why: Why::Overdue("b".into()),
     };
     assert_eq!(only(&snapshot(1, vec![busy, waits])), barrier);
+}
+
+#[test]
+fn room_that_was_made_for_a_model_is_its_own_though_others_are_more_urgent() {
+    let mut rare = wanted("rare", 60);
+    let mut hot = wanted("hot", 60);
+    (hot.queued, hot.rate, hot.oldest_wait) = (20, 2.0, SECOND * 1000);
+    let first = |models: Vec<Model>| starts(&snapshot(1, models)).remove(0).0;
+    assert_eq!(first(vec![rare.clone(), hot.clone()]), "hot");
+    rare.is_promised = true;
+    assert_eq!(first(vec![rare.clone(), hot.clone()]), "rare");
+    // It needs a second device, which is not free yet: nobody takes the first from it meanwhile.
+    let other = Model {
+        is_changing: true,
+        ..ready("other", 60, &[1])
+    };
+    rare.width = 2;
+    let mut half = snapshot(2, vec![rare, hot, other]);
+    half.devices[1].is_changing = true;
+    assert_eq!(starts(&half), []);
+}
+
+#[test]
+fn swaps_that_take_long_are_forced_less_often_unless_a_wait_was_set() {
+    let minute = SECOND * 60;
+    let mut settings = Settings::default();
+    assert_eq!(settings.max_wait(SECOND), minute * 2);
+    assert_eq!(settings.max_wait(minute), minute * 8);
+    settings.max_wait = Some(SECOND);
+    assert_eq!(settings.max_wait(minute), SECOND);
+}
+
+/// `idle` is in memory, `next` is not; either is the next with certainty.
+fn expecting(idle: Forecast, next: Forecast) -> Snapshot {
+    let idle = Model {
+        next: idle,
+        ..ready("idle", 60, &[0])
+    };
+    let next = Model {
+        next,
+        ..model("next", 60)
+    };
+    snapshot(1, vec![idle, next])
+}
+
+#[test]
+fn who_is_expected_takes_the_place_of_who_is_not_before_it_is_asked() {
+    let expected = expecting(Forecast::default(), Forecast::sure(20.0));
+    let demoted = Action::Demote {
+        model: "idle".into(),
+        to: Rung::Cold,
+        why: Why::Foreseen("next".into()),
+    };
+    assert_eq!(only(&expected), demoted);
+    let mut free = expected.clone();
+    free.models.remove(0);
+    free.devices[0].taken = 0;
+    assert_eq!(starts(&free)[0].0, "next");
+}
+
+#[test]
+fn nobody_is_loaded_ahead_while_it_may_harm() {
+    let quiet = |what: &str, change: &dyn Fn(&mut Snapshot)| {
+        let mut snapshot = expecting(Forecast::default(), Forecast::sure(20.0));
+        change(&mut snapshot);
+        assert_eq!(plan(&snapshot).orders().count(), 0, "{what}");
+    };
+    quiet("switched off", &|it| it.settings.prefetch = false);
+    quiet("not allowed", &|it| it.models[1].may_prefetch = false);
+    quiet("the victim is busy", &|it| it.models[0].in_flight = 1);
+    quiet("the victim is pinned", &|it| it.models[0].is_pinned = true);
+    quiet("the device changes", &|it| it.devices[0].is_changing = true);
+    quiet("the victim comes first", &|it| {
+        it.models[0].next = Forecast::sure(20.0);
+        it.models[1].next = Forecast::default();
+    });
+    quiet("it comes at once anyway", &|it| {
+        it.models[1].next = Forecast::sure(0.1);
+    });
+    quiet("somebody waits", &|it| {
+        it.models.push(Model {
+            is_wanted: true,
+            ..model("waits", 200)
+        });
+    });
 }
 
 #[test]

@@ -72,6 +72,10 @@ pub struct Metrics {
     pub models_loaded: Gauge,
     /// Times the planner took a model's memory.
     pub model_evictions: Family<Model, Counter>,
+    /// Loads that nobody had asked for yet.
+    pub model_prefetches: Family<Model, Counter>,
+    /// Those of them that a request followed.
+    pub model_prefetch_hits: Family<Model, Counter>,
     /// Where an engine rests, 1 for its rung.
     pub model_rung: Family<AtRung, Gauge>,
     /// Bytes an engine is charged for.
@@ -166,6 +170,16 @@ impl Metrics {
                 r,
                 "model_evictions",
                 "Times the planner took the memory of one of the model's engines, in whole or in part",
+            ),
+            model_prefetches: add(
+                r,
+                "model_prefetches",
+                "Times the model was loaded before it was asked",
+            ),
+            model_prefetch_hits: add(
+                r,
+                "model_prefetch_hits",
+                "Of those, how many a request followed before the memory was taken again",
             ),
             model_rung: add(
                 r,

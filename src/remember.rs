@@ -1,11 +1,11 @@
-//! What is remembered of models across restarts: how often each was asked for, and what its comings
-//! and goings cost. Without it every restart would begin by guessing.
+//! What is remembered of models across restarts: how often each was asked for and after whom, and
+//! what its comings and goings cost. Without it every restart would begin by guessing.
 
 use std::{collections::BTreeMap, io, path::PathBuf, time::Duration};
 
 use actix::Addr;
 use kvwarden_actors::{Router, gpu::charge::Charge};
-use kvwarden_policy::residency::{Costs, Rate};
+use kvwarden_policy::residency::{Costs, Rate, Succession};
 use serde::{Deserialize, Serialize};
 
 use crate::{http::admin::Overview, layout::Layout};
@@ -21,6 +21,8 @@ pub struct Memory {
     pub rates: BTreeMap<String, Rate>,
     /// What changing rungs took, by engine.
     pub costs: BTreeMap<String, Costs>,
+    /// Which engine is asked after which.
+    pub succession: Succession,
 }
 
 // === impl Memory ===
@@ -54,6 +56,7 @@ impl Memory {
             costs: residents
                 .map(|resident| (resident.engine.to_string(), resident.costs))
                 .collect(),
+            succession: overview.gpu.succession.clone(),
         }
     }
 

@@ -48,11 +48,14 @@ pub fn start(
         charge,
         witness: witness.clone(),
     };
-    let gpu = Gpu::start_in_arbiter(&control.handle(), |_| Gpu::new(params).inheriting(orphans));
+    let memory = Memory::load(layout);
+    let succession = memory.succession.clone();
+    let gpu = Gpu::new(params).remembering(succession);
+    let gpu = Gpu::start_in_arbiter(&control.handle(), |_| gpu.inheriting(orphans));
     let below = gpu.clone();
     let router = Router::start_in_arbiter(&control.handle(), |_| Router::new(below, ledger));
     gpu.do_send(gpu::Meet(router.downgrade()));
-    router.do_send(enroll(config, &Memory::load(layout), witness));
+    router.do_send(enroll(config, &memory, witness));
     router
 }
 

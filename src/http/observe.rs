@@ -27,6 +27,8 @@ pub(super) type Seen = Mutex<HashMap<String, Counted>>;
 pub(super) struct Counted {
     starts: u64,
     reclaimed: u64,
+    prefetches: u64,
+    prefetch_hits: u64,
 }
 
 /// The metrics as text, with what the actors said if they did.
@@ -130,11 +132,26 @@ fn observe_engine(
     let by_model = metrics::Model {
         model: model.id.to_string(),
     };
-    let reclaimed = record.reclaimed.saturating_sub(counted.reclaimed);
-    metrics
-        .model_evictions
-        .get_or_create(&by_model)
-        .inc_by(reclaimed);
+    for (counter, now, before) in [
+        (
+            &metrics.model_evictions,
+            record.reclaimed,
+            counted.reclaimed,
+        ),
+        (
+            &metrics.model_prefetches,
+            record.prefetches,
+            counted.prefetches,
+        ),
+        (
+            &metrics.model_prefetch_hits,
+            record.prefetch_hits,
+            counted.prefetch_hits,
+        ),
+    ] {
+        let more = now.saturating_sub(before);
+        counter.get_or_create(&by_model).inc_by(more);
+    }
     metrics
         .model_saved_kv
         .get_or_create(&labels)
@@ -142,6 +159,8 @@ fn observe_engine(
     *counted = Counted {
         starts: record.starts,
         reclaimed: record.reclaimed,
+        prefetches: record.prefetches,
+        prefetch_hits: record.prefetch_hits,
     };
 }
 

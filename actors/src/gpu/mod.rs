@@ -111,6 +111,9 @@ pub struct GpuState {
     pub residents: Vec<Resident>,
     /// Memory as the planner sees it.
     pub memory: Vec<residency::Device>,
+    /// Who is asked after whom.
+    #[serde(skip)]
+    pub succession: residency::Succession,
     /// What the driver says about the devices.
     pub devices: vram::Reading,
     /// How busy the actor is.
@@ -149,6 +152,13 @@ impl Gpu {
             self.seats.inherit(orphan.engine(), orphan.place());
             self.orphans.insert(orphan.engine(), orphan);
         }
+        self
+    }
+
+    /// With what an earlier kvwarden saw of who is asked after whom.
+    #[must_use]
+    pub fn remembering(mut self, succession: residency::Succession) -> Self {
+        self.seats.remember(succession);
         self
     }
 
@@ -373,6 +383,7 @@ impl Handler<Snapshot<GpuState>> for Gpu {
             engines: self.engines.keys().cloned().collect(),
             residents: self.seats.residents(),
             memory: self.seats.memory(),
+            succession: self.seats.succession().clone(),
             devices: self.reading.clone(),
             vitals: self.vitals,
         })

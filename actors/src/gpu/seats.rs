@@ -161,6 +161,16 @@ impl Seats {
         }
     }
 
+    /// What was seen before.
+    pub(super) fn remember(&mut self, succession: Succession) {
+        self.succession = succession;
+    }
+
+    /// What is to be remembered.
+    pub(super) fn succession(&self) -> &Succession {
+        &self.succession
+    }
+
     /// An engine of an earlier kvwarden is at this place.
     pub(super) fn inherit(&mut self, engine: ModelId, (devices, bytes): Place) {
         self.ledger.charge(&engine, &devices, bytes);

@@ -58,6 +58,9 @@ impl Model {
         self.busy_at = now;
         self.asked_at = Some(now);
         self.is_put_away = false;
+        for replica in &mut self.replicas {
+            replica.record.prefetch_hits += u64::from(std::mem::take(&mut replica.is_early));
+        }
     }
 
     /// A request left its engine after that long. The newest has an eighth of the mean.

@@ -230,6 +230,8 @@ impl Handler<Grant> for Model {
             replica.order = grant.order;
             replica.devices = grant.devices;
             if grant.is_prefetch && self.may_prefetch(at) {
+                self.replicas[at].record.prefetches += 1;
+                self.replicas[at].is_early = true;
                 self.happen(at, Event::Wanted, ctx);
             }
             let event = grant.inherited.map_or(Event::Granted, Event::Inherited);
@@ -251,6 +253,7 @@ impl Handler<Reclaim> for Model {
             self.happen(at, Event::Reclaim { to }, ctx);
             if rested && !is_at_rest(&self.replicas[at]) {
                 self.replicas[at].record.reclaimed += 1;
+                self.replicas[at].is_early = false;
             }
             self.demand(at);
         }

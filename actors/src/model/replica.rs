@@ -59,6 +59,8 @@ pub(super) struct Replica {
     /// What an operator wants of it and has not got yet, and since when.
     pub(super) wish: Option<(Wish, Instant)>,
     pub(super) record: Record,
+    /// It was loaded before it was asked, and still is not.
+    pub(super) is_early: bool,
 }
 
 /// What runs on an engine.
@@ -95,6 +97,7 @@ impl Replica {
             paused_until: None,
             wish: None,
             record: Record::default(),
+            is_early: false,
         }
     }
 

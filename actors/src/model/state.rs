@@ -32,6 +32,10 @@ pub struct Record {
     pub failures: u64,
     /// Times the planner took its memory, in whole or in part.
     pub reclaimed: u64,
+    /// Times it was loaded before it was asked.
+    pub prefetches: u64,
+    /// How many of those a request followed before its memory was taken again.
+    pub prefetch_hits: u64,
     /// It failed, and no start has succeeded since.
     pub is_failing: bool,
     /// Messages about an engine that was no longer the current one.

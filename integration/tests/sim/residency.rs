@@ -91,6 +91,15 @@ fn the_next_in_a_round_is_in_memory_before_it_is_asked() {
         thread::sleep(PAUSE);
         (state(&server, round.peek()?) == "ready").then_some(())
     });
+    let next = round.next().expect("a round has no end");
+    let hits = || {
+        let hits = &of(&server, next)["record"]["prefetch_hits"];
+        hits.as_u64().expect("a count")
+    };
+    let before = hits();
+    let reply = server.client().post(CHAT, &chat(next, 4));
+    assert_eq!(reply.status, 200, "{reply}");
+    assert_eq!(hits(), before + 1);
 }
 
 #[test]

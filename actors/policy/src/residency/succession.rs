@@ -12,7 +12,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::gaps::{Gaps, PATIENCE};
 use crate::ModelId;
@@ -24,9 +24,11 @@ const DOUBT: f64 = 0.01;
 /// Requests that must have come after a silence like this, or nothing is known of it.
 const FEW: f64 = 0.3;
 
-/// Who was asked after whom, how long after, and how much that says.
-#[derive(Clone, Debug)]
+/// Who was asked after whom, how long after, and how much that says. All of it but whose turn it is
+/// is kept across restarts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Succession {
+    #[serde(skip)]
     last: Option<(ModelId, Duration)>,
     after: BTreeMap<ModelId, BTreeMap<ModelId, Gaps>>,
     trust: f64,
@@ -267,5 +269,15 @@ mod tests {
         assert_eq!(likely(&succession, 2, now), 0.0);
         let all: f64 = (0..5).map(|model| likely(&succession, model, now)).sum();
         assert!((all - 1.0).abs() < 1e-9, "{all}");
+    }
+
+    #[test]
+    fn order_is_remembered_but_not_whose_turn_it_is() {
+        let (round, now) = after((0..24).map(|turn| turn % 4));
+        let kept = serde_json::to_string(&round).unwrap();
+        let mut again: Succession = serde_json::from_str(&kept).unwrap();
+        assert!(likely(&again, 0, now) <= 0.25);
+        again.seen(&id(3), Duration::ZERO);
+        assert!(likely(&again, 0, Duration::ZERO) > 0.9);
     }
 }

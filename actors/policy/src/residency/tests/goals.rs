@@ -106,16 +106,16 @@ fn print(rows: &[Row]) {
 
 /// Not goals: below them something got worse. A tenth under the geometric means that were reached.
 const FLOORS: [(PolicyName, f64); 5] = [
-    (PolicyName::Lru, 1.12),
-    (PolicyName::Ollama, 1.4),
-    (PolicyName::KvwardenPy, 1.4),
-    (PolicyName::Gdsf, 1.2),
-    (PolicyName::Lfu, 1.4),
+    (PolicyName::Lru, 1.34),
+    (PolicyName::Ollama, 1.6),
+    (PolicyName::KvwardenPy, 1.72),
+    (PolicyName::Gdsf, 1.5),
+    (PolicyName::Lfu, 1.76),
 ];
 
-/// The goals that are met: 1.2 times less than llama-swap. Those that are not, or not by every
-/// measure: 1.5 times less than LRU, 2 less than the Python KVWarden's score, at most 1.5 times the
-/// least there is, and no cell 5 % worse than LRU.
+/// The goals that are met: in total 1.5 times less than LRU, and 1.2 times less than llama-swap. Those
+/// that are not: 2 times less than the Python KVWarden's score, at most 1.5 times what a clairvoyant
+/// planner stalls, and no cell 5 % worse than LRU.
 #[test]
 fn stalls_less_than_other_rules_on_seeds_that_tuning_never_saw() {
     let rows: Vec<Row> = Cell::all().map(Row::of).collect();
@@ -133,6 +133,7 @@ fn stalls_less_than_other_rules_on_seeds_that_tuning_never_saw() {
     };
     let llama_swap = of(PolicyName::LlamaSwap);
     assert!(llama_swap.0.min(llama_swap.1) >= 1.2);
+    assert!(of(PolicyName::Lru).0 >= 1.5);
     for (name, floor) in FLOORS {
         assert!(of(name).1 >= floor, "{name}");
     }

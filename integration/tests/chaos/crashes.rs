@@ -30,8 +30,9 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    /// `m` is started with these faults for as long as it is not [`Rig::mend`]ed. `keys` are more of
-    /// its configuration, `limits` those of the server.
+    /// `m` is started with these faults for as long as it is not [`Rig::mend`]ed, and after `beside`:
+    /// a device starts one engine at a time. `keys` are more of its configuration, `limits` those of
+    /// the server.
     pub(crate) fn launch(limits: &str, keys: &str, faults: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let well = dir.path().join("well");
@@ -47,7 +48,7 @@ impl Rig {
             "[limits]\n{limits}\n\
              [[models]]\nid = \"beside\"\nengine = \"sim\"\npreset = \"tiny\"\n\
              [[models]]\nid = \"m\"\nengine = \"sim\"\npreset = \"a100-8b\"\n\
-             extra_args = {}\n{keys}\n",
+             autostart = false\nextra_args = {}\n{keys}\n",
             json!(args)
         ));
         let rig = Self {
@@ -56,6 +57,7 @@ impl Rig {
             _dir: dir,
         };
         rig.reaches("beside", "ready");
+        rig.wish("load");
         rig
     }
 

@@ -6,11 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use kvwarden_integration::{Caller, Footprint, Server, Stopwatch, caller, free_port, kvwarden};
-use nix::{
-    sys::resource::{Resource, getrlimit, setrlimit},
-    unistd::Pid,
+use kvwarden_integration::{
+    Caller, Footprint, Server, Stopwatch, caller, free_port, kvwarden, open_files,
 };
+use nix::unistd::Pid;
 use serde_json::json;
 use tokio::{
     sync::{Semaphore, mpsc},
@@ -58,9 +57,7 @@ impl Drop for Engine {
 /// What this machine lets us open. A stream takes kvwarden two descriptors.
 fn affordable(wanted: u32) -> u32 {
     const OTHERS: u64 = 100;
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("there is a limit");
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("what is allowed may be used");
-    let streams = hard.saturating_sub(OTHERS) / 2;
+    let streams = open_files().saturating_sub(OTHERS) / 2;
     wanted.min(u32::try_from(streams).unwrap_or(u32::MAX))
 }
 

@@ -10,6 +10,9 @@ an ordinary CUDA error and not as a crash.
 
 libcudart and libcupti are small and are called at import: install them for real.
 
+vLLM's CPU kernels name libnuma the same way, which a fresh system lacks. Its stub
+returns -1: from numa_available() that means that nothing else may be called.
+
 usage: cuda_stubs.py SITE_PACKAGES          needs: cc, readelf, nm, ldconfig
 """
 import glob
@@ -23,6 +26,7 @@ from collections import defaultdict
 
 # An exported name by which a later run knows its own stubs from real libraries.
 MARKER = "kvwarden_stub_marker"
+NUMA = "libnuma.so.1"
 RUNTIME = ("libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1",
            "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1")
 
@@ -82,24 +86,25 @@ def system_libraries():
 def plan(site):
     """{SONAME: {version: {symbols}}} of the stubs to build; version '' holds unversioned symbols."""
     torch_libs = sorted(glob.glob(f"{site}/torch/lib/*.so*"))
+    clients = torch_libs + glob.glob(f"{site}/vllm/*.so")
     wheel_libs = glob.glob(f"{site}/nvidia/*/lib/*.so*")
     system = system_libraries()
     present = {os.path.basename(path) for path in torch_libs + wheel_libs} | set(system)
     runtime = [system[name] for name in RUNTIME if name in system]
 
     defined = {s for lib in torch_libs + wheel_libs + runtime for s in defined_symbols(lib)}
-    stubs = {so: defaultdict(set) for lib in torch_libs for so in needed(lib) if so not in present}
+    stubs = {so: defaultdict(set) for lib in clients for so in needed(lib) if so not in present}
     if not stubs:
         return stubs
     owners = {}
-    for lib in torch_libs:
+    for lib in clients:
         owners.update(version_owners(lib))
     for version, soname in owners.items():
         if soname in stubs:
             stubs[soname][version]  # a version with no symbol is still asked for at load time
 
     homeless = set()
-    for name, version in {ref for lib in torch_libs for ref in undefined_symbols(lib)}:
+    for name, version in {ref for lib in clients for ref in undefined_symbols(lib)}:
         from_python = name.startswith(("Py", "_Py"))
         if name in defined or from_python or not re.fullmatch(r"[A-Za-z_]\w*", name):
             continue
@@ -132,10 +137,11 @@ def version_script(versions):
 
 def build(soname, versions, target, work):
     symbols = sorted(set().union(*versions.values()) if versions else set())
+    answer = -1 if soname == NUMA else 999
     source, script = f"{work}/stub.c", f"{work}/stub.map"
     with open(source, "w") as out:
         out.write(f"int {MARKER}(void) {{ return 0; }}\n")
-        out.writelines(f"int {name}(void) {{ return 999; }}\n" for name in symbols)
+        out.writelines(f"int {name}(void) {{ return {answer}; }}\n" for name in symbols)
     flags = [f"-Wl,-soname,{soname}"]
     versioned = {version: names for version, names in versions.items() if version}
     if versioned:
@@ -164,6 +170,14 @@ def main():
     with tempfile.TemporaryDirectory() as work:
         for soname, versions in stubs.items():
             build(soname, versions, f"{torch_lib}/{soname}", work)
+    # torch's libraries find stubs beside them. vLLM's look nowhere, but take a library of that name
+    # which is loaded already.
+    preload = f"{site}/kvwarden_numa.pth"
+    if os.path.exists(preload):
+        os.unlink(preload)
+    if NUMA in stubs:
+        with open(preload, "w") as out:
+            out.write(f"import ctypes; ctypes.CDLL({f'{torch_lib}/{NUMA}'!r})\n")
     count = sum(len(names) for versions in stubs.values() for names in versions.values())
     print(f"wrote {len(stubs)} stub libraries with {count} symbols to {torch_lib}")
 

@@ -12,7 +12,7 @@ use crate::{
 
 const GIB: u64 = 1 << 30;
 /// How long each cell lasts, in reloads: so that all of them ask for about as many swaps.
-const LASTS: f64 = 300.0;
+pub(super) const LASTS: f64 = 300.0;
 /// Seconds between requests for each of the hot models.
 const HOT_GAPS: [f64; 3] = [2.0, 5.0, 20.0];
 /// Engines work this long on a request, on average.
@@ -104,15 +104,7 @@ impl Cell {
     #[must_use]
     pub fn world(self) -> World {
         let (models, slots) = self.size();
-        let limits = Limits {
-            total: slots * 16 * GIB,
-            reserved: 0,
-        };
-        World {
-            settings: Settings::default(),
-            devices: vec![("gpu-0".into(), limits)],
-            models: (0..models).map(|index| self.model(index)).collect(),
-        }
+        self.reload.world(models, slots)
     }
 
     /// Models, and how many of them the device holds.
@@ -128,31 +120,10 @@ impl Cell {
         }
     }
 
-    fn model(self, index: usize) -> Spec {
-        let cost = self.reload.cost();
-        Spec {
-            id: format!("model-{index:02}").into(),
-            width: 1,
-            allowed: Vec::new(),
-            bytes: ByRung::from_fn(|rung| if rung == Rung::Ready { 16 * GIB } else { 0 }),
-            rungs: Rungs::default(),
-            costs: ByRung::from_fn(|rung| {
-                if rung == Rung::Cold {
-                    cost
-                } else {
-                    Cost::default()
-                }
-            }),
-            is_pinned: false,
-            idle_ttl: None,
-        }
-    }
-
     /// The requests of a seed, in the order of time.
     #[must_use]
     pub fn requests(self, seed: u64) -> Vec<Request> {
-        let cost = self.reload.cost();
-        let unit = (cost.demote + cost.promote).as_secs_f64();
+        let unit = self.reload.seconds();
         let mut traffic = Traffic {
             rng: SplitMix::named(seed, &self.name()),
             unit,
@@ -205,9 +176,9 @@ impl Shape {
 // === impl Room ===
 
 impl Room {
-    const ALL: [Self; 2] = [Self::One, Self::Half];
+    pub(super) const ALL: [Self; 2] = [Self::One, Self::Half];
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::One => "one",
             Self::Half => "half",
@@ -218,9 +189,9 @@ impl Room {
 // === impl Reload ===
 
 impl Reload {
-    const ALL: [Self; 3] = [Self::Cheap, Self::Middling, Self::Dear];
+    pub(super) const ALL: [Self; 3] = [Self::Cheap, Self::Middling, Self::Dear];
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Cheap => "cheap",
             Self::Middling => "middling",
@@ -237,6 +208,60 @@ impl Reload {
         Cost {
             demote: Duration::from_secs_f64(demote),
             promote: Duration::from_secs_f64(promote),
+        }
+    }
+
+    /// Of a reload, there and back.
+    pub(super) fn seconds(self) -> f64 {
+        let cost = self.cost();
+        (cost.demote + cost.promote).as_secs_f64()
+    }
+
+    /// One device, and models of which it holds `slots`.
+    pub(super) fn world(self, models: usize, slots: u64) -> World {
+        let limits = Limits {
+            total: slots * 16 * GIB,
+            reserved: 0,
+        };
+        World {
+            settings: Settings::default(),
+            devices: vec![("gpu-0".into(), limits)],
+            models: (0..models).map(|index| self.model(index)).collect(),
+        }
+    }
+
+    fn model(self, index: usize) -> Spec {
+        let cost = self.cost();
+        Spec {
+            id: format!("model-{index:02}").into(),
+            width: 1,
+            allowed: Vec::new(),
+            bytes: ByRung::from_fn(|rung| if rung == Rung::Ready { 16 * GIB } else { 0 }),
+            rungs: Rungs::default(),
+            costs: ByRung::from_fn(|rung| {
+                if rung == Rung::Cold {
+                    cost
+                } else {
+                    Cost::default()
+                }
+            }),
+            is_pinned: false,
+            idle_ttl: None,
+        }
+    }
+}
+
+// === impl Request ===
+
+impl Request {
+    /// Only how long the engine works on it is left to chance.
+    pub(super) fn drawn(at: f64, model: usize, rng: &mut SplitMix) -> Self {
+        let service = rng.exponential(SERVICE).clamp(0.1, 20.0);
+        Self {
+            at: Duration::from_secs_f64(at),
+            model,
+            weight: 1.0,
+            service: Duration::from_secs_f64(service),
         }
     }
 }
@@ -256,13 +281,8 @@ impl Traffic {
     }
 
     fn request(&mut self, at: f64, model: usize) {
-        let service = self.rng.exponential(SERVICE).clamp(0.1, 20.0);
-        self.requests.push(Request {
-            at: Duration::from_secs_f64(at),
-            model,
-            weight: 1.0,
-            service: Duration::from_secs_f64(service),
-        });
+        let request = Request::drawn(at, model, &mut self.rng);
+        self.requests.push(request);
     }
 
     /// Somebody asks a model a few things, one after the other.

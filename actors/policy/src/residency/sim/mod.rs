@@ -8,6 +8,8 @@
 pub mod cells;
 mod policy;
 pub mod search;
+#[cfg(test)]
+pub mod traces;
 
 use std::{
     collections::{BTreeMap, VecDeque},

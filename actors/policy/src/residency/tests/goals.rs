@@ -17,7 +17,7 @@ use crate::{
 /// Tuning saw 1 to 10 and older versions were tried on 101 to 305; these were never seen.
 const HELD_OUT: RangeInclusive<u64> = 401..=405;
 
-fn run(world: &World, requests: Vec<Request>, name: PolicyName) -> (Vec<Served>, Tally) {
+pub(super) fn run(world: &World, requests: Vec<Request>, name: PolicyName) -> (Vec<Served>, Tally) {
     let (mut all, policy) = (Vec::new(), Policy::new(name, world, &requests));
     let tally = Sim::new(world, policy, epoch()).run(requests, |served| all.push(served));
     (all, tally)
@@ -68,14 +68,19 @@ impl Row {
     }
 }
 
-/// How many times ours something is: of all seconds, and the mean over cells (geometric, so that dear
-/// reloads do not decide alone).
+/// How many times ours something is over these cells.
 fn times(rows: &[&Row], of: impl Fn(&Row) -> f64) -> (f64, f64) {
-    let total = |of: &dyn Fn(&Row) -> f64| rows.iter().map(|row| of(row)).sum::<f64>();
-    let logs = rows.iter().map(|row| (of(row) / row.stall[0]).ln());
-    let cells = f64::from(u32::try_from(rows.len()).unwrap());
-    let mean = (logs.sum::<f64>() / cells).exp();
-    (total(&of) / total(&|row| row.stall[0]), mean)
+    times_ours(rows.iter().map(|row| (row.stall[0], of(row))))
+}
+
+/// How many times ours theirs is, of pairs of both: of all seconds, and the mean over cells (geometric, so that dear
+/// reloads do not decide alone).
+pub(super) fn times_ours(cells: impl Iterator<Item = (f64, f64)>) -> (f64, f64) {
+    let cells: Vec<(f64, f64)> = cells.collect();
+    let total = |of: fn(&(f64, f64)) -> f64| cells.iter().map(of).sum::<f64>();
+    let logs = total(|(ours, theirs)| (theirs / ours).ln());
+    let mean = (logs / f64::from(u32::try_from(cells.len()).unwrap())).exp();
+    (total(|cell| cell.1) / total(|cell| cell.0), mean)
 }
 
 fn print(rows: &[Row]) {

@@ -3,3 +3,4 @@
 mod exact;
 mod goals;
 mod plans;
+mod traces;

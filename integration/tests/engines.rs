@@ -336,7 +336,7 @@ fn next_kvwarden_takes_the_engine_over(model: &str, server: &mut Server) {
     let before = server.client().post(CHAT, &greeting(model, 12)).expect(200);
     let failures = &server.model(model)["record"]["failures"];
     assert_eq!(failures, 0, "no engine was taken for hung");
-    let _lost = begin(model, 1900, server);
+    let [_lost] = begin(model, 1900, server);
     take_over(model, server);
     let after = server.client().post(CHAT, &greeting(model, 12)).expect(200);
     let text = |reply: &Reply| reply.json()["choices"][0]["message"]["content"].clone();
@@ -346,16 +346,19 @@ fn next_kvwarden_takes_the_engine_over(model: &str, server: &mut Server) {
 // === ends ===
 
 /// An answer that has begun.
-fn begin(model: &str, tokens: u64, server: &Server) -> Answer {
-    let mut answer = server
-        .exchange(CHAT, "t", &streamed(model, tokens))
-        .answer();
-    let _ = answer.until("delta");
-    answer
+/// Streams that are asked for at once and have begun: one after the other, the first could be over
+/// inside the engine before the last has begun.
+fn begin<const N: usize>(model: &str, tokens: u64, server: &Server) -> [Answer; N] {
+    let body = streamed(model, tokens);
+    let mut answers = [(); N].map(|()| server.exchange(CHAT, "t", &body).answer());
+    for answer in &mut answers {
+        let _ = answer.until("delta");
+    }
+    answers
 }
 
 fn sigterm_cuts_no_stream_and_leaves_no_process(model: &str, server: &mut Server) {
-    let answers = [(); 3].map(|()| begin(model, 100, server));
+    let answers: [Answer; 3] = begin(model, 100, server);
     server.signal(Signal::SIGTERM);
     for mut answer in answers {
         let chunks = sse::chunks(&answer.rest().expect("a whole stream"));
@@ -379,7 +382,7 @@ fn tree_of(model: &str, server: &Server) -> Vec<Process> {
 /// whole tree.
 fn strike(model: &str, server: &Server, process: &str, signal: Signal) {
     let tree = tree_of(model, server);
-    let answers = [(); 2].map(|()| begin(model, 1900, server));
+    let answers: [Answer; 2] = begin(model, 1900, server);
     let victim = tree.iter().find(|one| one.is_called(process));
     let victim = victim.unwrap_or_else(|| panic!("no {process} in {tree:#?}"));
     victim.signal(signal);

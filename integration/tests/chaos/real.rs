@@ -86,11 +86,14 @@ fn ask(prompt: &str, tokens: u64) -> Value {
     })
 }
 
-fn begin(server: &Server, tokens: u64) -> Answer {
+/// Streams that are asked for at once and have begun.
+fn begin<const N: usize>(server: &Server, tokens: u64) -> [Answer; N] {
     let body = ask("The sea is", tokens);
-    let mut answer = server.exchange(COMPLETIONS, "t", &body).answer();
-    let _ = answer.until("text");
-    answer
+    let mut answers = [(); N].map(|()| server.exchange(COMPLETIONS, "t", &body).answer());
+    for answer in &mut answers {
+        let _ = answer.until("text");
+    }
+    answers
 }
 
 fn serves(server: &mut Server) {
@@ -129,7 +132,7 @@ fn saturate(server: &Server) -> Duration {
 
 fn adopt(server: &mut Server) -> Duration {
     let engine = server.engine();
-    let _lost = begin(server, 1500);
+    let [_lost] = begin(server, 1500);
     server.kill();
     let watch = Stopwatch::start();
     server.resume();
@@ -151,7 +154,7 @@ fn strike(server: &mut Server, process: &str, signal: Signal) -> (Duration, Dura
     let engine = server.engine();
     let mut tree = server.processes();
     tree.retain(|one| one.is_of_the_tree_of(&engine));
-    let answers = [(); 3].map(|()| begin(server, 1900));
+    let answers: [Answer; 3] = begin(server, 1900);
     let victim = tree.iter().find(|one| one.is_called(process));
     let victim = victim.unwrap_or_else(|| panic!("no {process} in {tree:#?}"));
     let watch = Stopwatch::start();
@@ -174,7 +177,7 @@ fn strike(server: &mut Server, process: &str, signal: Signal) -> (Duration, Dura
 }
 
 fn drain(server: &mut Server) {
-    let answers = [(); 3].map(|()| begin(server, 100));
+    let answers: [Answer; 3] = begin(server, 100);
     server.signal(Signal::SIGTERM);
     for mut answer in answers {
         let chunks = sse::chunks(&answer.rest().expect("a whole stream"));

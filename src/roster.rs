@@ -49,7 +49,13 @@ pub fn start(
         witness: witness.clone(),
     };
     let memory = Memory::load(layout);
-    let succession = memory.succession.clone();
+    let mut succession = memory.succession.clone();
+    succession.retain(|engine| {
+        config
+            .models
+            .iter()
+            .any(|model| model.engine_name == *engine)
+    });
     let gpu = Gpu::new(params).remembering(succession);
     let gpu = Gpu::start_in_arbiter(&control.handle(), |_| gpu.inheriting(orphans));
     let below = gpu.clone();

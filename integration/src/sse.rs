@@ -52,6 +52,12 @@ pub fn assert_one_error_at_the_end(body: &[u8]) {
     assert!(last["error"]["message"].is_string(), "{shown}");
 }
 
+/// Whether the engine came to its end.
+#[must_use]
+pub fn is_whole(body: &[u8]) -> bool {
+    body.trim_ascii_end().ends_with(b"data: [DONE]")
+}
+
 /// The text that chunks of a chat or of a completion add up to.
 #[must_use]
 pub fn text(chunks: &[Value]) -> String {

@@ -386,14 +386,20 @@ fn strike(model: &str, server: &Server, process: &str, signal: Signal) {
     let victim = tree.iter().find(|one| one.is_called(process));
     let victim = victim.unwrap_or_else(|| panic!("no {process} in {tree:#?}"));
     victim.signal(signal);
+    // An engine's core may be done with a stream before its server has passed it on. So that something
+    // is left to do in any case, one more asks, and is answered by the next engine.
+    let late = server.exchange(CHAT, "t", &greeting(model, 4));
     for mut answer in answers {
         let rest = answer.rest().expect("the connection is ended well");
-        sse::assert_one_error_at_the_end(&rest);
+        if !sse::is_whole(&rest) {
+            sse::assert_one_error_at_the_end(&rest);
+        }
     }
     eventually_within(START, "the old tree to be gone", || {
         let left = server.processes();
         (!left.iter().any(|one| tree.contains(one))).then_some(())
     });
+    let _ = late.answer().rest().expect("an answer");
 }
 
 fn serves_again(model: &str, server: &mut Server) {

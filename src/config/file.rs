@@ -101,7 +101,7 @@ pub struct Gpu {
     pub memory: Option<SizeText>,
     /// How long requests for a model wait at most while others have the memory; then whoever is not pinned makes room. Default: `"2m"`, or eight times what it takes to swap them where that is longer.
     pub max_wait: Option<DurationText>,
-    /// Load a model before it is asked, while nobody waits: one that usually comes next, in place of one that usually does not. Models with an `idle_ttl`, with several engines, or that an operator has put to sleep are not. Default: `true`.
+    /// Load a model before it is asked, while nobody waits: one that usually comes next, in place of one that usually does not. Models with an `idle_ttl`, with several engines, or that an operator has put to sleep and nobody has asked for since are not. Default: `true`.
     pub prefetch: Option<bool>,
 }
 

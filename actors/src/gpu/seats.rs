@@ -261,7 +261,7 @@ impl Seats {
     /// An engine that is no more.
     pub(super) fn delist(&mut self, engine: &ModelId) {
         self.seats.remove(engine);
-        self.succession.forget(engine);
+        self.succession.retain(|model| model != engine);
         self.inherited.remove(engine);
         self.ledger.release(engine);
     }
@@ -305,6 +305,7 @@ impl Seats {
 
     /// What is to be done now. The orders count as given.
     pub(super) fn decide(&mut self, now: Instant) -> Vec<(ModelId, u64, Order)> {
+        self.release_promises();
         let since_epoch = now.saturating_duration_since(self.epoch);
         self.forecast = self.succession.forecast(since_epoch);
         let mut orders: Vec<(ModelId, Order)> = self.modest();
@@ -340,6 +341,16 @@ impl Seats {
                 (engine, number, order)
             })
             .collect()
+    }
+
+    /// Room that was made for who is not asked yet is anybody's once it is there and not taken.
+    fn release_promises(&mut self) {
+        if self.seats.values().any(Seat::is_changing) {
+            return;
+        }
+        for seat in self.seats.values_mut() {
+            seat.is_promised &= matches!(seat.claim.state, State::Waiting { .. });
+        }
     }
 
     fn is_waiting(&self, engine: &ModelId) -> bool {

@@ -30,6 +30,7 @@ impl Model {
         let now = Instant::now().into_std();
         let effect = replica.life.on(event, now, rand::random());
         let after = replica.life.state();
+        replica.is_early &= after.serves_soon();
         if before != after {
             tracing::info!(engine = %replica.engine, "{after}");
             self.params.witness.became(&replica.engine, after);
@@ -230,9 +231,9 @@ impl Handler<Grant> for Model {
             replica.order = grant.order;
             replica.devices = grant.devices;
             if grant.is_prefetch && self.may_prefetch(at) {
+                self.happen(at, Event::Wanted, ctx);
                 self.replicas[at].record.prefetches += 1;
                 self.replicas[at].is_early = true;
-                self.happen(at, Event::Wanted, ctx);
             }
             let event = grant.inherited.map_or(Event::Granted, Event::Inherited);
             self.happen(at, event, ctx);
@@ -253,7 +254,6 @@ impl Handler<Reclaim> for Model {
             self.happen(at, Event::Reclaim { to }, ctx);
             if rested && !is_at_rest(&self.replicas[at]) {
                 self.replicas[at].record.reclaimed += 1;
-                self.replicas[at].is_early = false;
             }
             self.demand(at);
         }

@@ -52,8 +52,8 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Those that others made room for, those that have waited long enough, and then whoever serves most requests per second of
-    /// loading.
+    /// Those that others made room for, those that have waited long enough, and then whoever serves
+    /// most requests per second of loading.
     fn waiting(&self) -> Vec<&'a Model> {
         let waits = |model: &&Model| model.is_wanted && !model.is_changing;
         let mut waiting: Vec<_> = self.snapshot.models.iter().filter(waits).collect();
@@ -73,6 +73,10 @@ impl<'a> Planner<'a> {
         let is_overdue = self.is_overdue(model);
         match self.best(model, false) {
             Some(place) if place.victims.is_empty() => self.start(model, &place),
+            // Others go down for it already: it needs no second place.
+            Some(_) if model.is_promised && self.is_anything_blocked() => {
+                self.wait_for_change(model, is_overdue);
+            }
             Some(place) if is_overdue => {
                 self.evict_for(&place, &Why::Overdue(model.id.clone()));
             }
@@ -254,6 +258,10 @@ impl<'a> Planner<'a> {
                 self.demote(model, Rung::Cold, Why::Idle);
             }
         }
+    }
+
+    pub(super) fn is_anything_blocked(&self) -> bool {
+        self.is_blocked.contains(&true)
     }
 
     fn block(&mut self, devices: &[usize]) {

@@ -16,12 +16,13 @@ impl<'a> Planner<'a> {
     /// The load that saves most, if it saves more than it costs.
     pub(super) fn prefetch(&mut self) {
         let mut models = self.snapshot.models.iter();
-        if !self.snapshot.settings.prefetch || models.any(|model| model.is_wanted) {
+        let may = self.snapshot.settings.prefetch && !self.is_anything_blocked();
+        if !may || models.any(is_waited_for) {
             return;
         }
         let can_come = |model: &&'a Model| {
             let is_out = model.rung != Rung::Ready && !model.is_changing;
-            is_out && model.may_prefetch
+            is_out && model.may_prefetch && is_expected(model)
         };
         let gain = |model: &'a Model| {
             let place = self.best(model, false)?;
@@ -46,8 +47,9 @@ impl<'a> Planner<'a> {
     }
 
     /// Seconds of waiting that are spared on average, up to the next request. If that is for this
-    /// model, which takes more than a guess, it waits no longer than the load goes on. If it is for a victim, it waits for the load
-    /// and for its own way back; and for any other that is not in memory, for the load to end.
+    /// model, which takes more than a guess, it waits no longer than the load goes on. If it is for a
+    /// victim, it waits for the load and for its own way back; and for any other that is not in memory,
+    /// for the load to end.
     fn gain(&self, model: &Model, place: &Place<'_>) -> f64 {
         let going = place.victims.iter();
         let demote = going.map(|(victim, choice)| victim.costs[choice.to].demote);
@@ -66,4 +68,15 @@ impl<'a> Planner<'a> {
         });
         saved - lost.sum::<f64>() - MARGIN * takes
     }
+}
+
+/// One that waits for memory and that nobody asks for keeps none from others.
+fn is_waited_for(model: &Model) -> bool {
+    model.is_wanted && (model.queued > 0 || !model.oldest_wait.is_zero())
+}
+
+/// Whether it could be worth it at all, which is soon said.
+fn is_expected(model: &Model) -> bool {
+    let takes = promotion(model).as_secs_f64();
+    model.next.foresee(|_| takes) > MARGIN * takes
 }

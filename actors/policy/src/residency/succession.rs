@@ -8,7 +8,7 @@
 //! How far that is to be trusted is learned as well. Whenever the turn passes to another model, what
 //! was foreseen is weighed against what a guess among all of them would have given: the weight of two
 //! experts, with a fixed share that lets either come back (Herbster and Warmuth 1998). Where requests
-//! have no order nothing is foreseen, after however few of them.
+//! turn out to have no order, less and less is foreseen.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -62,8 +62,11 @@ impl Default for Succession {
 }
 
 impl Succession {
-    /// Counts a request.
+    /// Counts a request. One that is told of after a later one is left out.
     pub fn seen(&mut self, model: &ModelId, now: Duration) {
+        if self.last.as_ref().is_some_and(|(_, at)| now < *at) {
+            return;
+        }
         let silent = self.silence(now);
         if self.last.as_ref().is_some_and(|(last, _)| last != model) {
             self.learn(model, silent);
@@ -77,12 +80,12 @@ impl Succession {
         }
     }
 
-    /// The model is no more.
-    pub fn forget(&mut self, model: &ModelId) {
-        self.last.take_if(|(last, _)| last == model);
-        self.after.remove(model);
+    /// Other models are no more.
+    pub fn retain(&mut self, is_here: impl Fn(&ModelId) -> bool) {
+        self.last.take_if(|(last, _)| !is_here(last));
+        self.after.retain(|model, _| is_here(model));
         for row in self.after.values_mut() {
-            row.remove(model);
+            row.retain(|model, _| is_here(model));
         }
     }
 
@@ -265,7 +268,7 @@ mod tests {
     #[test]
     fn something_is_sure_to_come_and_nothing_of_who_is_gone() {
         let (mut succession, now) = after((0..30).map(|turn| turn % 5));
-        succession.forget(&id(2));
+        succession.retain(|model| *model != id(2));
         assert_eq!(likely(&succession, 2, now), 0.0);
         let all: f64 = (0..5).map(|model| likely(&succession, model, now)).sum();
         assert!((all - 1.0).abs() < 1e-9, "{all}");

@@ -11,9 +11,9 @@ const EULER: f64 = 0.577_215_664_9;
 /// Seconds after which being the next to be asked counts half.
 const EXPECTED: f64 = 40.0;
 
-/// Seconds that are lost if the model goes down to `to`. With how soon it is wanted again s
-/// (by its own habits or as the next in turn, whichever is sooner), its
-/// rate l, the cost C of going down and coming back, its drain D and its own queue q:
+/// Seconds that are lost if the model goes down to `to`. With how soon it is wanted again s (by its
+/// own habits or as the next in turn, whichever is sooner), its rate l, the cost C of going down and
+/// coming back, its drain D and its own queue q:
 ///
 /// `s C (1 + lC/2) + lD (C + D/2) + qC`
 ///

@@ -253,12 +253,40 @@ fn nobody_is_loaded_ahead_while_it_may_harm() {
     quiet("it comes at once anyway", &|it| {
         it.models[1].next = Forecast::sure(0.1);
     });
+    quiet("another device makes room for it already", &|it| {
+        it.models[0].is_changing = true;
+        it.devices[0].is_changing = true;
+        it.devices.push(device(1, 0));
+        it.models.push(ready("beside", 60, &[1]));
+        it.devices[1].taken = it.models[2].bytes[Rung::Ready];
+    });
     quiet("somebody waits", &|it| {
         it.models.push(Model {
             is_wanted: true,
+            queued: 1,
             ..model("waits", 200)
         });
     });
+}
+
+#[test]
+fn who_waits_while_others_go_down_for_it_drives_nobody_else_out() {
+    let going = Model {
+        is_changing: true,
+        ..ready("going", 60, &[0])
+    };
+    let waits = Model {
+        is_promised: true,
+        rent: 1e6,
+        ..wanted("waits", 60)
+    };
+    let mut two = snapshot(2, vec![going, ready("beside", 60, &[1]), waits]);
+    two.devices[0].is_changing = true;
+    let wait = Action::Wait {
+        model: "waits".into(),
+        until: Until::Changed,
+    };
+    assert_eq!(only(&two), wait);
 }
 
 #[test]
@@ -403,7 +431,7 @@ proptest! {
             match action {
                 Action::Start { model, devices } => {
                     let model = find(&model);
-                    prop_assert!(model.is_wanted && !model.is_changing);
+                    prop_assert!((model.is_wanted || model.may_prefetch) && !model.is_changing);
                     prop_assert_eq!(devices.len(), model.width);
                     for id in devices {
                         let device = device(&id);

@@ -378,17 +378,18 @@ fn tree_of(model: &str, server: &Server) -> Vec<Process> {
     all
 }
 
-/// What happens to one process of an engine in mid-stream ends every stream with one error, and the
-/// whole tree.
-fn strike(model: &str, server: &Server, process: &str, signal: Signal) {
+/// Sends a signal to one process of an engine in mid-stream: its whole tree, and the streams.
+fn hit(model: &str, server: &Server, process: &str, signal: Signal) -> (Vec<Process>, [Answer; 2]) {
     let tree = tree_of(model, server);
-    let answers: [Answer; 2] = begin(model, 1900, server);
+    let answers = begin(model, 1900, server);
     let victim = tree.iter().find(|one| one.is_called(process));
     let victim = victim.unwrap_or_else(|| panic!("no {process} in {tree:#?}"));
     victim.signal(signal);
-    // An engine's core may be done with a stream before its server has passed it on. So that something
-    // is left to do in any case, one more asks, and is answered by the next engine.
-    let late = server.exchange(CHAT, "t", &greeting(model, 4));
+    (tree, answers)
+}
+
+/// Every stream ends with one error, unless the engine was done with it, and the whole tree ends.
+fn all_end(server: &Server, (tree, answers): (Vec<Process>, [Answer; 2])) {
     for mut answer in answers {
         let rest = answer.rest().expect("the connection is ended well");
         if !sse::is_whole(&rest) {
@@ -399,7 +400,6 @@ fn strike(model: &str, server: &Server, process: &str, signal: Signal) {
         let left = server.processes();
         (!left.iter().any(|one| tree.contains(one))).then_some(())
     });
-    let _ = late.answer().rest().expect("an answer");
 }
 
 fn serves_again(model: &str, server: &mut Server) {
@@ -408,21 +408,26 @@ fn serves_again(model: &str, server: &mut Server) {
 }
 
 fn killed_server_is_replaced(model: &str, server: &mut Server) {
-    strike(model, server, "--port", Signal::SIGKILL);
+    all_end(server, hit(model, server, "--port", Signal::SIGKILL));
     serves_again(model, server);
 }
 
 fn stopped_server_is_found_and_replaced(model: &str, server: &mut Server) {
-    strike(model, server, "--port", Signal::SIGSTOP);
+    all_end(server, hit(model, server, "--port", Signal::SIGSTOP));
     let model_now = server.model(model);
     let note = model_now["record"]["note"].to_string();
     assert!(note.contains("nothing moved in it"), "{model_now}");
     serves_again(model, server);
 }
 
-/// `/health` of vLLM's server says 200 all the while.
+/// `/health` of vLLM's server says 200 all the while. The core may be done with both streams before
+/// its server has passed them on: one more asks, so that something is left undone, and is answered by
+/// the next engine.
 fn stopped_core_is_found_and_its_tree_ended(model: &str, server: &mut Server) {
-    strike(model, server, "VLLM::EngineCore", Signal::SIGSTOP);
+    let hit = hit(model, server, "VLLM::EngineCore", Signal::SIGSTOP);
+    let late = server.exchange(CHAT, "t", &greeting(model, 4));
+    all_end(server, hit);
+    let _ = late.answer().rest().expect("an answer");
     let ended = server.terminate();
     assert!(ended.status.success(), "{ended:?}\n{}", server.log_tail());
     server.wait_until_nothing_is_left(Duration::from_secs(1));

@@ -75,8 +75,7 @@ fn is_waited_for(model: &Model) -> bool {
     model.is_wanted && (model.queued > 0 || !model.oldest_wait.is_zero())
 }
 
-/// Whether it could be worth it at all, which is soon said.
+/// Whether it could be worth it at all, which is soon said: nothing saves more than all of its load.
 fn is_expected(model: &Model) -> bool {
-    let takes = promotion(model).as_secs_f64();
-    model.next.foresee(|_| takes) > MARGIN * takes
+    model.next.foresee(|_| 1.0) > MARGIN
 }

@@ -48,15 +48,14 @@ pub fn start(
         charge,
         witness: witness.clone(),
     };
-    let memory = Memory::load(layout);
-    let mut succession = memory.succession.clone();
-    succession.retain(|engine| {
+    let mut memory = Memory::load(layout);
+    memory.succession.retain(|engine| {
         config
             .models
             .iter()
             .any(|model| model.engine_name == *engine)
     });
-    let gpu = Gpu::new(params).remembering(succession);
+    let gpu = Gpu::new(params).remembering(memory.succession.clone());
     let gpu = Gpu::start_in_arbiter(&control.handle(), |_| gpu.inheriting(orphans));
     let below = gpu.clone();
     let router = Router::start_in_arbiter(&control.handle(), |_| Router::new(below, ledger));

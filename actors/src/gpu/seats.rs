@@ -282,8 +282,6 @@ impl Seats {
             seat.learn(claim.state, now);
             seat.since = now;
         }
-        let waits = |claim: &Claim| matches!(claim.state, State::Waiting { .. });
-        seat.is_promised &= waits(&claim) || !waits(&seat.claim);
         seat.claim = claim;
         if seat.is_at_rest()
             && let Some(rung) = seat.claim.state.rung()
@@ -349,22 +347,17 @@ impl Seats {
             return;
         }
         for seat in self.seats.values_mut() {
-            seat.is_promised &= matches!(seat.claim.state, State::Waiting { .. });
+            seat.is_promised &= seat.is_waiting();
         }
     }
 
     fn is_waiting(&self, engine: &ModelId) -> bool {
-        let seat = self.seats.get(engine);
-        seat.is_some_and(|seat| matches!(seat.claim.state, State::Waiting { .. }))
+        self.seats.get(engine).is_some_and(Seat::is_waiting)
     }
 
     /// Engines that take no memory of ours (somebody else's) never wait.
     fn modest(&self) -> Vec<(ModelId, Order)> {
-        let waits = |seat: &Seat| {
-            seat.is_at_rest()
-                && seat.needs.is_elsewhere
-                && matches!(seat.claim.state, State::Waiting { .. })
-        };
+        let waits = |seat: &Seat| seat.is_at_rest() && seat.needs.is_elsewhere && seat.is_waiting();
         let modest = self.seats.iter().filter(|(_, seat)| waits(seat));
         modest
             .map(|(engine, _)| {
@@ -459,6 +452,10 @@ impl Seat {
         self.claim.order >= self.order && self.claim.state.rung().is_some()
     }
 
+    fn is_waiting(&self) -> bool {
+        matches!(self.claim.state, State::Waiting { .. })
+    }
+
     fn is_changing(&self) -> bool {
         !self.is_at_rest()
     }
@@ -499,7 +496,7 @@ impl Seat {
             id: engine.clone(),
             rung: self.rung,
             is_changing: self.is_changing(),
-            is_wanted: matches!(claim.state, State::Waiting { .. }),
+            is_wanted: self.is_waiting(),
             devices: self.devices.clone(),
             width: self.needs.width,
             bytes: self.bytes(devices),

@@ -73,8 +73,8 @@ fn times(rows: &[&Row], of: impl Fn(&Row) -> f64) -> (f64, f64) {
     times_ours(rows.iter().map(|row| (row.stall[0], of(row))))
 }
 
-/// How many times ours theirs is, of pairs of both: of all seconds, and the mean over cells (geometric, so that dear
-/// reloads do not decide alone).
+/// How many times ours theirs is, of pairs of both: of all seconds, and the mean over cells
+/// (geometric, so that dear reloads do not decide alone).
 pub(super) fn times_ours(cells: impl Iterator<Item = (f64, f64)>) -> (f64, f64) {
     let cells: Vec<(f64, f64)> = cells.collect();
     let total = |of: fn(&(f64, f64)) -> f64| cells.iter().map(of).sum::<f64>();

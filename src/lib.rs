@@ -34,33 +34,21 @@
 //! - Every engine is the child of a shim that kills its whole tree when kvwarden is gone and no other
 //!   adopts it in time.
 //! - At any moment one process is in charge of the engines of a state directory: also while another
-//!   takes over ([`takeover`]), and none stops an engine that the other still streams from.
+//!   takes over ([`serve::takeover`]), and none stops an engine that the other still streams from.
 //! - Only an exact list of routes reaches an engine, and engines listen on loopback only, with a
 //!   key of their own per start.
 //! - Every queue, buffer and map that a client can grow has a limit in the configuration.
 
-pub mod bench;
 pub mod cli;
 pub mod config;
-pub mod drain;
-pub mod events;
 pub mod http;
 pub mod install;
+pub mod journal;
+pub mod lab;
 pub mod layout;
 pub mod metrics;
 pub mod panic;
-mod plot;
-pub mod prepare;
-pub mod reload;
-pub mod remember;
-pub mod replay;
-pub mod roster;
 pub mod serve;
 pub mod shim;
-pub mod signals;
 pub mod sim;
-pub mod systemd;
-pub mod takeover;
-pub mod usage;
-pub mod watch;
 pub mod weights;

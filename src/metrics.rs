@@ -13,7 +13,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::usage;
+use crate::journal;
 
 /// A gauge that holds a fraction.
 pub type FloatGauge = Gauge<f64, AtomicU64>;
@@ -95,7 +95,7 @@ pub struct Metrics {
     /// Whether it was taken the last time.
     pub config_last_reload_successful: Gauge,
     /// Requests whose use is written down, and those whose use is not.
-    pub usage: usage::Counts,
+    pub usage: journal::Counts,
     /// Whether an engine serves.
     pub engine_up: Family<Engine, Gauge>,
     /// Spawn to first proven token.
@@ -222,7 +222,7 @@ impl Metrics {
                 "config_last_reload_successful",
                 "1 if the configuration was taken when it was last read, 0 if the one before is kept",
             ),
-            usage: usage::Counts {
+            usage: journal::Counts {
                 kept: add(
                     r,
                     "usage_rows_kept",

@@ -4,10 +4,12 @@
 //! thread, carry no bytes of any answer, and never wait inside a handler. [`protocol`] is the list
 //! of everything they say to each other.
 
+pub mod device;
+pub mod engine;
 pub mod gpu;
 mod ledger;
 pub mod model;
-pub mod prometheus;
+pub mod process;
 pub mod protocol;
 pub mod router;
 pub mod tenant;

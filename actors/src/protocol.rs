@@ -18,12 +18,8 @@ use tokio::time::Instant;
 
 use crate::{
     Gpu, Held, Model, Spent, Tenant, Ticket,
-    gpu::{
-        self,
-        engine::{Endpoint, EngineSpec},
-        seats::Needs,
-        snapshot::Kept,
-    },
+    engine::{Endpoint, EngineSpec, saved_kv::Kept},
+    gpu::{self, seats::Needs},
     model,
     router::Unnamed,
     tenant,

@@ -25,10 +25,8 @@ use tokio::{sync::oneshot::Receiver, time::Instant};
 
 use crate::{
     Answer, Gpu, Model, Permit, Refusal, Router, Terms, Ticket,
-    gpu::{
-        self,
-        engine::{Attached, EngineKind, EngineSpec},
-    },
+    engine::{Attached, EngineKind, EngineSpec},
+    gpu,
     model::{self, EngineParams, ModelState},
     protocol::{Admit, Drain, EngineNews, Enroll, News, Preparation, Prepared, Roster, Snapshot},
     router::{OTHERS, Unnamed},
@@ -144,7 +142,7 @@ impl Node {
                 start_stall_timeout: DEADLINE,
                 ..gpu::Tuning::default()
             },
-            charge: gpu::charge::Charge::sole(),
+            charge: crate::process::leadership::Charge::sole(),
             witness: Arc::new(()),
         });
         let gpu = gpu.start();

@@ -24,7 +24,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     Model, Tenant,
-    gpu::engine::Endpoint,
+    engine::Endpoint,
     protocol::{FirstToken, Settle, SlotFreed},
     router::OTHERS,
 };

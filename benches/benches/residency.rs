@@ -6,7 +6,7 @@ use divan::Bencher;
 use kvwarden_policy::{
     lifecycle::{Rung, Rungs},
     residency::{ByRung, Costs, Device, Forecast, Model, Settings, Snapshot, plan},
-    rng::SplitMix,
+    simulation::rng::SplitMix,
 };
 
 fn main() {

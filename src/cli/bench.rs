@@ -5,7 +5,7 @@ use std::{io::Write as _, path::PathBuf, process::ExitCode};
 use clap::{Args, Subcommand};
 
 use crate::{
-    bench::{
+    lab::bench::{
         fairness,
         hero::{self, Flavor},
         options::{MOST, Options},

@@ -10,14 +10,15 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueHint, builder::PossibleValuesParser};
-use kvwarden_policy::residency::{
-    Limits,
-    sim::{PolicyName, Request, World, cells::Cell},
+use kvwarden_policy::{
+    residency::Limits,
+    simulation::swapping::{PolicyName, Request, World, cells::Cell},
 };
 
 use crate::{
     config::units::{parse_duration, parse_size},
-    replay::{self, Report, log},
+    journal::log,
+    lab::replay::{self, Report},
 };
 
 /// Options of `kvwarden replay`.

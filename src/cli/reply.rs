@@ -3,7 +3,7 @@
 //! Engines write log tails and operators write names, so no text from here reaches a terminal with
 //! its control characters.
 
-use kvwarden_actors::{gpu::snapshot::Kept, gpu::vram::Reading, model::Occupancy};
+use kvwarden_actors::{device::Reading, engine::saved_kv::Kept, model::Occupancy};
 use kvwarden_policy::{
     cost::Usage,
     lifecycle::{Rungs, State},

@@ -8,8 +8,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     config::{Engine, Overrides, units::parse_share},
     layout::Layout,
-    reload::Source,
-    serve,
+    serve::{self, reload::Source},
 };
 
 /// A configuration that is refused, as with `kvwarden check`.

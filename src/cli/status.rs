@@ -7,7 +7,7 @@ use std::{
 
 use clap::Args;
 use comfy_table::Cell;
-use kvwarden_actors::gpu::vram::{DeviceReading, Reading};
+use kvwarden_actors::device::{DeviceReading, Reading};
 use serde_json::Value;
 
 use super::{

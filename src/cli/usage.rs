@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use super::show;
 use crate::{
     config::units::parse_duration,
+    journal::{self, Column, Store, Total},
     layout::Layout,
-    usage::{self, Column, Store, Total},
 };
 
 /// Options of `kvwarden usage`.
@@ -52,7 +52,7 @@ pub struct UsageArgs {
 /// When there is no database, or a moment is none.
 pub fn run(args: &UsageArgs) -> anyhow::Result<ExitCode> {
     let state = args.state_dir.clone();
-    let path = usage::path(&state.unwrap_or_else(|| Layout::from_env().state));
+    let path = journal::path(&state.unwrap_or_else(|| Layout::from_env().state));
     if !path.exists() {
         let path = path.display();
         bail!(

@@ -6,7 +6,7 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
 };
 
-use kvwarden_actors::gpu::engine::{EngineFlags, EngineKind};
+use kvwarden_actors::engine::{EngineFlags, EngineKind};
 use kvwarden_policy::lifecycle::Rungs;
 use serde::{Deserialize, Serialize};
 

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use kvwarden_actors::gpu::engine::{EngineFlags, EngineKind};
+use kvwarden_actors::engine::{EngineFlags, EngineKind};
 use kvwarden_policy::{ModelId, TenantId, scheduling::Discipline, tier::Tiers};
 use schemars::JsonSchema;
 use serde::Deserialize;

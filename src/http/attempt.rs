@@ -3,17 +3,18 @@
 use actix_web::{HttpResponse, HttpResponseBuilder};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
-use kvwarden_actors::{Permit, gpu::engine::EngineKind};
+use kvwarden_actors::{Permit, engine::EngineKind};
 use kvwarden_policy::TenantId;
 
 use super::{
     Shared,
     completions::Task,
-    envelope::Ask,
+    format::sse,
     record::Record,
     refusal::{self, Failure, engine_failure},
     relay::{Manner, Relay},
-    sse, tokenize,
+    request::envelope::Ask,
+    tokenize,
     upstream::{Answer, Engines},
 };
 

@@ -12,13 +12,11 @@ use tokio::{sync::oneshot, time::Instant};
 use super::{
     Place, Shared,
     attempt::{Attempt, Miss, Reached},
-    body::Body,
-    envelope::Ask,
     loading::{self, Streamed},
     record::Record,
     refusal::Failure,
+    request::{body::Body, envelope::Ask, terms::read_terms},
     request_id,
-    terms::read_terms,
     upstream::Engines,
 };
 

@@ -1,41 +1,31 @@
 //! The API: an exact list of routes, and nothing else reaches an engine.
 //!
-//! | file | does |
+//! | file or folder | does |
 //! |---|---|
-//! | [`view`], [`identity`] | the configuration as requests see it; who asks |
-//! | [`envelope`], [`terms`] | what is read off a request, and the fields we set |
-//! | [`completions`], [`body`], [`attempt`] | the way of one request: received, tried, answered |
-//! | [`relay`], [`sse`], [`assemble`] | the answer, streamed or put together |
+//! | [`request`] | who asks, what is read off a request, and the fields we set |
+//! | [`completions`], [`attempt`], [`relay`] | the way of one request: received, tried, answered |
+//! | [`format`] | answers as events, or put together |
 //! | [`loading`] | what a stream gets while its model is being loaded |
 //! | [`pipe`], [`socket`] | what clients that don't read can hold |
 //! | [`upstream`] | the client to engines |
 //! | [`refusal`], [`reason`] | every error, as HTTP |
-//! | [`health`] | whether this node does what it should |
-//! | [`admin`] | metrics, status, the list of models |
-//! | [`control`] | what operators do |
+//! | [`admin`] | metrics, status, health, the list of models; what operators do |
+//! | [`view`] | the configuration as requests see it |
 //! | [`record`] | what is counted |
 
 pub mod admin;
-pub mod assemble;
 pub mod attempt;
-pub mod body;
 pub mod completions;
-pub mod control;
-pub mod envelope;
-pub mod health;
-pub mod identity;
-pub mod images;
+pub mod format;
 pub mod loading;
-mod observe;
 pub mod pipe;
 pub mod reason;
 pub mod record;
 pub mod refusal;
 pub mod relay;
+pub mod request;
 pub mod salt;
 pub mod socket;
-pub mod sse;
-pub mod terms;
 pub mod tokenize;
 pub mod upstream;
 pub mod view;
@@ -61,10 +51,10 @@ use actix_web::{
     web,
 };
 use arc_swap::ArcSwap;
-use kvwarden_actors::{Router, gpu::charge::Charge};
+use kvwarden_actors::{Router, process::leadership::Charge};
 use tokio::sync::watch;
 
-use crate::{config::Config, events::EventLog, metrics::Metrics, reload::Reloaded};
+use crate::{config::Config, journal::events::EventLog, metrics::Metrics, serve::reload::Reloaded};
 use completions::{Task, forward};
 use refusal::Failure;
 use salt::Salts;
@@ -92,7 +82,7 @@ pub struct Shared {
     view: ArcSwap<View>,
     held: AtomicUsize,
     is_cut: watch::Sender<bool>,
-    seen: observe::Seen,
+    seen: admin::Seen,
 }
 
 impl Shared {
@@ -116,7 +106,7 @@ impl Shared {
             view: ArcSwap::from_pointee(View::new(config, None)),
             held: AtomicUsize::new(0),
             is_cut: watch::Sender::new(false),
-            seen: observe::Seen::default(),
+            seen: admin::Seen::default(),
         }
     }
 
@@ -176,10 +166,10 @@ pub fn routes(app: &mut web::ServiceConfig) {
         .route("/tokenize", post(Task::Tokenize, "/tokenize"))
         .route("/v1/models", web::get().to(admin::models))
         .route("/v1/models/{id:.+}", web::get().to(admin::model))
-        .route("/health", web::get().to(health::health))
+        .route("/health", web::get().to(admin::health::health))
         .route("/metrics", web::get().to(admin::metrics))
         .route("/kvwarden/status", web::get().to(admin::status))
-        .configure(control::routes)
+        .configure(admin::control::routes)
         .default_service(web::to(no_route));
 }
 

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use super::{Shared, refusal::Failure};
 use crate::{
+    journal::log::{Arrival, Line, Refused},
     metrics,
-    replay::log::{Arrival, Line, Refused},
 };
 
 /// The label of a model or engine that is not known.

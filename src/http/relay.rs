@@ -8,18 +8,20 @@ use std::{collections::VecDeque, io, pin::Pin, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
-use kvwarden_actors::{Permit, gpu::engine::EngineKind};
+use kvwarden_actors::{Permit, engine::EngineKind};
 use kvwarden_policy::cost::Usage;
 use serde_json::json;
 
 use super::{
-    assemble::Assembly,
     attempt::Miss,
-    envelope::Members,
+    format::{
+        assemble::Assembly,
+        sse::{self, Event, Splitter},
+    },
     pipe::{self, Inlet, Outlet},
     record::Record,
     refusal::{Failure, event_failure},
-    sse::{self, Event, Splitter},
+    request::envelope::Members,
     upstream::Answer,
 };
 

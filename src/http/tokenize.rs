@@ -1,11 +1,11 @@
 //! `/tokenize` in vLLM's form (`prompt` in; `count`, `max_model_len`, `tokens` out) on every engine.
 
 use bytes::Bytes;
-use kvwarden_actors::gpu::engine::EngineKind;
+use kvwarden_actors::engine::EngineKind;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::envelope::Members;
+use super::request::envelope::Members;
 
 /// llama.cpp calls the prompt `content`, and without it answers with no tokens instead of an error.
 pub fn adapt(members: &mut Members<'_>, engine: EngineKind) {

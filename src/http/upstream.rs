@@ -17,7 +17,7 @@ use actix_web::rt::net::TcpStream;
 use awc::error::{ConnectError, SendRequestError};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
-use kvwarden_actors::gpu::engine::Endpoint;
+use kvwarden_actors::engine::Endpoint;
 use tokio::time::{Instant, interval};
 
 /// Engines are on this machine, or near.

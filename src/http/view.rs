@@ -8,8 +8,10 @@ use std::{
 
 use super::{
     OTHERS,
-    body::Bodies,
-    identity::{self, Identity},
+    request::{
+        body::Bodies,
+        identity::{self, Identity},
+    },
 };
 use crate::config::{Config, Limits};
 

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kvwarden_actors::gpu::{
+use kvwarden_actors::process::{
     startup,
     tree::{self, ProcessId},
 };

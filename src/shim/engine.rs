@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use kvwarden_actors::gpu::{
+use kvwarden_actors::process::{
     cgroup::Cgroup,
     shim::{KEEP_ENVIRON, ShimSpec, TREE_TOKEN},
     tree::Table,

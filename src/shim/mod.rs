@@ -33,7 +33,7 @@ use std::{
     process::ExitCode,
 };
 
-use kvwarden_actors::gpu::shim::{LISTENING, REFUSED, ShimSpec};
+use kvwarden_actors::process::shim::{LISTENING, REFUSED, ShimSpec};
 use nix::{sys::prctl, unistd};
 
 use self::{record::RecordFile, supervise::Shim};

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use kvwarden_actors::gpu::{
+use kvwarden_actors::process::{
     private,
     shim::{ShimExit, ShimRecord, ShimSpec},
     tree::ProcessId,

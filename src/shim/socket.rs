@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use kvwarden_actors::gpu::shim::{ShimCommand, ShimEvent};
+use kvwarden_actors::process::shim::{ShimCommand, ShimEvent};
 use nix::sys::stat::{Mode, umask};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},

@@ -9,7 +9,7 @@
 
 use std::{io, os::fd::OwnedFd, time::Duration};
 
-use kvwarden_actors::gpu::shim::{ShimCommand, ShimEvent, ShimExit, ShimSpec};
+use kvwarden_actors::process::shim::{ShimCommand, ShimEvent, ShimExit, ShimSpec};
 use kvwarden_policy::failure::{self, Exit, FailureClass};
 use tokio::{
     io::AsyncReadExt,

@@ -1,6 +1,6 @@
 //! What an answer says and counts, whichever way it is written.
 
-use kvwarden_policy::batch::FinishReason;
+use kvwarden_policy::simulation::engine::FinishReason;
 use serde_json::{Value, json};
 
 use super::{

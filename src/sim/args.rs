@@ -4,8 +4,8 @@ use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
-use kvwarden_policy::{
-    batch::{BLOCK_TOKENS, Limits, Policy},
+use kvwarden_policy::simulation::{
+    engine::{BLOCK_TOKENS, Limits, Policy},
     steps::{self, Preset},
 };
 

@@ -1,7 +1,7 @@
 //! `/v1/chat/completions` and `/v1/completions`.
 
 use actix_web::{HttpRequest, HttpResponse, web};
-use kvwarden_policy::batch::Prompt;
+use kvwarden_policy::simulation::engine::Prompt;
 use serde_json::{Value, json};
 
 use super::{

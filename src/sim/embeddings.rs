@@ -1,7 +1,7 @@
 //! `/v1/embeddings`: unit vectors that depend on the text alone, and are close for close texts.
 
 use actix_web::{HttpRequest, HttpResponse, web};
-use kvwarden_policy::batch::Prompt;
+use kvwarden_policy::simulation::engine::Prompt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 

@@ -11,7 +11,7 @@ mod quiesce;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use kvwarden_policy::batch::{Batch, FinishReason, Finished, Key, Request, Step};
+use kvwarden_policy::simulation::engine::{Batch, FinishReason, Finished, Key, Request, Step};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until},

@@ -1,6 +1,6 @@
 //! The handlers' side of the engine: what can be asked of it, and a request in flight.
 
-use kvwarden_policy::batch::{FinishReason, Prompt};
+use kvwarden_policy::simulation::engine::{FinishReason, Prompt};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{error::ApiError, memory::SleepLevel};

@@ -1,6 +1,6 @@
 //! The GPU memory a real engine of this size would hold, and what sleeping does to it.
 
-use kvwarden_policy::steps::Preset;
+use kvwarden_policy::simulation::steps::Preset;
 use serde::Serialize;
 
 /// What stays while an engine sleeps: CUDA context, graphs, buffers. A sleeping vLLM with a 14B

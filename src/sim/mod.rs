@@ -2,7 +2,7 @@
 //!
 //! It runs as a child process like any other engine, so supervision, routing and fairness can be
 //! tested and measured without a GPU. Timing comes from a step model and scheduling from
-//! [`kvwarden_policy::batch`]; the text is made up. It says so: every answer carries
+//! [`kvwarden_policy::simulation::engine`]; the text is made up. It says so: every answer carries
 //! `x-kvwarden-simulated: true` and its models are owned by `kvwarden-sim`.
 //!
 //! What it never does: compute anything, use a GPU, or stand in for a measurement of one.

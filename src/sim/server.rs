@@ -9,7 +9,7 @@ use std::{
 
 use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
 use anyhow::Context as _;
-use kvwarden_policy::batch::{BLOCK_TOKENS, Batch};
+use kvwarden_policy::simulation::engine::{BLOCK_TOKENS, Batch};
 use tokio::{
     net::TcpSocket,
     signal::unix::{SignalKind, signal},

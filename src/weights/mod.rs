@@ -7,8 +7,8 @@ mod shape;
 
 use std::path::Path;
 
-use kvwarden_actors::gpu::engine::{EngineFlags, EngineKind, Footprint, SGLANG_CPU_KV_TOKENS};
-use kvwarden_policy::steps;
+use kvwarden_actors::engine::{EngineFlags, EngineKind, Footprint, SGLANG_CPU_KV_TOKENS};
+use kvwarden_policy::simulation::steps;
 use shape::Shape;
 
 /// What vLLM takes of a GPU by default, and SGLang of most.

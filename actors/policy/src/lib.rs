@@ -13,31 +13,25 @@
 //! | [`routing`] | which of a model's engines a request goes to |
 //! | [`lifecycle`] | what a model does next, given what happened to its engine |
 //! | [`residency`] | which models are in memory, which make room for which, and when |
-//! | [`placement`] | on which devices a model goes, and whether it ever can |
 //! | [`backoff`] | when a failed engine may try again, and when it must not |
 //! | [`failure`] | why an engine ended, from its exit status and last words |
 //! | [`startup`] | when an engine that starts is given up |
-//! | [`steps`] | how long an engine step takes |
 //! | [`stall`] | when an engine that has work is suspected of doing none, and when that is certain |
-//! | [`rng`] | nothing: random numbers for all that is made up |
-//! | [`batch`] | what a continuous-batching engine does in a step |
+//! | [`simulation`] | nothing: engines and swaps that are made up, for tests, benches and replays |
 
 pub mod backoff;
-pub mod batch;
 pub mod bucket;
 pub mod cost;
 pub mod failure;
 pub mod id;
 pub mod lifecycle;
-pub mod placement;
 pub mod quota;
 pub mod residency;
-pub mod rng;
 pub mod routing;
 pub mod scheduling;
+pub mod simulation;
 pub mod stall;
 pub mod startup;
-pub mod steps;
 pub mod tier;
 
 pub use id::{DeviceId, Generation, ModelId, TenantId};

@@ -8,8 +8,10 @@ use std::{
 
 use kvwarden_policy::{
     lifecycle::Rung,
-    residency::sim::{Policy, PolicyName, Request, Sim, Tally, World, cells::Cell},
-    rng::SplitMix,
+    simulation::{
+        rng::SplitMix,
+        swapping::{Policy, PolicyName, Request, Sim, Tally, World, cells::Cell},
+    },
 };
 use peakmem_alloc::{INSTRUMENTED_SYSTEM, PeakMemAlloc, PeakMemAllocTrait};
 

@@ -15,7 +15,7 @@ use kvwarden_policy::{
 };
 use serde::Serialize;
 
-use super::vram::{DeviceReading, Reading};
+use crate::device::{DeviceReading, Reading};
 use crate::protocol::Claim;
 
 use needs::Size;
@@ -23,7 +23,7 @@ pub use needs::{HOST, Needs};
 
 /// What to tell a model about one of its engines.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Order {
+pub(crate) enum Order {
     /// Start or wake here.
     Grant {
         devices: Vec<DeviceId>,
@@ -59,7 +59,7 @@ pub struct Resident {
 
 /// Seats of all engines, and the devices they share.
 #[derive(Debug)]
-pub(super) struct Seats {
+pub(crate) struct Seats {
     /// When it came into being.
     epoch: Instant,
     settings: residency::Settings,
@@ -102,7 +102,7 @@ struct Seat {
 
 impl Seats {
     /// Nobody, and no device yet.
-    pub(super) fn new(settings: residency::Settings, epoch: Instant) -> Self {
+    pub(crate) fn new(settings: residency::Settings, epoch: Instant) -> Self {
         Self {
             epoch,
             settings,
@@ -119,7 +119,7 @@ impl Seats {
 
     /// Takes in what the driver says. `memory` is how much of each GPU is for engines, or of the
     /// machine where there is no GPU.
-    pub(super) fn see(&mut self, reading: &Reading, memory: Option<u64>) {
+    pub(crate) fn see(&mut self, reading: &Reading, memory: Option<u64>) {
         let limit = memory.unwrap_or(u64::MAX);
         match reading {
             Reading::NotYet => {}
@@ -162,23 +162,23 @@ impl Seats {
     }
 
     /// What was seen before.
-    pub(super) fn remember(&mut self, succession: Succession) {
+    pub(crate) fn remember(&mut self, succession: Succession) {
         self.succession = succession;
     }
 
     /// What is to be remembered.
-    pub(super) fn succession(&self) -> &Succession {
+    pub(crate) fn succession(&self) -> &Succession {
         &self.succession
     }
 
     /// An engine of an earlier kvwarden is at this place.
-    pub(super) fn inherit(&mut self, engine: ModelId, (devices, bytes): Place) {
+    pub(crate) fn inherit(&mut self, engine: ModelId, (devices, bytes): Place) {
         self.ledger.charge(&engine, &devices, bytes);
         self.inherited.insert(engine, (devices, bytes));
     }
 
     /// It ended before its model was there.
-    pub(super) fn disinherit(&mut self, engine: &ModelId) {
+    pub(crate) fn disinherit(&mut self, engine: &ModelId) {
         self.inherited.remove(engine);
         if !self.seats.contains_key(engine) {
             self.ledger.release(engine);
@@ -186,7 +186,7 @@ impl Seats {
     }
 
     /// Gives an inherited engine to its model: the number of this order, and where it is.
-    pub(super) fn bequeath(&mut self, engine: &ModelId) -> Option<(u64, Vec<DeviceId>)> {
+    pub(crate) fn bequeath(&mut self, engine: &ModelId) -> Option<(u64, Vec<DeviceId>)> {
         let (devices, _) = self.inherited.get(engine)?;
         let seat = self.seats.get_mut(engine)?;
         self.orders += 1;
@@ -196,7 +196,7 @@ impl Seats {
     }
 
     /// Bytes an engine is charged for on each of its devices.
-    pub(super) fn charged(&self, engine: &ModelId) -> u64 {
+    pub(crate) fn charged(&self, engine: &ModelId) -> u64 {
         let seat = self.seats.get(engine);
         let device = seat.and_then(|seat| seat.devices.first());
         device.map_or(0, |device| self.ledger.charged(engine, device))
@@ -231,12 +231,12 @@ impl Seats {
     }
 
     /// Other settings from now on.
-    pub(super) fn tune(&mut self, settings: residency::Settings) {
+    pub(crate) fn tune(&mut self, settings: residency::Settings) {
         self.settings = settings;
     }
 
     /// An engine that may want memory. Of one that is there already it is what its next start needs.
-    pub(super) fn enlist(&mut self, engine: ModelId, needs: Needs, now: Instant) {
+    pub(crate) fn enlist(&mut self, engine: ModelId, needs: Needs, now: Instant) {
         if let Some(seat) = self.seats.get_mut(&engine) {
             seat.next = Some(needs);
             return;
@@ -259,7 +259,7 @@ impl Seats {
     }
 
     /// An engine that is no more.
-    pub(super) fn delist(&mut self, engine: &ModelId) {
+    pub(crate) fn delist(&mut self, engine: &ModelId) {
         self.seats.remove(engine);
         self.succession.retain(|model| model != engine);
         self.inherited.remove(engine);
@@ -267,7 +267,7 @@ impl Seats {
     }
 
     /// Takes in where an engine stands. Whether that may change the plan.
-    pub(super) fn claim(&mut self, engine: &ModelId, claim: Claim, now: Instant) -> bool {
+    pub(crate) fn claim(&mut self, engine: &ModelId, claim: Claim, now: Instant) -> bool {
         let Some(seat) = self.seats.get_mut(engine) else {
             return false;
         };
@@ -302,7 +302,7 @@ impl Seats {
     }
 
     /// What is to be done now. The orders count as given.
-    pub(super) fn decide(&mut self, now: Instant) -> Vec<(ModelId, u64, Order)> {
+    pub(crate) fn decide(&mut self, now: Instant) -> Vec<(ModelId, u64, Order)> {
         self.release_promises();
         let since_epoch = now.saturating_duration_since(self.epoch);
         self.forecast = self.succession.forecast(since_epoch);
@@ -385,7 +385,7 @@ impl Seats {
     }
 
     /// What the planner is shown.
-    pub(super) fn snapshot(&self) -> residency::Snapshot {
+    pub(crate) fn snapshot(&self) -> residency::Snapshot {
         residency::Snapshot {
             settings: self.settings,
             devices: self.memory(),
@@ -406,12 +406,12 @@ impl Seats {
     }
 
     /// What was decided last.
-    pub(super) fn plan(&self) -> &Plan {
+    pub(crate) fn plan(&self) -> &Plan {
         &self.plan
     }
 
     /// Every engine, for people.
-    pub(super) fn residents(&self) -> Vec<Resident> {
+    pub(crate) fn residents(&self) -> Vec<Resident> {
         let until = |engine: &ModelId| {
             self.plan.actions.iter().find_map(|action| match action {
                 Action::Wait { model, until } if model == engine => Some(*until),
@@ -436,7 +436,7 @@ impl Seats {
     }
 
     /// The devices as the planner sees them.
-    pub(super) fn memory(&self) -> Vec<residency::Device> {
+    pub(crate) fn memory(&self) -> Vec<residency::Device> {
         self.ledger.devices(|id| {
             let here = self.seats.values().filter(|seat| seat.is_changing());
             here.flat_map(|seat| &seat.devices).any(|at| at == id)

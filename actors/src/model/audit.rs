@@ -11,7 +11,10 @@ use awc::{Client, http::StatusCode};
 use tokio::task::JoinHandle;
 
 use super::Model;
-use crate::{gpu::engine::Endpoint, prometheus, protocol::EngineSays};
+use crate::{
+    engine::{Endpoint, gauges},
+    protocol::EngineSays,
+};
 
 /// How often is looked.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -59,9 +62,9 @@ async fn look_on(endpoint: Arc<Endpoint>, model: WeakAddr<Model>) {
         model.do_send(EngineSays {
             engine: endpoint.model.clone(),
             generation: endpoint.generation,
-            waiting: whole(&page, &prometheus::WAITING),
+            waiting: whole(&page, &gauges::WAITING),
             // Only whether it changes matters, and a share of memory changes by fractions.
-            work: prometheus::gauge(&page, &prometheus::WORK).map(f64::to_bits),
+            work: gauges::gauge(&page, &gauges::WORK).map(f64::to_bits),
         });
     }
 }
@@ -82,7 +85,7 @@ async fn look(client: &Client, endpoint: &Endpoint) -> Look {
 }
 
 fn whole(page: &str, names: &[&str]) -> Option<u64> {
-    let value = prometheus::gauge(page, names)?;
+    let value = gauges::gauge(page, names)?;
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,

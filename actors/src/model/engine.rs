@@ -15,7 +15,8 @@ use tokio::time::Instant;
 use super::{Model, audit::Audit, replica::Replica};
 use crate::{
     Refusal,
-    gpu::{engine::Endpoint, seats::Needs},
+    engine::Endpoint,
+    gpu::seats::Needs,
     protocol::{
         EngineNews, Enlist, Grant, News, Operate, Order, Preparation, Prepared, Reclaim, Shift,
         Signal, Spawn, Wish,

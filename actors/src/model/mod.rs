@@ -28,7 +28,7 @@ use tokio::time::Instant;
 
 use crate::{
     Gpu, Refusal, Router, TICK, Ticket, Vitals, Witness,
-    gpu::engine::EngineKind,
+    engine::EngineKind,
     protocol::{Drain, Order, Pulse, Resign, Snapshot},
 };
 

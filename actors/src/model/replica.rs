@@ -19,7 +19,7 @@ use super::{
     state::{EngineState, Record},
 };
 use crate::{
-    gpu::engine::{Endpoint, EngineKind, EngineSpec},
+    engine::{Endpoint, EngineKind, EngineSpec},
     protocol::Wish,
 };
 

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::Occupancy;
 use crate::{
     Vitals,
-    gpu::{engine::EngineKind, snapshot::Kept},
+    engine::{EngineKind, saved_kv::Kept},
     protocol::Wish,
 };
 

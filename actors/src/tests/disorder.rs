@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use kvwarden_policy::{Generation, ModelId, failure::FailureClass, lifecycle::Rung, rng::SplitMix};
+use kvwarden_policy::{
+    Generation, ModelId, failure::FailureClass, lifecycle::Rung, simulation::rng::SplitMix,
+};
 use tokio::{sync::oneshot::Receiver, time::Instant};
 
 use super::{DEADLINE, Node, Setup};

@@ -12,7 +12,7 @@ use kvwarden_integration::{
     Caller, Exchange, Metrics, Server, Stopwatch, caller, engine::Gauges, eventually,
     eventually_within,
 };
-use kvwarden_policy::rng::SplitMix;
+use kvwarden_policy::simulation::rng::SplitMix;
 use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::sleep};
 

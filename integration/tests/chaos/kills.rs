@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kvwarden_integration::{FakeTree, Process, Server, Stopwatch, eventually_within, sse};
-use kvwarden_policy::rng::SplitMix;
+use kvwarden_policy::simulation::rng::SplitMix;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 

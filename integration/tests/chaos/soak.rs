@@ -9,7 +9,7 @@ use std::{
 };
 
 use kvwarden_integration::{Caller, Footprint, Server, Stopwatch, caller, eventually};
-use kvwarden_policy::rng::SplitMix;
+use kvwarden_policy::simulation::rng::SplitMix;
 use serde_json::json;
 use tokio::task::JoinSet;
 

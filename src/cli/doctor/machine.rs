@@ -9,7 +9,7 @@ use std::{
     time::SystemTime,
 };
 
-use kvwarden_actors::gpu::{
+use kvwarden_actors::process::{
     cgroup::Cgroup,
     tree::{self, ProcessId, Table},
 };

@@ -1,10 +1,10 @@
 //! What the engine of a model is told.
 
-use kvwarden_actors::gpu::engine::EngineFlags;
+use kvwarden_actors::engine::EngineFlags;
 use kvwarden_policy::{
     lifecycle::{Rung, Rungs},
     scheduling::Capacity,
-    steps,
+    simulation::steps,
 };
 
 use super::source::PRESETS;

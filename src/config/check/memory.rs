@@ -1,6 +1,6 @@
 //! Memory: what models take, where they may take it, and whether it can ever be enough.
 
-use kvwarden_actors::gpu::engine::EngineKind;
+use kvwarden_actors::engine::EngineKind;
 
 use crate::{
     config::{

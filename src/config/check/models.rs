@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use kvwarden_actors::gpu::engine::EngineKind;
+use kvwarden_actors::engine::EngineKind;
 use kvwarden_policy::{ModelId, scheduling::Discipline};
 
 use super::{

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use kvwarden_actors::gpu::engine::EngineKind;
+use kvwarden_actors::engine::EngineKind;
 
 use super::*;
 use crate::config::ModelSource;

@@ -1,6 +1,6 @@
 //! The command line without a file and over one.
 
-use kvwarden_actors::gpu::engine::EngineKind;
+use kvwarden_actors::engine::EngineKind;
 
 use super::*;
 use crate::config::{Engine, ModelSource};

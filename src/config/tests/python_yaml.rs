@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kvwarden_actors::gpu::engine::EngineKind;
+use kvwarden_actors::engine::EngineKind;
 
 use super::*;
 use crate::config::{ModelSource, TenantHeader};

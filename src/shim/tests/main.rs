@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use kvwarden_actors::gpu::{
+use kvwarden_actors::process::{
     cgroup::Cgroup,
     child::{self, Child, LaunchError},
     shim::{ShimEvent, ShimSpec, TREE_TOKEN},

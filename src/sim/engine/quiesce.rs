@@ -34,7 +34,7 @@ impl Engine {
             Control::ReloadWeights => self.reload_weights(),
             Control::ResetPrefixCache => match self.batch.reset_prefix_cache() {
                 Ok(()) => Answer::Done,
-                Err(kvwarden_policy::batch::InUse) => Answer::Busy,
+                Err(kvwarden_policy::simulation::engine::InUse) => Answer::Busy,
             },
             Control::Shutdown => {
                 self.abort_all();

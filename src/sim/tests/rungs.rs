@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use kvwarden_actors::gpu::{
-    engine::{Endpoint, EngineKind},
+use kvwarden_actors::engine::{
+    Endpoint, EngineKind,
     probe::Canary,
     rungs::{self, RungError},
 };

@@ -16,10 +16,10 @@
 mod cost;
 mod gaps;
 mod ledger;
-mod planner;
+pub mod placement;
+pub(crate) mod planner;
 mod prefetch;
 mod rate;
-pub mod sim;
 mod succession;
 pub mod value;
 pub mod victims;

@@ -5,13 +5,13 @@ use super::{
     value::{count, promotion, urgency},
     victims::{Candidate, Choice, Victims, cheapest},
 };
-use crate::{lifecycle::Rung, placement};
+use crate::{lifecycle::Rung, residency::placement};
 
 /// What a model is worth at least at a rung, in seconds.
-pub(super) type Worth<'a> = &'a dyn Fn(&Model, Rung) -> f64;
+pub(crate) type Worth<'a> = &'a dyn Fn(&Model, Rung) -> f64;
 
-pub(super) struct Planner<'a> {
-    pub(super) snapshot: &'a Snapshot,
+pub(crate) struct Planner<'a> {
+    pub(crate) snapshot: &'a Snapshot,
     worth: Worth<'a>,
     taken: Vec<u64>,
     /// Devices that change, or will by what was planned already.
@@ -20,9 +20,9 @@ pub(super) struct Planner<'a> {
 }
 
 /// Where a model could go, and who would have to leave.
-pub(super) struct Place<'a> {
+pub(crate) struct Place<'a> {
     devices: Vec<usize>,
-    pub(super) victims: Vec<(&'a Model, Choice)>,
+    pub(crate) victims: Vec<(&'a Model, Choice)>,
     value: f64,
     left_over: u64,
 }
@@ -30,7 +30,7 @@ pub(super) struct Place<'a> {
 // === impl Planner ===
 
 impl<'a> Planner<'a> {
-    pub(super) fn new(snapshot: &'a Snapshot, worth: Worth<'a>) -> Self {
+    pub(crate) fn new(snapshot: &'a Snapshot, worth: Worth<'a>) -> Self {
         let devices = &snapshot.devices;
         Self {
             snapshot,
@@ -41,7 +41,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    pub(super) fn plan(mut self) -> Plan {
+    pub(crate) fn plan(mut self) -> Plan {
         for model in self.waiting() {
             self.make_room(model);
         }
@@ -138,7 +138,7 @@ impl<'a> Planner<'a> {
     }
 
     /// The cheapest place; of equal ones the tightest, so that large models find room later.
-    pub(super) fn best(&self, model: &Model, also_blocked: bool) -> Option<Place<'a>> {
+    pub(crate) fn best(&self, model: &Model, also_blocked: bool) -> Option<Place<'a>> {
         let sets = placement::sets(model, &self.snapshot.devices);
         let places = sets
             .iter()
@@ -213,7 +213,7 @@ impl<'a> Planner<'a> {
         deeper.map(choice).collect()
     }
 
-    pub(super) fn start(&mut self, model: &Model, place: &Place<'_>) {
+    pub(crate) fn start(&mut self, model: &Model, place: &Place<'_>) {
         let devices = &self.snapshot.devices;
         self.actions.push(Action::Start {
             model: model.id.clone(),
@@ -226,7 +226,7 @@ impl<'a> Planner<'a> {
         self.block(&place.devices);
     }
 
-    pub(super) fn evict_for(&mut self, place: &Place<'_>, why: &Why) {
+    pub(crate) fn evict_for(&mut self, place: &Place<'_>, why: &Why) {
         for (victim, choice) in &place.victims {
             self.demote(victim, choice.to, why.clone());
         }
@@ -260,7 +260,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    pub(super) fn is_anything_blocked(&self) -> bool {
+    pub(crate) fn is_anything_blocked(&self) -> bool {
         self.is_blocked.contains(&true)
     }
 

@@ -172,7 +172,7 @@ impl Succession {
 
 impl Forecast {
     /// It is the next, and this many seconds from now.
-    pub(super) fn sure(after: f64) -> Self {
+    pub(crate) fn sure(after: f64) -> Self {
         Self {
             seen: vec![Chance { after, likely: 1.0 }],
             guess: Chance::default(),
@@ -197,7 +197,7 @@ impl Forecast {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::SplitMix;
+    use crate::simulation::rng::SplitMix;
 
     const SECOND: Duration = Duration::from_secs(1);
 

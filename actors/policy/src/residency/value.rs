@@ -64,6 +64,6 @@ pub fn urgency(model: &Model) -> f64 {
 }
 
 /// A queue's length in arithmetic.
-pub(super) fn count(requests: usize) -> f64 {
+pub(crate) fn count(requests: usize) -> f64 {
     u32::try_from(requests).map_or(f64::MAX, f64::from)
 }

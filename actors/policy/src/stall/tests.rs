@@ -4,10 +4,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    batch::{Batch, Limits, Policy, Prompt, Request},
     epoch,
-    rng::SplitMix,
-    steps::{A100_8B, StepModel},
+    simulation::{
+        engine::{Batch, Limits, Policy, Prompt, Request},
+        rng::SplitMix,
+        steps::{A100_8B, StepModel},
+    },
 };
 
 const WINDOW: Duration = Duration::from_secs(20);

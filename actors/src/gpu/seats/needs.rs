@@ -8,7 +8,7 @@ use kvwarden_policy::{
     residency::{ByRung, Costs},
 };
 
-use crate::gpu::engine::{EngineSpec, Footprint};
+use crate::engine::{EngineSpec, Footprint};
 
 /// What an engine keeps of a GPU while it sleeps, until that is measured.
 const RESIDUE: u64 = 1_400 << 20;
@@ -34,11 +34,11 @@ pub struct Needs {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Size {
+pub(crate) struct Size {
     /// The driver's index.
-    pub(super) index: Option<u32>,
+    pub(crate) index: Option<u32>,
     /// Bytes for engines.
-    pub(super) total: u64,
+    pub(crate) total: u64,
 }
 
 // === impl Needs ===
@@ -69,14 +69,14 @@ impl Needs {
     }
 
     /// Bytes that a demotion gives back at least, on the smallest device there is.
-    pub(in crate::gpu) fn freed(&self, from: Rung, to: Rung) -> u64 {
+    pub(crate) fn freed(&self, from: Rung, to: Rung) -> u64 {
         let bytes = self.bytes(self.footprint.weights.saturating_add(self.footprint.kv));
         bytes[from].saturating_sub(bytes[to])
     }
 
     /// Bytes on a device of that size, by rung. What a sleeping engine keeps (its CUDA context,
     /// graphs and allocator) is measured at 1.3 GiB for 14B on vLLM.
-    pub(super) fn bytes(&self, size: u64) -> ByRung<u64> {
+    pub(crate) fn bytes(&self, size: u64) -> ByRung<u64> {
         let whole = self.footprint.on(size);
         let residue = if self.is_on_host {
             0
@@ -91,7 +91,7 @@ impl Needs {
         })
     }
 
-    pub(super) fn allowed(&self, devices: &BTreeMap<DeviceId, Size>) -> Vec<DeviceId> {
+    pub(crate) fn allowed(&self, devices: &BTreeMap<DeviceId, Size>) -> Vec<DeviceId> {
         let is_named = |id: &DeviceId, size: &Size| {
             let index = size.index.map(|index| index.to_string());
             let names = [Some(id.as_str()), index.as_deref()];
@@ -114,7 +114,7 @@ impl Needs {
 // === impl Size ===
 
 impl Size {
-    pub(super) fn of_host(total: u64) -> Self {
+    pub(crate) fn of_host(total: u64) -> Self {
         Self { index: None, total }
     }
 }

@@ -3,7 +3,7 @@
 use kvwarden_policy::lifecycle::Rungs;
 
 use super::*;
-use crate::gpu::engine::Footprint;
+use crate::engine::Footprint;
 
 const GIB: u64 = 1 << 30;
 

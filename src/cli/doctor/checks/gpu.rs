@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kvwarden_actors::gpu::vram::{DeviceProcess, DeviceReading, Reading};
+use kvwarden_actors::device::{DeviceProcess, DeviceReading, Reading};
 
 use super::{Check, Needs, machine::EngineTree};
 use crate::cli::show;

@@ -13,7 +13,7 @@ mod python;
 
 use std::{net::SocketAddr, path::Path};
 
-use kvwarden_actors::gpu::vram;
+use kvwarden_actors::device;
 
 use super::{Check, machine};
 use crate::{
@@ -163,7 +163,7 @@ fn installing(layout: &Layout, missing: &Needs) -> [Check; 3] {
 }
 
 fn gpus(needs: &Needs, engines: &[machine::EngineTree]) -> [Check; 2] {
-    let reading = vram::read();
+    let reading = device::read();
     let processes = reading.processes();
     let names = machine::names(processes.iter().map(|process| process.pid));
     [

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use crate::{
     epoch,
     lifecycle::Rung,
-    residency::sim::{
+    simulation::swapping::{
         Policy, PolicyName, Request, Served, Sim, Tally, World,
         cells::{Cell, Room},
         search::least_stall,

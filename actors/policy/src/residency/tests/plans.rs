@@ -7,10 +7,11 @@ use proptest::prelude::*;
 use crate::{
     DeviceId,
     lifecycle::{Rung, Rungs},
-    placement::{NeverFits, never_fits},
     residency::{
         Action, ByRung, Cost, Device, Forecast, Ledger, Limits, Model, Settings, Snapshot, Until,
-        Why, plan,
+        Why,
+        placement::{NeverFits, never_fits},
+        plan,
     },
 };
 

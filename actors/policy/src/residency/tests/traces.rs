@@ -1,6 +1,6 @@
 //! Goal L1 over real arrivals. All figures are SIMULATED.
 
-use crate::residency::sim::{PolicyName, cells::Room, traces::Replay};
+use crate::simulation::swapping::{PolicyName, cells::Room, traces::Replay};
 
 use super::goals::{run, times_ours};
 

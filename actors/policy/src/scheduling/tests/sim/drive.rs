@@ -7,13 +7,13 @@ use std::{
 
 use super::{Arm, Report, Workload, measure::WINDOW, traffic::Request};
 use crate::{
-    batch::{self, Batch, Policy, Prompt, Step},
     bucket::{TokenBucket, Verdict},
     cost::Usage,
     scheduling::{
         Arrival, Bounds, Capacity, FairSettings, Group, Key, Outcome, Scheduler, Settings,
         TenantBounds, settings::Mutant, tests::epoch,
     },
+    simulation::engine::{self, Batch, Policy, Prompt, Step},
 };
 
 const TICK: Duration = Duration::from_millis(100);
@@ -37,7 +37,7 @@ pub(super) struct Sim<'a> {
     engine: Batch,
     /// On their way to the engine.
     sent: VecDeque<(Duration, usize, Key, i64)>,
-    running: BTreeMap<batch::Key, Running>,
+    running: BTreeMap<engine::Key, Running>,
     step: Option<(Duration, Step)>,
     /// What the engine's own gauge says: who was left waiting by the latest step.
     left_waiting: usize,
@@ -89,7 +89,7 @@ impl<'a> Sim<'a> {
         } else {
             Policy::Fcfs
         };
-        let mut limits = batch::Limits::of_preset(&workload.preset, policy);
+        let mut limits = engine::Limits::of_preset(&workload.preset, policy);
         if is_fair {
             let sequences = settings.fair.capacity.engine_sequences();
             limits.max_num_seqs = u32::try_from(sequences).unwrap();
@@ -204,7 +204,7 @@ impl<'a> Sim<'a> {
         let request = &self.requests[index];
         let engine = self.engine.submit(
             self.start + now,
-            batch::Request {
+            engine::Request {
                 prompt: Prompt::opaque(request.prompt),
                 max_tokens: request.output,
                 limit: u32::MAX,

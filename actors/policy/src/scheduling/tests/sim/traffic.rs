@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::steps::{A100_8B, H100_8B, Preset};
+use crate::simulation::steps::{A100_8B, H100_8B, Preset};
 
 /// SplitMix64 (Steele et al., OOPSLA'14): enough for a simulation, and the same on every machine.
 pub(super) struct Dice(u64);

@@ -1,0 +1,139 @@
+//! Whether an engine works: it says so, and then it proves it with a few tokens.
+
+use std::time::Duration;
+
+use awc::http::StatusCode;
+use serde_json::json;
+
+use super::{
+    Endpoint,
+    control::{Control, ControlError},
+};
+
+/// How often an engine that loads is asked whether it is done.
+const POLL: Duration = Duration::from_millis(200);
+/// How long one question may take. SGLang's `/health` runs a token and takes a second.
+const ANSWER: Duration = Duration::from_secs(10);
+/// How long the first token may take; the first one compiles kernels.
+const FIRST_TOKEN: Duration = Duration::from_secs(120);
+/// Enough that weights which are not the model's own are unlikely to give the same.
+const TOKENS: u32 = 4;
+/// Enough to show that it computes; a saturated engine may take seconds for each.
+const ONE_TOKEN: u32 = 1;
+
+pub(crate) struct Probe<'a> {
+    endpoint: &'a Endpoint,
+    control: Control<'a>,
+}
+
+/// What an engine answered to a prompt that is always the same. None where it serves no
+/// completions (an embedding model) and thereby proved only that it answers.
+pub type Canary = Option<String>;
+
+impl<'a> Probe<'a> {
+    pub(crate) fn new(endpoint: &'a Endpoint) -> Self {
+        let control = Control::new(endpoint);
+        Self { endpoint, control }
+    }
+
+    /// Comes back once `/health` says 200.
+    pub(crate) async fn until_healthy(&self) {
+        while self.control.get("/health", ANSWER).await.is_err() {
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Asks for a few tokens.
+    ///
+    /// # Errors
+    /// What went wrong, in a sentence.
+    pub(crate) async fn canary(&self) -> Result<Canary, String> {
+        self.tokens(TOKENS, FIRST_TOKEN).await
+    }
+
+    /// Whether an engine that was proved before still computes. Not what: it may be busy, and what
+    /// it computes beside other work may differ in the last digit.
+    ///
+    /// # Errors
+    /// What is wrong, in a sentence.
+    pub(crate) async fn still_works(&self, within: Duration) -> Result<(), String> {
+        let canary = self.tokens(ONE_TOKEN, within).await?;
+        if canary.is_some() != self.endpoint.canary.is_some() {
+            return Err("it does not take its canary any more".to_owned());
+        }
+        Ok(())
+    }
+
+    async fn tokens(&self, tokens: u32, within: Duration) -> Result<Canary, String> {
+        let body = json!({
+            "model": self.endpoint.served_name,
+            "prompt": "Hi", "max_tokens": tokens, "temperature": 0,
+        });
+        let answer = self.control.post("/v1/completions", &body, within).await;
+        match answer {
+            Ok(answer) => Ok(answer["choices"][0]["text"].as_str().map(str::to_owned)),
+            // Engines take minutes to listen, and meanwhile another program may get their port.
+            Err(ControlError::Refused {
+                status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN,
+                ..
+            }) => Err("it refuses its own key: another program has its port".to_owned()),
+            Err(ControlError::Refused { status, .. }) if !status.is_server_error() => Ok(None),
+            Err(ControlError::Refused { status, .. }) => {
+                Err(format!("healthy, but its first token failed with {status}"))
+            }
+            Err(ControlError::Silent { reason, .. }) => {
+                Err(format!("healthy, but gave no first token: {reason}"))
+            }
+        }
+    }
+
+    /// Asks for the list of models, which every OpenAI-compatible server has.
+    ///
+    /// # Errors
+    /// What went wrong, in a sentence.
+    pub(crate) async fn lists_models(&self) -> Result<(), String> {
+        let answer = self.control.get("/v1/models", ANSWER).await;
+        let base = &self.endpoint.base;
+        answer.map(drop).map_err(|error| match error {
+            ControlError::Refused { status, path, .. } => {
+                format!("{base}{path} answered {status}")
+            }
+            ControlError::Silent { reason, .. } => format!("{base} does not answer: {reason}"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+
+    use kvwarden_policy::{Generation, lifecycle::Rungs};
+
+    use super::*;
+    use crate::engine::EngineKind;
+
+    #[actix_rt::test]
+    async fn stranger_at_an_engines_port_does_not_pass_for_it() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let stranger = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 4096]).unwrap();
+            let refusal = b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n";
+            stream.write_all(refusal).unwrap();
+        });
+        let endpoint = Endpoint {
+            model: "m".into(),
+            kind: EngineKind::Vllm,
+            generation: Generation(1),
+            base,
+            api_key: Some("ours".to_owned()),
+            served_name: "m".to_owned(),
+            rungs: Rungs::default(),
+            canary: None,
+        };
+        let answer = Probe::new(&endpoint).canary().await;
+        assert!(answer.unwrap_err().contains("its own key"));
+        stranger.join().unwrap();
+    }
+}

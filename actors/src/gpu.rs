@@ -1,0 +1,369 @@
+//! The GPU set of this node: whose engine may start, and the engines that run.
+//!
+//! The actor itself only passes on: what models say of their engines to the planner ([`seats`]), and
+//! what that orders to the models. Each engine has one task ([`process`](crate::process)) that owns its shim, does what
+//! its model says and reports by message.
+
+pub mod seats;
+
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+
+use actix::{Actor, AsyncContext, Context, Handler, MessageResult, WeakAddr};
+use kvwarden_policy::{Generation, ModelId, lifecycle::State, residency};
+use serde::Serialize;
+use tokio::{sync::mpsc, time::Instant};
+
+use crate::{
+    PULSE, Router, Vitals, Witness, device,
+    process::{leadership::Charge, orphans::Orphan, task},
+    protocol::{
+        Delist, Demand, EngineGone, Enlist, Grant, Order, Pulse, Reclaim, Signal, Snapshot, Spawn,
+        Tune,
+    },
+};
+
+pub use seats::Resident;
+use seats::Seats;
+
+/// How often it is thought again while an engine waits for a place: the rent of those who wait for it
+/// rises meanwhile, and a wake may take less than this.
+const REPLAN: Duration = Duration::from_millis(50);
+
+/// What the GPU set is told at its birth.
+#[derive(Clone, Debug)]
+pub struct Params {
+    /// The executable that has the subcommand `shim`: our own.
+    pub shim: PathBuf,
+    /// Where shims listen and keep their records.
+    pub run_dir: PathBuf,
+    /// Where engines' output goes.
+    pub log_dir: PathBuf,
+    /// How much of each GPU's memory is for engines, or of the machine's where there is no GPU.
+    pub memory: Option<u64>,
+    /// What may change while it runs.
+    pub tuning: Tuning,
+    /// Whether this process decides about engines.
+    pub charge: Charge,
+    /// Who is told what the planner orders.
+    pub witness: Arc<dyn Witness>,
+}
+
+/// How engines are swapped and left.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tuning {
+    /// When to swap.
+    pub residency: residency::Settings,
+    /// How long engines outlive us if we die without stopping them.
+    pub orphan_grace: Duration,
+    /// How long nothing may move in an engine that starts.
+    pub start_stall_timeout: Duration,
+    /// Bytes of disk for KV that stopped engines leave behind, all models together.
+    pub max_saved_kv: u64,
+}
+
+/// The GPU set.
+pub struct Gpu {
+    params: Params,
+    router: Option<WeakAddr<Router>>,
+    engines: HashMap<ModelId, Running>,
+    /// Left by an earlier kvwarden, for models that are not prepared yet.
+    orphans: HashMap<ModelId, Orphan>,
+    seats: Seats,
+    reading: device::Reading,
+    reader: device::Reader,
+    planned: Instant,
+    vitals: Vitals,
+}
+
+struct Running {
+    generation: Generation,
+    orders: mpsc::UnboundedSender<Order>,
+}
+
+/// The GPU set's observable state.
+#[derive(Clone, Debug, Serialize)]
+pub struct GpuState {
+    /// Models whose engine exists, in whatever state.
+    pub engines: Vec<ModelId>,
+    /// Every engine and its place in memory.
+    pub residents: Vec<Resident>,
+    /// Memory as the planner sees it.
+    pub memory: Vec<residency::Device>,
+    /// Who is asked after whom.
+    #[serde(skip)]
+    pub succession: residency::Succession,
+    /// What the driver says about the devices.
+    pub devices: device::Reading,
+    /// How busy the actor is.
+    pub vitals: Vitals,
+}
+
+/// serve -> Gpu: this is the router.
+#[derive(actix::Message)]
+#[rtype(result = "()")]
+pub struct Meet(pub WeakAddr<Router>);
+
+// === impl Gpu ===
+
+impl Gpu {
+    /// A GPU set without engines.
+    #[must_use]
+    pub fn new(params: Params) -> Self {
+        let now = Instant::now();
+        Self {
+            engines: HashMap::new(),
+            orphans: HashMap::new(),
+            seats: Seats::new(params.tuning.residency, now.into_std()),
+            params,
+            router: None,
+            reading: device::Reading::NotYet,
+            reader: device::Reader::default(),
+            planned: now,
+            vitals: Vitals::default(),
+        }
+    }
+
+    /// With engines that an earlier kvwarden left running.
+    #[must_use]
+    pub fn inheriting(mut self, orphans: Vec<Orphan>) -> Self {
+        for orphan in orphans {
+            self.seats.inherit(orphan.engine(), orphan.place());
+            self.orphans.insert(orphan.engine(), orphan);
+        }
+        self
+    }
+
+    /// With what an earlier kvwarden saw of who is asked after whom.
+    #[must_use]
+    pub fn remembering(mut self, succession: residency::Succession) -> Self {
+        self.seats.remember(succession);
+        self
+    }
+
+    /// Gives an engine that an earlier kvwarden left to its model.
+    fn bequeath(&mut self, engine: ModelId) {
+        let Some(orphan) = self.orphans.get(&engine) else {
+            return;
+        };
+        let router = self.router.as_ref().and_then(WeakAddr::upgrade);
+        if let Some(router) = router
+            && let Some((order, devices)) = self.seats.bequeath(&engine)
+        {
+            router.do_send(Grant {
+                engine,
+                order,
+                devices,
+                is_prefetch: false,
+                inherited: Some(orphan.generation()),
+            });
+        }
+    }
+
+    /// Engines whose models took too long to be prepared are ended by their shims.
+    fn forget_orphans(&mut self) {
+        for (engine, orphan) in self.orphans.extract_if(|_, orphan| !orphan.is_alive()) {
+            self.seats.disinherit(&engine);
+            actix::spawn(orphan.end());
+        }
+    }
+
+    /// Asks the planner and passes on what it orders.
+    fn plan(&mut self) {
+        let Some(router) = self.router.as_ref().and_then(WeakAddr::upgrade) else {
+            return;
+        };
+        self.planned = Instant::now();
+        let orders = self.seats.decide(self.planned.into_std());
+        for action in self.seats.plan().orders() {
+            self.params.witness.ordered(action);
+        }
+        for (engine, order, what) in orders {
+            match what {
+                seats::Order::Grant {
+                    devices,
+                    is_prefetch,
+                } => router.do_send(Grant {
+                    engine,
+                    order,
+                    devices,
+                    is_prefetch,
+                    inherited: None,
+                }),
+                seats::Order::Reclaim(to) => router.do_send(Reclaim { engine, order, to }),
+            }
+        }
+    }
+}
+
+impl Actor for Gpu {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_interval(PULSE, |gpu, ctx| {
+            if gpu.params.charge.is_held() {
+                gpu.forget_orphans();
+                gpu.plan();
+            }
+            ctx.address().do_send(Pulse(Instant::now()));
+        });
+        self.reader = device::watch(
+            device::Nvidia::default(),
+            device::INTERVAL,
+            ctx.address().downgrade().recipient(),
+        );
+    }
+}
+
+impl Handler<Meet> for Gpu {
+    type Result = ();
+
+    fn handle(&mut self, Meet(router): Meet, _: &mut Context<Self>) {
+        self.router = Some(router);
+    }
+}
+
+impl Handler<Enlist> for Gpu {
+    type Result = ();
+
+    fn handle(&mut self, Enlist { engine, needs }: Enlist, _: &mut Context<Self>) {
+        self.vitals.handled();
+        let now = Instant::now().into_std();
+        self.seats.enlist(engine.clone(), needs, now);
+        self.bequeath(engine);
+    }
+}
+
+impl Handler<Delist> for Gpu {
+    type Result = ();
+
+    fn handle(&mut self, Delist(engine): Delist, _: &mut Context<Self>) {
+        self.vitals.handled();
+        self.seats.delist(&engine);
+        if let Some(orphan) = self.orphans.remove(&engine) {
+            actix::spawn(orphan.end());
+        }
+    }
+}
+
+impl Handler<Tune> for Gpu {
+    type Result = ();
+
+    fn handle(&mut self, Tune(tuning): Tune, _: &mut Context<Self>) {
+        self.vitals.handled();
+        self.params.tuning = tuning;
+        self.seats.tune(tuning.residency);
+        self.plan();
+    }
+}
+
+impl Handler<Demand> for Gpu {
+    type Result = ();
+
+    fn handle(&mut self, Demand { engine, claim }: Demand, _: &mut Context<Self>) {
+        self.vitals.handled();
+        let waits = matches!(claim.state, State::Waiting { .. });
+        let is_news = self.seats.claim(&engine, claim, Instant::now().into_std());
+        let is_due = waits && self.planned.elapsed() >= REPLAN;
+        if (is_news || is_due) && self.params.charge.is_held() {
+            self.plan();
+        }
+    }
+}
+
+impl Handler<Spawn> for Gpu {
+    type Result = ();
+
+    fn handle(&mut self, spawn: Spawn, ctx: &mut Context<Self>) {
+        self.vitals.handled();
+        let (orders, received) = mpsc::unbounded_channel();
+        let running = Running {
+            generation: spawn.generation,
+            orders,
+        };
+        self.engines.insert(spawn.engine.clone(), running);
+        let run = task::Run {
+            params: self.params.clone(),
+            gpus: self.reading.names(&spawn.devices),
+            bytes: self.seats.charged(&spawn.engine),
+            orphan: self.orphans.remove(&spawn.engine),
+            spawn,
+            gpu: ctx.address(),
+            reader: self.reader.clone(),
+        };
+        actix::spawn(run.live(received));
+    }
+}
+
+impl Handler<Signal> for Gpu {
+    type Result = ();
+
+    fn handle(&mut self, signal: Signal, _: &mut Context<Self>) {
+        self.vitals.handled();
+        if let Some(engine) = self.engines.get(&signal.engine)
+            && engine.generation == signal.generation
+            && self.params.charge.is_held()
+        {
+            // The task may have ended at this moment; then its last message is on the way.
+            let _ = engine.orders.send(signal.what);
+        }
+    }
+}
+
+impl Handler<EngineGone> for Gpu {
+    type Result = ();
+
+    fn handle(&mut self, EngineGone { engine, generation }: EngineGone, _: &mut Context<Self>) {
+        self.vitals.handled();
+        if self
+            .engines
+            .get(&engine)
+            .is_some_and(|running| running.generation == generation)
+        {
+            self.engines.remove(&engine);
+        }
+    }
+}
+
+impl Handler<device::Reading> for Gpu {
+    type Result = ();
+
+    fn handle(&mut self, reading: device::Reading, _: &mut Context<Self>) {
+        self.vitals.handled();
+        self.seats.see(&reading, self.params.memory);
+        self.reading = reading;
+        if self.params.charge.is_held() {
+            self.plan();
+        }
+    }
+}
+
+impl Handler<Pulse> for Gpu {
+    type Result = ();
+
+    fn handle(&mut self, Pulse(sent): Pulse, _: &mut Context<Self>) {
+        self.vitals.pulse(sent);
+    }
+}
+
+impl Handler<Snapshot<residency::Snapshot>> for Gpu {
+    type Result = MessageResult<Snapshot<residency::Snapshot>>;
+
+    fn handle(&mut self, _: Snapshot<residency::Snapshot>, _: &mut Context<Self>) -> Self::Result {
+        MessageResult(self.seats.snapshot())
+    }
+}
+
+impl Handler<Snapshot<GpuState>> for Gpu {
+    type Result = MessageResult<Snapshot<GpuState>>;
+
+    fn handle(&mut self, _: Snapshot<GpuState>, _: &mut Context<Self>) -> Self::Result {
+        MessageResult(GpuState {
+            engines: self.engines.keys().cloned().collect(),
+            residents: self.seats.residents(),
+            memory: self.seats.memory(),
+            succession: self.seats.succession().clone(),
+            devices: self.reading.clone(),
+            vitals: self.vitals,
+        })
+    }
+}

@@ -1,0 +1,56 @@
+//! A server that somebody else runs: nothing to start, only to see whether it answers.
+
+use std::{sync::Arc, time::Duration};
+
+use kvwarden_policy::{failure::FailureClass, lifecycle::Rungs};
+
+use super::{
+    supervise::Orders,
+    task::{End, Run},
+};
+use crate::engine::{Attached, Endpoint, EngineKind, probe::Probe};
+use crate::protocol::News;
+
+/// How often it is asked.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// Unanswered questions in a row that count as an outage; one may be a hiccup.
+const MAX_MISSED: u32 = 3;
+
+/// Watches the server until it is given up or stops answering.
+pub(super) async fn watch(run: &Run, orders: &mut Orders, attached: &Attached) -> End {
+    let endpoint = Endpoint {
+        model: run.spawn.engine.clone(),
+        kind: EngineKind::Attach,
+        generation: run.spawn.generation,
+        base: attached.base.clone(),
+        api_key: attached.api_key.clone(),
+        served_name: attached.served_name.clone(),
+        rungs: Rungs::default(),
+        canary: None,
+    };
+    let probe = Probe::new(&endpoint);
+    let (mut missed, mut is_ready) = (0, false);
+    loop {
+        let answers = tokio::select! {
+            answers = probe.lists_models() => answers,
+            _ = orders.recv() => return End::new(FailureClass::Stopped, "stopped"),
+        };
+        match answers {
+            Ok(()) if is_ready => missed = 0,
+            Ok(()) => {
+                is_ready = true;
+                run.tell(News::Ready(Arc::new(endpoint.clone())));
+            }
+            Err(reason) => {
+                missed += 1;
+                if missed >= MAX_MISSED || !is_ready {
+                    return End::new(FailureClass::Crashed, reason);
+                }
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(INTERVAL) => {}
+            _ = orders.recv() => return End::new(FailureClass::Stopped, "stopped"),
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! How an engine comes into our care: started, or taken over from an earlier kvwarden.
+
+use std::path::{Path, PathBuf};
+
+use kvwarden_policy::{failure::FailureClass, lifecycle::Rungs};
+
+use super::{
+    child::Child,
+    handover::{Handover, Standing},
+    orphans::{self, Orphan},
+    shim::ShimSpec,
+    task::{End, Run},
+};
+use crate::{
+    engine::{Endpoint, Launch, Start},
+    gpu::Params,
+};
+
+/// A running engine, and what is written down of it for a kvwarden that comes after us.
+pub(super) struct Ward {
+    pub(super) child: Child,
+    pub(super) token: String,
+    pub(super) record: PathBuf,
+    pub(super) handover: Handover,
+}
+
+impl Run {
+    /// Starts it.
+    pub(super) async fn start(&self, launch: &Launch) -> Result<Ward, End> {
+        let no_port = |error| {
+            let reason = format!("no free loopback port: {error}");
+            End::new(FailureClass::Crashed, reason)
+        };
+        let port = free_port().map_err(no_port)?;
+        let key = random_hex();
+        let start = Start {
+            port,
+            key: &key,
+            gpus: &self.gpus,
+        };
+        let spec = self.shim_spec(launch, start);
+        let (record, token) = (spec.record.clone(), spec.token.clone());
+        let mut handover = Handover {
+            fingerprint: launch.fingerprint(),
+            devices: self.spawn.devices.clone(),
+            bytes: self.bytes,
+            standing: Standing::Starting,
+            endpoint: Endpoint {
+                model: self.spawn.engine.clone(),
+                kind: launch.kind,
+                generation: self.spawn.generation,
+                base: format!("http://127.0.0.1:{port}"),
+                api_key: Some(key),
+                served_name: launch.served_name.clone(),
+                rungs: Rungs::default(),
+                canary: None,
+            },
+        };
+        self.note(&record, &mut handover, Standing::Starting).await;
+        match Child::start(&self.params.shim, spec).await {
+            Ok(child) => Ok(Ward {
+                child,
+                token,
+                record,
+                handover,
+            }),
+            Err(error) => {
+                orphans::forget(&record);
+                Err(End::new(FailureClass::NotInstalled, error.to_string()))
+            }
+        }
+    }
+
+    /// Takes over the engine of an earlier kvwarden, or ends it.
+    pub(super) async fn adopt(&self, orphan: &Orphan, launch: &Launch) -> Result<Ward, End> {
+        let fits = |handover: &Handover| {
+            handover.standing != Standing::Away && handover.fingerprint == launch.fingerprint()
+        };
+        let Some(mut handover) = orphan.handover.clone().filter(fits) else {
+            orphan.clone().end().await;
+            let reason = "it was changing, or its configuration has changed";
+            return Err(End::new(FailureClass::Stopped, reason));
+        };
+        // Which of them it may use may have changed.
+        let known = handover.endpoint.rungs.iter();
+        let allowed = known.filter(|rung| launch.flags.rungs.contains(*rung));
+        handover.endpoint.rungs = allowed.collect();
+        match Child::adopt(&orphan.path, orphan.record.clone()).await {
+            Ok(child) => Ok(Ward {
+                child,
+                token: orphan.record.token.clone(),
+                record: orphan.path.clone(),
+                handover,
+            }),
+            Err(error) => {
+                orphan.clone().end().await;
+                Err(End::new(FailureClass::Killed, error.to_string()))
+            }
+        }
+    }
+
+    /// Writes down what an heir would need, if engines outlive us at all.
+    pub(super) async fn note(&self, record: &Path, handover: &mut Handover, standing: Standing) {
+        handover.standing = standing;
+        if !self.params.tuning.orphan_grace.is_zero() && self.params.charge.is_held() {
+            handover.write(record).await;
+        }
+    }
+
+    /// Where its output goes.
+    pub(super) fn log(&self) -> PathBuf {
+        let name = log_name(self.spawn.engine.as_str());
+        self.params.log_dir.join(name)
+    }
+
+    fn shim_spec(&self, launch: &Launch, start: Start<'_>) -> ShimSpec {
+        let command = launch.command(start, std::env::vars());
+        let token = random_hex();
+        // Short, since the path of a Unix socket ends at 107 bytes.
+        let short = &token[..8];
+        let Params {
+            run_dir, tuning, ..
+        } = &self.params;
+        ShimSpec {
+            model: self.spawn.engine.to_string(),
+            generation: self.spawn.generation.0,
+            program: command.program,
+            args: command.args,
+            env: command.env,
+            socket: run_dir.join(format!("{short}.sock")),
+            record: run_dir.join(format!("{short}.json")),
+            log: self.log(),
+            orphan_grace: tuning.orphan_grace,
+            token,
+        }
+    }
+}
+
+/// A loopback port that was free a moment ago. Another process may take it before the engine does;
+/// then the engine ends with [`FailureClass::PortInUse`] and its next start gets another.
+fn free_port() -> std::io::Result<u16> {
+    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?
+        .local_addr()?
+        .port())
+}
+
+/// 128 random bits.
+fn random_hex() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+fn log_name(model: &str) -> String {
+    let safe = |c: char| {
+        if c.is_ascii_alphanumeric() || "._-".contains(c) {
+            c
+        } else {
+            '_'
+        }
+    };
+    let name: String = model.chars().map(safe).collect();
+    format!("{name}.log")
+}

@@ -1,0 +1,114 @@
+//! What operators do: load, unload, sleep and pin models, and have the configuration read again. What
+//! is done to a model is a wish; `kvwarden status` shows what became of it.
+
+use std::sync::Arc;
+
+use actix_web::{HttpRequest, HttpResponse, http::header, web};
+use kvwarden_actors::{
+    Refusal,
+    protocol::{Operate, Wish},
+};
+use kvwarden_policy::lifecycle::Rung;
+use serde_json::json;
+
+use crate::http::{Shared, refusal::Failure, request::body::require_json};
+use crate::serve::reload::{ReloadError, Reloader};
+
+/// The routes. `sleep` is as deep as leaves the engine alive and frees most.
+pub fn routes(app: &mut web::ServiceConfig) {
+    let wishes = [
+        ("load", Wish::Load),
+        ("unload", Wish::Sleep(Rung::Cold)),
+        ("park", Wish::Sleep(Rung::Parked)),
+        ("sleep", Wish::Sleep(Rung::L1)),
+        ("deep-sleep", Wish::Sleep(Rung::L2)),
+        ("pin", Wish::Pin(true)),
+        ("unpin", Wish::Pin(false)),
+    ];
+    for (verb, wish) in wishes {
+        let path = format!("/kvwarden/models/{{id:.+}}/{verb}");
+        let act = move |request, id, shared| operate(wish, request, id, shared);
+        app.route(&path, web::post().to(act));
+    }
+    app.route("/kvwarden/reload", web::post().to(reload));
+}
+
+/// `POST /kvwarden/models/{id}/{verb}`, by any of the model's names: 202, since it takes its time.
+async fn operate(
+    wish: Wish,
+    request: HttpRequest,
+    name: web::Path<String>,
+    shared: web::Data<Arc<Shared>>,
+) -> HttpResponse {
+    match admit(&request, &shared, name.into_inner()) {
+        Ok(model) => {
+            tracing::info!(model, ?wish, "an operator's wish");
+            shared.router.do_send(Operate {
+                model: model.as_str().into(),
+                wish,
+            });
+            HttpResponse::Accepted().json(json!({ "id": model }))
+        }
+        Err(failure) => failure.response(),
+    }
+}
+
+/// `POST /kvwarden/reload`: 200 and what changed, or 422 and why nothing did.
+async fn reload(
+    request: HttpRequest,
+    shared: web::Data<Arc<Shared>>,
+    reloader: web::Data<Reloader>,
+) -> HttpResponse {
+    if let Err(failure) = is_operator(&request, &shared) {
+        return failure.response();
+    }
+    match reloader.reload().await {
+        Ok(changes) => HttpResponse::Ok().json(changes),
+        Err(ReloadError::Draining) => Failure::from(Refusal::Draining).response(),
+        Err(error) => Failure::Config(error.to_string()).response(),
+    }
+}
+
+/// The canonical name of the model, if the request may do this to it.
+fn admit(request: &HttpRequest, shared: &Shared, name: String) -> Result<String, Failure> {
+    is_operator(request, shared)?;
+    match shared.view().model_labels(&name) {
+        Some((model, _)) => Ok(model.to_string()),
+        None => Err(Failure::Refused(Refusal::UnknownModel(name))),
+    }
+}
+
+fn is_operator(request: &HttpRequest, shared: &Shared) -> Result<(), Failure> {
+    let view = shared.view();
+    view.identity.operator(request)?;
+    if !shared.charge.is_held() {
+        return Err(Refusal::Draining.into());
+    }
+    // Where no key is asked for, a page in a browser on this machine could send this; it can't set
+    // this content type for another site without asking first, and after rebinding its own name to
+    // this address it still sends that name.
+    require_json(request)?;
+    if !view.identity.has_keys() && !is_addressed_as_local(request) {
+        return Err(Failure::Forbidden(
+            "without auth.admin_keys this is for requests to http://localhost or a loopback address",
+        ));
+    }
+    Ok(())
+}
+
+fn is_addressed_as_local(request: &HttpRequest) -> bool {
+    let host = request.headers().get(header::HOST);
+    let host = host.and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = host.rsplit_once(':').map_or(host, |(name, port)| {
+        let is_port = port.bytes().all(|byte| byte.is_ascii_digit());
+        if is_port { name } else { host }
+    });
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    let is_loopback = address
+        .parse::<std::net::IpAddr>()
+        .is_ok_and(|address| address.is_loopback());
+    let is_from_here = request
+        .peer_addr()
+        .is_some_and(|peer| peer.ip().to_canonical().is_loopback());
+    is_from_here && (is_loopback || name.eq_ignore_ascii_case("localhost"))
+}

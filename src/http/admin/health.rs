@@ -1,0 +1,125 @@
+//! `GET /health`: whether this node does what it should.
+//!
+//! That a model is not in memory is no failure: models take turns. It is one that a model could not
+//! be started, or that the engine it had is gone and no new one is there yet.
+
+use std::sync::Arc;
+
+use actix_web::{HttpResponse, web};
+use kvwarden_actors::{gpu::Resident, model::EngineState, model::ModelState};
+use kvwarden_policy::{lifecycle::State, residency::Until};
+use serde_json::{Map, Value, json};
+
+use super::Overview;
+use crate::http::Shared;
+
+/// How a model does. Of several engines the best counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    /// It serves, or rests, or waits for its turn.
+    Well,
+    /// It should serve and does not yet.
+    Starting,
+    /// Trying again will not mend it.
+    Broken,
+}
+
+impl Overview {
+    /// Models that somebody expects: from the start on, or since they were first wanted.
+    fn expected(&self) -> impl Iterator<Item = &ModelState> {
+        let is_expected =
+            |model: &&ModelState| !model.is_leaving && (model.autostart || model.generation.0 > 0);
+        self.models.iter().filter(is_expected)
+    }
+
+    fn standing(&self, model: &ModelState) -> Standing {
+        let engines = model.engines.iter();
+        let standings = engines.map(|engine| standing(model, engine, self.until(engine)));
+        standings.min().unwrap_or(Standing::Starting)
+    }
+
+    /// What an engine waits for, if it waits for a place.
+    fn until(&self, engine: &EngineState) -> Option<Until> {
+        let is_its = |resident: &&Resident| resident.engine == engine.engine;
+        self.gpu.residents.iter().find(is_its)?.until
+    }
+
+    /// The one that does worst.
+    fn worst(&self) -> Standing {
+        let standings = self.expected().map(|model| self.standing(model));
+        standings.max().unwrap_or(Standing::Well)
+    }
+
+    /// Every model serves, has served and rests, or waits because others are worth more.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.worst() == Standing::Well
+    }
+}
+
+fn standing(model: &ModelState, engine: &EngineState, until: Option<Until>) -> Standing {
+    let record = &engine.record;
+    // Its first start, or the one that has to make up for a failure.
+    let is_missed = record.is_failing || (model.autostart && record.starts + record.adoptions == 0);
+    match engine.state {
+        State::Ready
+        | State::Cold
+        | State::Asleep { .. }
+        | State::Draining { .. }
+        | State::Demoting { .. }
+        | State::Stopping => Standing::Well,
+        State::Waiting { .. } if matches!(until, Some(Until::Room | Until::Worth)) => {
+            Standing::Well
+        }
+        State::Waiting { .. }
+        | State::Adopting
+        | State::Starting { .. }
+        | State::Waking { .. }
+        | State::Verifying { .. } => {
+            if is_missed {
+                Standing::Starting
+            } else {
+                Standing::Well
+            }
+        }
+        State::Fetching | State::Backoff { .. } => Standing::Starting,
+        State::Broken { .. } => Standing::Broken,
+    }
+}
+
+/// `GET /health`: 200 once every model that should serve can; 503 and what is missing until then.
+pub async fn health(shared: web::Data<Arc<Shared>>) -> HttpResponse {
+    let overview = match Overview::of(&shared.router).await {
+        Ok(overview) => overview,
+        Err(failure) => return failure.response(),
+    };
+    let models = overview.expected().map(|model| told(model, &overview));
+    let models: Map<_, _> = models.collect();
+    let status = match overview.worst() {
+        _ if overview.router.is_draining => "draining",
+        Standing::Well => "ok",
+        Standing::Starting => "starting",
+        Standing::Broken => "degraded",
+    };
+    let mut response = match status {
+        "ok" => HttpResponse::Ok(),
+        _ => HttpResponse::ServiceUnavailable(),
+    };
+    response.json(json!({ "status": status, "models": models }))
+}
+
+/// What anybody may know. Of a failure that is its class: an engine's last words may hold prompts.
+fn told(model: &ModelState, overview: &Overview) -> (String, Value) {
+    let mut told = json!(model.state);
+    if model.state == State::Fetching {
+        told["note"] = json!(model.record.note);
+    }
+    if let Some(until) = model
+        .engines
+        .iter()
+        .find_map(|engine| overview.until(engine))
+    {
+        told["until"] = json!(until);
+    }
+    (model.id.to_string(), told)
+}

@@ -1,0 +1,237 @@
+//! Sets the metrics to what the actors say, when somebody asks for them.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use kvwarden_actors::{
+    Vitals,
+    gpu::Resident,
+    model::{EngineState, ModelState, Record},
+};
+use kvwarden_policy::{
+    lifecycle::{Rung, State},
+    residency::Device,
+};
+
+use super::Overview;
+use crate::http::Shared;
+use crate::metrics::{self, Metrics};
+
+/// How many starts and reclaims of each engine the metrics have counted.
+pub(in crate::http) type Seen = Mutex<HashMap<String, Counted>>;
+
+#[derive(Debug, Default)]
+pub(in crate::http) struct Counted {
+    starts: u64,
+    reclaimed: u64,
+    prefetches: u64,
+    prefetch_hits: u64,
+}
+
+/// The metrics as text, with what the actors said if they did.
+pub(super) fn observe(overview: Option<&Overview>, shared: &Shared) -> Result<String, fmt::Error> {
+    // Held to the end: two who ask at once must not count the same start twice, nor see each other's
+    // gauges half set.
+    let mut seen = shared.seen.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(overview) = overview {
+        shared.metrics.clear_gauges();
+        let is_here = |engine: &String| {
+            let mut engines = overview.models.iter().flat_map(|model| &model.engines);
+            engines.any(|here| here.engine.as_str() == engine)
+        };
+        seen.retain(|engine, _| is_here(engine));
+        set(overview, shared, &mut seen);
+    }
+    shared.metrics.open_metrics()
+}
+
+fn set(overview: &Overview, shared: &Shared, seen: &mut HashMap<String, Counted>) {
+    let metrics = &shared.metrics;
+    let serves = |model: &&ModelState| model.engines.iter().any(is_up);
+    metrics
+        .models_loaded
+        .set(count(overview.models.iter().filter(serves).count()));
+    metrics
+        .admission_queue_depth
+        .set(overview.models.iter().map(|m| count(m.waiting)).sum());
+    metrics
+        .admission_in_flight
+        .set(overview.models.iter().map(|m| count(m.running)).sum());
+    for model in &overview.models {
+        observe_model(model, metrics);
+        for engine in &model.engines {
+            let counted = seen.entry(engine.engine.to_string()).or_default();
+            observe_engine(model, engine, counted, metrics);
+            let mut residents = overview.gpu.residents.iter();
+            if let Some(resident) = residents.find(|resident| resident.engine == engine.engine) {
+                observe_resident(&labels(model, engine), resident, metrics);
+            }
+        }
+    }
+    for device in &overview.gpu.memory {
+        observe_device(device, metrics);
+    }
+    observe_tenants(overview, shared);
+    observe_actor(metrics, "router".to_owned(), overview.router.vitals);
+    observe_actor(metrics, "gpu".to_owned(), overview.gpu.vitals);
+}
+
+fn observe_tenants(overview: &Overview, shared: &Shared) {
+    let (tenants, view) = (overview.tenants.iter(), shared.view());
+    for tenant in tenants.filter(|tenant| view.is_named(tenant.id.as_str())) {
+        let labels = metrics::Tenant {
+            tenant: tenant.id.to_string(),
+        };
+        shared
+            .metrics
+            .tenant_in_flight
+            .get_or_create(&labels)
+            .set(tenant.in_flight.into());
+        let actor = format!("tenant:{}", tenant.id);
+        observe_actor(&shared.metrics, actor, tenant.vitals);
+    }
+}
+
+fn observe_model(model: &ModelState, metrics: &Metrics) {
+    let labels = metrics::Model {
+        model: model.id.to_string(),
+    };
+    metrics
+        .model_queue_depth
+        .get_or_create(&labels)
+        .set(count(model.waiting));
+    metrics
+        .model_in_flight
+        .get_or_create(&labels)
+        .set(count(model.running));
+    let waiting = model.engine_waiting;
+    if let Some(waiting) = waiting.and_then(|count| i64::try_from(count).ok()) {
+        metrics.engine_waiting.get_or_create(&labels).set(waiting);
+    }
+    observe_actor(metrics, format!("model:{}", model.id), model.vitals);
+}
+
+fn observe_engine(
+    model: &ModelState,
+    engine: &EngineState,
+    counted: &mut Counted,
+    metrics: &Metrics,
+) {
+    let (labels, record) = (labels(model, engine), &engine.record);
+    metrics
+        .engine_up
+        .get_or_create(&labels)
+        .set(is_up(engine).into());
+    let histogram = metrics.engine_cold_start.get_or_create(&labels);
+    for took in unseen_starts(record, counted.starts) {
+        histogram.observe(took.as_secs_f64());
+    }
+    let by_model = metrics::Model {
+        model: model.id.to_string(),
+    };
+    for (counter, now, before) in [
+        (
+            &metrics.model_evictions,
+            record.reclaimed,
+            counted.reclaimed,
+        ),
+        (
+            &metrics.model_prefetches,
+            record.prefetches,
+            counted.prefetches,
+        ),
+        (
+            &metrics.model_prefetch_hits,
+            record.prefetch_hits,
+            counted.prefetch_hits,
+        ),
+    ] {
+        let more = now.saturating_sub(before);
+        counter.get_or_create(&by_model).inc_by(more);
+    }
+    metrics
+        .model_saved_kv
+        .get_or_create(&labels)
+        .set(bytes(record.saved.bytes));
+    *counted = Counted {
+        starts: record.starts,
+        reclaimed: record.reclaimed,
+        prefetches: record.prefetches,
+        prefetch_hits: record.prefetch_hits,
+    };
+}
+
+fn observe_resident(labels: &metrics::Engine, resident: &Resident, metrics: &Metrics) {
+    let taken = resident.bytes.saturating_mul(resident.devices.len() as u64);
+    metrics.model_memory.get_or_create(labels).set(bytes(taken));
+    for rung in Rung::ALL {
+        let at = metrics::AtRung {
+            model: labels.model.clone(),
+            engine: labels.engine.clone(),
+            rung: metrics::rung(rung).to_owned(),
+        };
+        let is_there = rung == resident.rung;
+        metrics.model_rung.get_or_create(&at).set(is_there.into());
+    }
+}
+
+fn observe_device(device: &Device, metrics: &Metrics) {
+    // Where nobody set a limit there is no capacity to tell.
+    let capacity = i64::try_from(device.capacity).ok();
+    let kinds = [("capacity", capacity), ("taken", Some(bytes(device.taken)))];
+    for (kind, value) in kinds {
+        let labels = metrics::DeviceMemory {
+            device: device.id.to_string(),
+            kind: kind.to_owned(),
+        };
+        if let Some(value) = value {
+            metrics.device_memory.get_or_create(&labels).set(value);
+        }
+    }
+}
+
+/// A model's only engine is called by its kind, as the Python KVWarden did; further ones have their
+/// number behind it.
+fn labels(model: &ModelState, engine: &EngineState) -> metrics::Engine {
+    let name = engine.engine.as_str();
+    let number = name.strip_prefix(model.id.as_str()).unwrap_or_default();
+    metrics::Engine {
+        model: model.id.to_string(),
+        engine: format!("{}{number}", engine.kind.as_str()),
+    }
+}
+
+fn is_up(engine: &EngineState) -> bool {
+    engine.state == State::Ready
+}
+
+fn unseen_starts(record: &Record, seen: u64) -> impl Iterator<Item = Duration> {
+    let unseen = record.starts.saturating_sub(seen);
+    let unseen = usize::try_from(unseen).unwrap_or(usize::MAX);
+    record.recent_starts.iter().rev().take(unseen).copied()
+}
+
+fn observe_actor(metrics: &Metrics, actor: String, vitals: Vitals) {
+    let labels = metrics::Actor { actor };
+    metrics
+        .actor_mailbox_wait
+        .get_or_create(&labels)
+        .set(vitals.mailbox_wait.as_secs_f64());
+    let handled = i64::try_from(vitals.handled).unwrap_or(i64::MAX);
+    metrics
+        .actor_messages_handled
+        .get_or_create(&labels)
+        .set(handled);
+}
+
+fn count(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+fn bytes(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}

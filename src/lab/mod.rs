@@ -1,0 +1,5 @@
+//! What measures and what replays: nothing here serves anybody.
+
+pub mod bench;
+mod plot;
+pub mod replay;

@@ -1,0 +1,92 @@
+//! What is remembered of models across restarts: how often each was asked for and after whom, and
+//! what its comings and goings cost. Without it every restart would begin by guessing.
+
+use std::{collections::BTreeMap, io, path::PathBuf, time::Duration};
+
+use actix::Addr;
+use kvwarden_actors::{Router, process::leadership::Charge};
+use kvwarden_policy::residency::{Costs, Rate, Succession};
+use serde::{Deserialize, Serialize};
+
+use crate::{http::admin::Overview, layout::Layout};
+
+/// How often it is written; a crash loses no more than this.
+const INTERVAL: Duration = Duration::from_secs(30);
+
+/// What is remembered.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Memory {
+    /// Last requests, by model.
+    pub rates: BTreeMap<String, Rate>,
+    /// What changing rungs took, by engine.
+    pub costs: BTreeMap<String, Costs>,
+    /// Which engine is asked after which.
+    pub succession: Succession,
+}
+
+// === impl Memory ===
+
+impl Memory {
+    /// What was written last. A file that is not there or not understood is no memory.
+    #[must_use]
+    pub fn load(layout: &Layout) -> Self {
+        let path = file(layout);
+        match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+                tracing::warn!(path = %path.display(), %error, "not understood, so forgotten");
+                Self::default()
+            }),
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    tracing::warn!(path = %path.display(), %error, "cannot be read");
+                }
+                Self::default()
+            }
+        }
+    }
+
+    fn of(overview: &Overview) -> Self {
+        let models = overview.models.iter();
+        let residents = overview.gpu.residents.iter();
+        Self {
+            rates: models
+                .map(|model| (model.id.to_string(), model.rate.clone()))
+                .collect(),
+            costs: residents
+                .map(|resident| (resident.engine.to_string(), resident.costs))
+                .collect(),
+            succession: overview.gpu.succession.clone(),
+        }
+    }
+
+    fn save(&self, layout: &Layout) -> io::Result<()> {
+        let mut new = tempfile::NamedTempFile::new_in(&layout.state)?;
+        serde_json::to_writer(&mut new, self)?;
+        new.persist(file(layout))?;
+        Ok(())
+    }
+}
+
+/// Writes what is known now.
+pub async fn save(router: &Addr<Router>, layout: &Layout) {
+    if let Ok(overview) = Overview::of(router).await
+        && let Err(error) = Memory::of(&overview).save(layout)
+    {
+        tracing::warn!(%error, "what models cost is not remembered");
+    }
+}
+
+/// Writes it now and then, for as long as it is polled and this process is in charge.
+pub async fn keep(router: Addr<Router>, layout: Layout, charge: Charge) {
+    loop {
+        tokio::time::sleep(INTERVAL).await;
+        if charge.is_held() {
+            save(&router, &layout).await;
+        }
+    }
+}
+
+fn file(layout: &Layout) -> PathBuf {
+    layout.state.join("models.json")
+}

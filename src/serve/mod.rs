@@ -1,0 +1,387 @@
+//! The wiring: actors first, then the server, then signals and the order of the end. Nothing here
+//! runs once per request.
+
+pub mod drain;
+pub mod history;
+pub mod observer;
+pub mod prepare;
+pub mod reload;
+pub mod signals;
+pub mod systemd;
+pub mod takeover;
+pub mod wiring;
+
+use std::{
+    fs::{File, TryLockError},
+    io::Write as _,
+    net::TcpListener,
+    sync::Arc,
+    time::Duration,
+};
+
+use actix::Addr;
+use actix_rt::Arbiter;
+use actix_web::{App, HttpServer, middleware::from_fn, web};
+use anyhow::Context as _;
+use kvwarden_actors::{
+    Ledger, Router, Witness,
+    engine::EngineKind,
+    model::ModelState,
+    process::{
+        leadership::{Charge, Lodged},
+        orphans::{self, Orphan},
+    },
+};
+use kvwarden_policy::{ModelId, lifecycle::State};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::{task::JoinHandle, time::Instant};
+
+use self::{
+    observer::Watch,
+    reload::{Reloader, Source},
+    signals::{Signals, Wish},
+    takeover::{
+        incumbent::{Door, Heir, Holdings, Incumbent},
+        successor::{self, Predecessor},
+    },
+};
+use crate::{
+    config::Config,
+    http::{self, Shared, admin::Overview, upstream::Engines},
+    journal::{self, UsageLog, events::EventLog},
+    layout::Layout,
+    metrics::Metrics,
+};
+
+/// How often it is looked whether everything is ready.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Serves until SIGTERM or SIGINT, or until another process has taken over.
+///
+/// # Errors
+/// When the address is taken or the system refuses what serving needs.
+pub fn run(
+    config: &Config,
+    source: Source,
+    layout: &Layout,
+    takes_over: bool,
+) -> anyhow::Result<()> {
+    raise_descriptor_limit();
+    make_private_dirs(layout)?;
+    actix_web::rt::System::new().block_on(serve(config, source, layout, takes_over))
+}
+
+async fn serve(
+    config: &Config,
+    source: Source,
+    layout: &Layout,
+    takes_over: bool,
+) -> anyhow::Result<()> {
+    let mut signals = Signals::listen()?;
+    let (told, lodged) = tokio::sync::watch::channel(None);
+    let (holdings, predecessor) = move_in(config, layout, takes_over, told).await?;
+    let (charge, mandate) = Charge::new(lodged);
+    let control = Arbiter::new();
+    let configured = config.models.iter().map(|model| model.engine_name.clone());
+    let orphans = orphans::survey(&layout.run(), &configured.collect(), &charge).await?;
+    let running: Vec<ModelId> = orphans.iter().map(Orphan::engine).collect();
+    let metrics = Arc::new(Metrics::register());
+    let events = open_events(config, &metrics)?;
+    let witness: Arc<dyn Witness> = Arc::new(Watch::new(&metrics, events.clone()));
+    let usage = open_usage(config, layout, &metrics)?;
+    let ledger = ledger(usage.clone());
+    let router = wiring::start(
+        config,
+        layout,
+        orphans,
+        &control,
+        charge.clone(),
+        &witness,
+        ledger,
+    );
+    let (actors, log) = (router.clone(), events.clone());
+    let shared = Arc::new(Shared::new(config, actors, metrics, log, charge.clone()));
+    let (dirs, in_use) = (layout.clone(), config.clone());
+    let reloader = Reloader::new(source, dirs, witness, shared.clone(), in_use);
+    let reloader = web::Data::new(reloader);
+    let listener = holdings.listener.try_clone()?;
+    if let Some(predecessor) = predecessor {
+        predecessor.relieve().await?;
+    }
+    let server = listen(config, shared.clone(), reloader.clone(), listener)?;
+    let handle = server.handle();
+    // Ends with the handle's doing.
+    drop(actix_web::rt::spawn(server));
+    systemd::ready();
+    tracing::info!(listen = %config.listen, models = config.models.len(), "serving");
+
+    prepare::what_lacks(config, &router, &running, layout).await?;
+    let tasks = look_after(config, layout, &router, events.as_ref(), charge);
+    let incumbent = Incumbent {
+        holdings: &holdings,
+        router: &router,
+        mandate: &mandate,
+        events: events.as_deref(),
+        layout,
+    };
+    let heir = until_the_end(&incumbent, &mut signals, &reloader).await;
+    let config = &reloader.running().await;
+    tasks.iter().for_each(JoinHandle::abort);
+    if let Some(heir) = heir {
+        // Whoever comes after the heir finds the state directory free.
+        drop(holdings);
+        drain::leave(config, &shared, &handle, &mut signals, heir).await;
+    } else {
+        drain::stop(config, &router, &mut signals).await;
+        history::save(&router, layout).await;
+        drain::close(&handle).await;
+        if let Some(events) = events {
+            observer::end(&router, events).await;
+        }
+    }
+    if let Some(usage) = usage {
+        actix_web::rt::task::spawn_blocking(move || usage.close()).await?;
+    }
+    control.stop();
+    Ok(())
+}
+
+/// What is done beside serving, until it is aborted.
+fn look_after(
+    config: &Config,
+    layout: &Layout,
+    router: &Addr<Router>,
+    events: Option<&Arc<EventLog>>,
+    charge: Charge,
+) -> Vec<JoinHandle<()>> {
+    use actix_web::rt::spawn;
+    let remembering = history::keep(router.clone(), layout.clone(), charge);
+    let describing = events.map(|events| observer::describe(router.clone(), events.clone()));
+    let mut tasks = vec![
+        spawn(remembering),
+        spawn(greet(config.clone(), router.clone())),
+        spawn(systemd::attend(router.clone())),
+    ];
+    tasks.extend(describing.map(spawn));
+    tasks
+}
+
+/// Nothing is kept if the configuration says so.
+fn open_usage(
+    config: &Config,
+    layout: &Layout,
+    metrics: &Metrics,
+) -> anyhow::Result<Option<Arc<UsageLog>>> {
+    let Some(keep) = config.keep_usage else {
+        return Ok(None);
+    };
+    let log = UsageLog::open(journal::path(&layout.state), keep, metrics.usage.clone())?;
+    Ok(Some(Arc::new(log)))
+}
+
+fn ledger(usage: Option<Arc<UsageLog>>) -> Arc<dyn Ledger> {
+    match usage {
+        Some(usage) => usage,
+        None => Arc::new(()),
+    }
+}
+
+/// What it takes to serve: of our own, or of the one that serves until now.
+async fn move_in(
+    config: &Config,
+    layout: &Layout,
+    takes_over: bool,
+    told: tokio::sync::watch::Sender<Lodged>,
+) -> anyhow::Result<(Holdings, Option<Predecessor>)> {
+    let Some(lock) = lock(layout)? else {
+        anyhow::ensure!(
+            takes_over,
+            "another kvwarden serves with the state directory {}; take over from it with --takeover, \
+             or give this one its own with KVWARDEN_STATE_DIR",
+            layout.state.display()
+        );
+        let (holdings, predecessor) = successor::take(layout, config.listen, told).await?;
+        return Ok((holdings, Some(predecessor)));
+    };
+    let listener = http::socket::bind(config.listen).with_context(|| {
+        format!(
+            "cannot listen on {}; is another server there? Choose one with --port",
+            config.listen
+        )
+    })?;
+    Ok((Holdings { listener, lock }, None))
+}
+
+/// Comes back when it is time to end, with the heir if there is one.
+async fn until_the_end(
+    incumbent: &Incumbent<'_>,
+    signals: &mut Signals,
+    reloader: &Reloader,
+) -> Option<Heir> {
+    let mut door = Door::open(incumbent.layout);
+    loop {
+        let caller = tokio::select! {
+            caller = door.knock() => caller,
+            wish = signals.next() => match wish {
+                Wish::Stop => return None,
+                Wish::Reload => {
+                    // What came of it is told by it.
+                    drop(reloader.reload().await);
+                    continue;
+                }
+                Wish::Succeed => {
+                    successor::start();
+                    continue;
+                }
+            },
+        };
+        let handed_over = tokio::select! {
+            handed_over = incumbent.hand_over(caller) => handed_over,
+            () = signals.stop() => return None,
+        };
+        match handed_over {
+            Ok(heir) => return Some(heir),
+            Err(error) => {
+                tracing::warn!(%error, "not handed over; this process goes on");
+                systemd::main_pid(i32::try_from(std::process::id()).ok());
+                systemd::ready();
+            }
+        }
+    }
+}
+
+fn open_events(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<Arc<EventLog>>> {
+    let Some(config) = &config.events else {
+        return Ok(None);
+    };
+    let log = EventLog::open(config, metrics.events_dropped.clone());
+    let log = log.with_context(|| format!("cannot write {}", config.path.display()))?;
+    Ok(Some(Arc::new(log)))
+}
+
+fn listen(
+    config: &Config,
+    shared: Arc<Shared>,
+    reloader: web::Data<Reloader>,
+    listener: TcpListener,
+) -> anyhow::Result<actix_web::dev::Server> {
+    let accepting = shared.clone();
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(web::Data::new(shared.clone()))
+            .app_data(reloader.clone())
+            .app_data(web::Data::new(Engines::new()))
+            .wrap(from_fn(http::identify))
+            .configure(http::routes)
+    })
+    .on_connect(move |connection, _| {
+        http::socket::tame(connection, accepting.view().limits.client_stall_timeout);
+    })
+    // Streams are many small writes: with Nagle's algorithm each could wait 40 ms.
+    .tcp_nodelay(true)
+    // Otherwise a client that hangs up while its request is queued goes unnoticed.
+    .h1_allow_half_closed(false)
+    // Longer than the idle time of common clients and proxies, so that they close first.
+    .keep_alive(Duration::from_secs(90))
+    .client_request_timeout(Duration::from_secs(10))
+    .disable_signals()
+    // After a takeover answers go on while the server is shut down; when it is enough we decide.
+    .shutdown_timeout(config.limits.drain_timeout.as_secs() + 1)
+    .listen(listener)?
+    .run();
+    Ok(server)
+}
+
+/// Once everything is ready, says what to try.
+async fn greet(config: Config, router: Addr<Router>) {
+    let begun = Instant::now();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Ok(now) = Overview::of(&router).await else {
+            return;
+        };
+        if !now.is_ready() {
+            continue;
+        }
+        // One that serves is a better example than one that has to come first.
+        let serves = |model: &&ModelState| model.state == State::Ready;
+        let Some(model) = now.models.iter().find(serves).or(now.models.first()) else {
+            return;
+        };
+        // Nobody is left to greet if stderr is closed.
+        let _ = write!(
+            anstream::stderr(),
+            "{}",
+            greeting(&config, model, begun.elapsed())
+        );
+        return;
+    }
+}
+
+fn greeting(config: &Config, model: &ModelState, took: Duration) -> String {
+    let tenant = config
+        .tenants
+        .iter()
+        .find(|tenant| tenant.api_keys.is_empty());
+    let who = match tenant {
+        Some(tenant) => format!("-H 'X-Tenant-ID: {}' ", tenant.id),
+        None if config.tenants.is_empty() => String::new(),
+        None => "-H 'Authorization: Bearer YOUR_KEY' ".to_owned(),
+    };
+    let name = model
+        .names
+        .get(1)
+        .or(model.names.first())
+        .map_or("", String::as_str);
+    let is_simulated = model.engine == EngineKind::Sim;
+    let simulated = if is_simulated {
+        "\n\n(simulated: the text is made up)"
+    } else {
+        ""
+    };
+    format!(
+        "\nready after {:.1} s. Try:\n\n  curl http://{}/v1/chat/completions {who}\\\n    -H 'content-type: application/json' \\\n    -d '{{\"model\":\"{name}\",\"temperature\":0,\"messages\":[{{\"role\":\"user\",\"content\":\"Write one sentence about the sea.\"}}]}}'{simulated}\n\n",
+        took.as_secs_f64(),
+        config.listen,
+    )
+}
+
+/// Every stream needs two descriptors, and the usual soft limit is 1024.
+pub(crate) fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// The lock of the state directory, unless another process has it: two servers would take each
+/// other's engines for leftovers.
+fn lock(layout: &Layout) -> anyhow::Result<Option<File>> {
+    let path = layout.state.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error).context("cannot lock the state directory"),
+    }
+}
+
+/// Sockets to shims and engines' logs are nobody else's.
+fn make_private_dirs(layout: &Layout) -> anyhow::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+    for dir in [&layout.state, &layout.run(), &layout.logs()] {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .and_then(|()| std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)))
+            .with_context(|| {
+                format!(
+                    "cannot make {} private; set KVWARDEN_STATE_DIR",
+                    dir.display()
+                )
+            })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,277 @@
+//! The side that serves and hands over.
+
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    net::TcpListener,
+    os::fd::{AsFd as _, BorrowedFd},
+    time::Duration,
+};
+
+use actix::Addr;
+use kvwarden_actors::{Router, model::ModelState, process::leadership::Mandate};
+use kvwarden_policy::ModelId;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::time::Instant;
+use tokio_seqpacket::UnixSeqpacketListener;
+
+use super::{
+    ANSWER, PROTOCOL, Reply, Request, TakeoverError,
+    channel::{self, Channel},
+    quiescence::{Hindrance, hindrance},
+    socket, unexpected,
+};
+use crate::{
+    http::admin::Overview,
+    journal::events::{EventLog, Hold},
+    layout::Layout,
+    serve::{history, systemd},
+};
+
+/// How long it waits for a moment in which nothing changes and nobody waits.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often it looks for that moment.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// How often the successor hears what it waits for.
+const TELL: Duration = Duration::from_secs(2);
+
+/// How long the successor may take to build itself up. Processes of engines that ended badly are
+/// given ten seconds to die in it.
+const BUILD: Duration = Duration::from_secs(30);
+
+/// What makes a process the one that serves here.
+pub struct Holdings {
+    /// Where clients connect.
+    pub listener: TcpListener,
+    /// Held while nobody else may serve with this state directory.
+    pub lock: File,
+}
+
+/// Where successors knock.
+pub struct Door(Option<UnixSeqpacketListener>);
+
+/// Somebody who wants to take over.
+pub struct Caller(Channel);
+
+/// What it takes to hand over.
+pub struct Incumbent<'a> {
+    /// What is handed over.
+    pub holdings: &'a Holdings,
+    /// The actors.
+    pub router: &'a Addr<Router>,
+    /// What takes the charge of engines from them.
+    pub mandate: &'a Mandate,
+    /// What is not written to any more.
+    pub events: Option<&'a EventLog>,
+    /// Where state is written for the last time.
+    pub layout: &'a Layout,
+}
+
+/// Who has taken over.
+pub struct Heir {
+    channel: Channel,
+    told: Option<BTreeSet<ModelId>>,
+    _silence: Option<Hold>,
+}
+
+/// While it exists, this process looks on; dropped, it decides again.
+struct Resigned<'a> {
+    mandate: Option<&'a Mandate>,
+    silence: Option<Hold>,
+}
+
+// === impl Door ===
+
+impl Door {
+    /// Opens it. If it can't be, serving goes on all the same.
+    #[must_use]
+    pub fn open(layout: &Layout) -> Self {
+        let listener = channel::listen(&socket(layout));
+        if let Err(error) = &listener {
+            tracing::warn!(%error, "nobody will be able to take over");
+        }
+        Self(listener.ok())
+    }
+
+    /// The next caller.
+    pub async fn knock(&mut self) -> Caller {
+        let Some(listener) = &mut self.0 else {
+            return std::future::pending().await;
+        };
+        match channel::accept(listener).await {
+            Ok(channel) => Caller(channel),
+            Err(error) => {
+                tracing::warn!(%error, "nobody will be able to take over");
+                self.0 = None;
+                std::future::pending().await
+            }
+        }
+    }
+}
+
+// === impl Incumbent ===
+
+impl Incumbent<'_> {
+    /// Hands over to a caller. Dropped before it returns, it has not.
+    ///
+    /// # Errors
+    /// Why not; then everything is as it was.
+    pub async fn hand_over(&self, Caller(channel): Caller) -> Result<Heir, TakeoverError> {
+        self.offer(&channel).await?;
+        systemd::reloading();
+        let mut resigned = self.resign(&channel).await?;
+        history::save(self.router, self.layout).await;
+        channel.say(&Reply::Yours).await?;
+        match channel.hear(BUILD).await {
+            Ok(Request::Serving) => {}
+            Ok(other) => return Err(unexpected(&other)),
+            Err(why) => {
+                // It may only be slow, and must not go on when we do.
+                if let (TakeoverError::Silent(_), Some(pid)) = (&why, channel.peer()) {
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                }
+                return Err(why);
+            }
+        }
+        // Before the farewell, since what the successor itself says counts only after it.
+        systemd::main_pid(channel.peer());
+        channel.say(&Reply::Farewell).await?;
+        resigned.mandate = None;
+        Ok(Heir {
+            channel,
+            told: None,
+            _silence: resigned.silence.take(),
+        })
+    }
+
+    /// Shows what there is to have, and waits until the caller wants it.
+    async fn offer(&self, channel: &Channel) -> Result<(), TakeoverError> {
+        let hello: Request = channel.hear(ANSWER).await?;
+        let Request::Hello {
+            protocol: theirs, ..
+        } = hello
+        else {
+            return Err(unexpected(&hello));
+        };
+        if theirs != PROTOCOL {
+            let why = TakeoverError::Protocol { theirs };
+            let reason = format!("it speaks version {PROTOCOL} of the takeover, not {theirs}");
+            channel.say(&Reply::Refused { reason }).await?;
+            return Err(why);
+        }
+        let Holdings { listener, lock } = self.holdings;
+        let offer = Reply::Offer {
+            listen: listener.local_addr()?,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let files: [BorrowedFd<'_>; 2] = [listener.as_fd(), lock.as_fd()];
+        channel.say_with(&offer, &files).await?;
+        let wish: Request = channel.hear(ANSWER).await?;
+        if wish == Request::Take {
+            Ok(())
+        } else {
+            Err(unexpected(&wish))
+        }
+    }
+
+    /// Waits for a good moment, and from then on only looks on.
+    async fn resign(&self, channel: &Channel) -> Result<Resigned<'_>, TakeoverError> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut told = None;
+        loop {
+            let hindrance = match self.hindrance(deadline).await? {
+                Some(hindrance) => hindrance,
+                None => {
+                    let mut resigned = self.look_on();
+                    // Orders that were on their way have arrived by the second look.
+                    self.hindrance(deadline).await?;
+                    match self.hindrance(deadline).await? {
+                        Some(hindrance) => hindrance,
+                        None => {
+                            if let Some(events) = self.events {
+                                resigned.silence = events.hold().await;
+                            }
+                            return Ok(resigned);
+                        }
+                    }
+                }
+            };
+            let reason = hindrance.to_string();
+            if Instant::now() >= deadline {
+                let refused = reason.clone();
+                channel.say(&Reply::Refused { reason }).await?;
+                return Err(TakeoverError::Refused(refused));
+            }
+            tell(channel, reason, &mut told).await?;
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn look_on(&self) -> Resigned<'_> {
+        self.mandate.give_up();
+        Resigned {
+            mandate: Some(self.mandate),
+            silence: None,
+        }
+    }
+
+    /// What is in the way. That requests wait is so only until the deadline.
+    async fn hindrance(&self, deadline: Instant) -> Result<Option<Hindrance>, TakeoverError> {
+        let overview = Overview::of(self.router).await;
+        let stuck = |_| TakeoverError::Refused("actors do not answer".to_owned());
+        let found = hindrance(&overview.map_err(stuck)?.models);
+        let is_late = Instant::now() >= deadline;
+        Ok(found.filter(|found| !is_late || matches!(found, Hindrance::Changes(..))))
+    }
+}
+
+/// Says now and then what is waited for; a successor that is gone is noticed by it.
+async fn tell(
+    channel: &Channel,
+    reason: String,
+    told: &mut Option<Instant>,
+) -> Result<(), TakeoverError> {
+    if told.is_some_and(|told| told.elapsed() < TELL) {
+        return Ok(());
+    }
+    *told = Some(Instant::now());
+    Ok(channel.say(&Reply::Wait { reason }).await?)
+}
+
+impl Drop for Resigned<'_> {
+    fn drop(&mut self) {
+        if let Some(mandate) = self.mandate {
+            mandate.take_back();
+        }
+    }
+}
+
+// === impl Heir ===
+
+impl Heir {
+    /// Tells it what is still used, if that has changed.
+    pub async fn tell(&mut self, models: &[ModelState]) {
+        let engines = used(models);
+        if self.told.as_ref() == Some(&engines) {
+            return;
+        }
+        self.told = Some(engines.clone());
+        // If it is gone, nobody needs to know.
+        let _ = self.channel.say(&Reply::Using { engines }).await;
+    }
+}
+
+/// Engines that run requests, or will run those that wait.
+fn used(models: &[ModelState]) -> BTreeSet<ModelId> {
+    let engines = models.iter().flat_map(|model| {
+        let is_used = |running: u64| running > 0 || model.waiting > 0;
+        let engines = model.engines.iter();
+        engines.filter(move |engine| is_used(engine.occupancy.running))
+    });
+    engines.map(|engine| engine.engine.clone()).collect()
+}

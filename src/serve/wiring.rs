@@ -1,0 +1,175 @@
+//! The actors that a configuration asks for, leaf first, and what each of them is told of it, at the
+//! start and whenever it is read again.
+
+use std::sync::Arc;
+
+use actix::{Actor as _, Addr};
+use actix_rt::Arbiter;
+use kvwarden_actors::{
+    Gpu, Ledger, Router, Witness,
+    gpu::{self, Tuning},
+    model::{self, EngineParams},
+    process::{leadership::Charge, orphans::Orphan},
+    protocol::Enroll,
+    router::Unnamed,
+    tenant,
+};
+use kvwarden_policy::{
+    residency,
+    scheduling::{Bounds, FairSettings, Group, Settings, TenantBounds},
+};
+
+use crate::{
+    config::{Config, GroupConfig, ModelConfig, TenantLimits, change},
+    layout::Layout,
+    serve::history::Memory,
+};
+
+/// Requests that wait for one model, in bytes: a thousand of a megabyte.
+const MAX_WAITING_BYTES: u64 = 1 << 30;
+
+/// The router, and the GPU set below it, which is given what an earlier kvwarden left.
+#[must_use]
+pub fn start(
+    config: &Config,
+    layout: &Layout,
+    orphans: Vec<Orphan>,
+    control: &Arbiter,
+    charge: Charge,
+    witness: &Arc<dyn Witness>,
+    ledger: Arc<dyn Ledger>,
+) -> Addr<Router> {
+    let params = gpu::Params {
+        // The file may be replaced by an upgrade while this process runs.
+        shim: "/proc/self/exe".into(),
+        run_dir: layout.run(),
+        log_dir: layout.logs(),
+        memory: config.gpu_memory,
+        tuning: tuning(config),
+        charge,
+        witness: witness.clone(),
+    };
+    let mut memory = Memory::load(layout);
+    memory.succession.retain(|engine| {
+        config
+            .models
+            .iter()
+            .any(|model| model.engine_name == *engine)
+    });
+    let gpu = Gpu::new(params).remembering(memory.succession.clone());
+    let gpu = Gpu::start_in_arbiter(&control.handle(), |_| gpu.inheriting(orphans));
+    let below = gpu.clone();
+    let router = Router::start_in_arbiter(&control.handle(), |_| Router::new(below, ledger));
+    gpu.do_send(gpu::Meet(router.downgrade()));
+    router.do_send(enroll(config, &memory, witness));
+    router
+}
+
+/// Who is there. The memory is for those who were not.
+#[must_use]
+pub fn enroll(config: &Config, memory: &Memory, witness: &Arc<dyn Witness>) -> Enroll {
+    let tenants = config.tenants.iter().map(|tenant| {
+        let limits = tenant_limits(&tenant.limits, tenant.group.as_ref());
+        (tenant.id.clone(), limits)
+    });
+    let models = config.models.iter().filter(|model| !model.is_replica());
+    Enroll {
+        tenants: tenants.collect(),
+        unnamed: Unnamed {
+            limits: tenant_limits(&config.tenant_defaults, None),
+            at_most: config.limits.max_unnamed_tenants,
+        },
+        models: models
+            .map(|model| model_params(model, config, memory, witness.clone()))
+            .collect(),
+    }
+}
+
+/// How engines are swapped and left.
+#[must_use]
+pub fn tuning(config: &Config) -> Tuning {
+    Tuning {
+        residency: residency::Settings {
+            max_wait: config.max_wait,
+            prefetch: config.prefetch,
+            ..residency::Settings::default()
+        },
+        orphan_grace: config.limits.orphan_grace,
+        start_stall_timeout: config.limits.start_stall_timeout,
+        max_saved_kv: config.limits.max_saved_kv,
+    }
+}
+
+fn tenant_limits(limits: &TenantLimits, group: Option<&GroupConfig>) -> tenant::Limits {
+    // Names of tenants hold no spaces, so none is also the name of a group.
+    let group = group.map(|group| Group {
+        name: format!("group {}", group.name).into(),
+        weight: group.weight,
+    });
+    let unbounded = TenantBounds::default();
+    tenant::Limits {
+        priority: limits.priority,
+        weight: limits.weight,
+        group,
+        tiers: limits.service_tiers,
+        requests: limits
+            .rate_limit_rpm
+            .map(|rpm| (rpm, limits.rate_limit_burst.unwrap_or(rpm))),
+        tokens_per_minute: limits.tokens_per_minute,
+        tokens_per_day: limits.tokens_per_day,
+        concurrency: limits.max_concurrent_requests,
+        queued: TenantBounds {
+            requests: limits.max_queued_requests.unwrap_or(unbounded.requests),
+            bytes: limits.max_queued_bytes.unwrap_or(unbounded.bytes),
+        },
+    }
+}
+
+fn model_params(
+    model: &ModelConfig,
+    config: &Config,
+    memory: &Memory,
+    witness: Arc<dyn Witness>,
+) -> model::Params {
+    let engines = config.models.iter();
+    let engines = engines.filter(|engine| engine.id == model.id);
+    let names = [model.id.to_string()]
+        .into_iter()
+        .chain(model.aliases.clone());
+    model::Params {
+        id: model.id.clone(),
+        names: names.collect(),
+        engines: engines
+            .map(|engine| EngineParams {
+                name: engine.engine_name.clone(),
+                kind: engine.engine,
+                revision: change::revision(engine),
+                costs: memory.costs.get(engine.engine_name.as_str()).copied(),
+            })
+            .collect(),
+        scheduling: Settings {
+            discipline: model.scheduling,
+            bounds: Bounds {
+                requests: model.queue_size,
+                bytes: MAX_WAITING_BYTES,
+            },
+            max_in_flight: usize::try_from(model.flags.capacity.sequences).unwrap_or(usize::MAX),
+            fair: FairSettings {
+                long_prompt_tokens: model.long_prompt_tokens,
+                ..FairSettings::new(model.flags.capacity)
+            },
+        },
+        queue_timeout: config.limits.queue_timeout,
+        stall_timeout: config.limits.stall_timeout,
+        broken_pause: config.limits.broken_pause,
+        autostart: model.autostart,
+        is_pinned: model.residency.pinned,
+        idle_ttl: model.residency.idle_ttl,
+        rate: memory
+            .rates
+            .get(model.id.as_str())
+            .cloned()
+            .unwrap_or_default(),
+        witness,
+    }
+}

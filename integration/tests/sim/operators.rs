@@ -32,7 +32,7 @@ const INHERITED: [&str; 17] = [
 ];
 
 /// A server to which everything has happened that is counted.
-fn used_server() -> Server {
+pub(crate) fn used_server() -> Server {
     let tenants = "[tenants.a]\n[tenants.b]\nrate_limit_rpm = 1\n";
     let server = Server::start(&format!(
         "{TINY}{SLOW}max_concurrent = 1\nqueue_size = 1\n{tenants}"

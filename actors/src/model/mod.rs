@@ -41,12 +41,12 @@ pub use state::{EngineState, ModelState, Record};
 /// How long nothing is sent to an engine that did not answer. News of its end is on the way, and
 /// what waits should meet its successor instead of the same closed port.
 const UNREACHABLE_PAUSE: Duration = Duration::from_secs(1);
-
-/// How long a request takes, until some have ended.
-const ASSUMED_SERVICE: Duration = Duration::from_secs(5);
 /// The same after an engine broke off an answer before it began. Most likely it is dying, and its
 /// connections close a moment before we hear of its end; if it is not, hardly anything is lost.
 const LOST_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long a request takes, until some have ended.
+const ASSUMED_SERVICE: Duration = Duration::from_secs(5);
 
 /// What the configuration says of an engine of a model.
 #[derive(Clone, Debug)]

@@ -15,7 +15,7 @@ use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
     PULSE, Router, Vitals, Witness, device,
-    process::{leadership::Charge, orphans::Orphan, task},
+    process::{leadership::Leadership, orphans::Orphan, task},
     protocol::{
         Delist, Demand, EngineGone, Enlist, Grant, Order, Pulse, Reclaim, Signal, Snapshot, Spawn,
         Tune,
@@ -43,7 +43,7 @@ pub struct Params {
     /// What may change while it runs.
     pub tuning: Tuning,
     /// Whether this process decides about engines.
-    pub charge: Charge,
+    pub leadership: Leadership,
     /// Who is told what the planner orders.
     pub witness: Arc<dyn Witness>,
 }
@@ -200,7 +200,7 @@ impl Actor for Gpu {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.run_interval(PULSE, |gpu, ctx| {
-            if gpu.params.charge.is_held() {
+            if gpu.params.leadership.is_held() {
                 gpu.forget_orphans();
                 gpu.plan();
             }
@@ -264,7 +264,7 @@ impl Handler<Demand> for Gpu {
         let waits = matches!(claim.state, State::Waiting { .. });
         let is_news = self.seats.claim(&engine, claim, Instant::now().into_std());
         let is_due = waits && self.planned.elapsed() >= REPLAN;
-        if (is_news || is_due) && self.params.charge.is_held() {
+        if (is_news || is_due) && self.params.leadership.is_held() {
             self.plan();
         }
     }
@@ -301,7 +301,7 @@ impl Handler<Signal> for Gpu {
         self.vitals.handled();
         if let Some(engine) = self.engines.get(&signal.engine)
             && engine.generation == signal.generation
-            && self.params.charge.is_held()
+            && self.params.leadership.is_held()
         {
             // The task may have ended at this moment; then its last message is on the way.
             let _ = engine.orders.send(signal.what);
@@ -331,7 +331,7 @@ impl Handler<device::Reading> for Gpu {
         self.vitals.handled();
         self.seats.see(&reading, self.params.memory);
         self.reading = reading;
-        if self.params.charge.is_held() {
+        if self.params.leadership.is_held() {
             self.plan();
         }
     }

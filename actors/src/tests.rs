@@ -142,7 +142,7 @@ impl Node {
                 start_stall_timeout: DEADLINE,
                 ..gpu::Tuning::default()
             },
-            charge: crate::process::leadership::Charge::sole(),
+            leadership: crate::process::leadership::Leadership::sole(),
             witness: Arc::new(()),
         });
         let gpu = gpu.start();

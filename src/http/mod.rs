@@ -51,7 +51,7 @@ use actix_web::{
     web,
 };
 use arc_swap::ArcSwap;
-use kvwarden_actors::{Router, process::leadership::Charge};
+use kvwarden_actors::{Router, process::leadership::Leadership};
 use tokio::sync::watch;
 
 use crate::{config::Config, journal::events::EventLog, metrics::Metrics, serve::reload::Reloaded};
@@ -74,7 +74,7 @@ pub struct Shared {
     /// Cache partitions of tenants.
     pub salts: Salts,
     /// Whether this process still decides about engines.
-    pub charge: Charge,
+    pub leadership: Leadership,
     /// When this process began to serve.
     pub since: SystemTime,
     /// How the configuration was last read again, if it was.
@@ -93,14 +93,14 @@ impl Shared {
         router: Addr<Router>,
         metrics: Arc<Metrics>,
         events: Option<Arc<EventLog>>,
-        charge: Charge,
+        leadership: Leadership,
     ) -> Self {
         Self {
             router,
             metrics,
             events,
             salts: Salts::new(),
-            charge,
+            leadership,
             since: SystemTime::now(),
             reloaded: Mutex::default(),
             view: ArcSwap::from_pointee(View::new(config, None)),
@@ -216,7 +216,7 @@ pub async fn identify(
     request.headers_mut().insert(X_REQUEST_ID, id.clone());
     let shared = request.app_data::<web::Data<Arc<Shared>>>().cloned();
     let mut response = next.call(request).await?;
-    if shared.is_some_and(|shared| !shared.charge.is_held()) {
+    if shared.is_some_and(|shared| !shared.leadership.is_held()) {
         // The client's next connection reaches the process that serves now.
         let head = response.response_mut().head_mut();
         head.set_connection_type(ConnectionType::Close);

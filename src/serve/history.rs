@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, io, path::PathBuf, time::Duration};
 
 use actix::Addr;
-use kvwarden_actors::{Router, process::leadership::Charge};
+use kvwarden_actors::{Router, process::leadership::Leadership};
 use kvwarden_policy::residency::{Costs, Rate, Succession};
 use serde::{Deserialize, Serialize};
 
@@ -77,11 +77,11 @@ pub async fn save(router: &Addr<Router>, layout: &Layout) {
     }
 }
 
-/// Writes it now and then, for as long as it is polled and this process is in charge.
-pub async fn keep(router: Addr<Router>, layout: Layout, charge: Charge) {
+/// Writes it now and then, for as long as it is polled and this process leads.
+pub async fn keep(router: Addr<Router>, layout: Layout, leadership: Leadership) {
     loop {
         tokio::time::sleep(INTERVAL).await;
-        if charge.is_held() {
+        if leadership.is_held() {
             save(&router, &layout).await;
         }
     }

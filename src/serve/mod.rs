@@ -28,7 +28,7 @@ use kvwarden_actors::{
     engine::EngineKind,
     model::ModelState,
     process::{
-        leadership::{Charge, Lodged},
+        leadership::{InUse, Leadership},
         orphans::{self, Orphan},
     },
 };
@@ -78,12 +78,12 @@ async fn serve(
     takes_over: bool,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
-    let (told, lodged) = tokio::sync::watch::channel(None);
-    let (holdings, predecessor) = move_in(config, layout, takes_over, told).await?;
-    let (charge, mandate) = Charge::new(lodged);
+    let (in_use_sender, in_use) = tokio::sync::watch::channel(None);
+    let (holdings, predecessor) = move_in(config, layout, takes_over, in_use_sender).await?;
+    let (leadership, leadership_handle) = Leadership::new(in_use);
     let control = Arbiter::new();
     let configured = config.models.iter().map(|model| model.engine_name.clone());
-    let orphans = orphans::survey(&layout.run(), &configured.collect(), &charge).await?;
+    let orphans = orphans::survey(&layout.run(), &configured.collect(), &leadership).await?;
     let running: Vec<ModelId> = orphans.iter().map(Orphan::engine).collect();
     let metrics = Arc::new(Metrics::register());
     let events = open_events(config, &metrics)?;
@@ -95,14 +95,20 @@ async fn serve(
         layout,
         orphans,
         &control,
-        charge.clone(),
+        leadership.clone(),
         &witness,
         ledger,
     );
     let (actors, log) = (router.clone(), events.clone());
-    let shared = Arc::new(Shared::new(config, actors, metrics, log, charge.clone()));
-    let (dirs, in_use) = (layout.clone(), config.clone());
-    let reloader = Reloader::new(source, dirs, witness, shared.clone(), in_use);
+    let shared = Arc::new(Shared::new(
+        config,
+        actors,
+        metrics,
+        log,
+        leadership.clone(),
+    ));
+    let (dirs, running_config) = (layout.clone(), config.clone());
+    let reloader = Reloader::new(source, dirs, witness, shared.clone(), running_config);
     let reloader = web::Data::new(reloader);
     let listener = holdings.listener.try_clone()?;
     if let Some(predecessor) = predecessor {
@@ -116,11 +122,11 @@ async fn serve(
     tracing::info!(listen = %config.listen, models = config.models.len(), "serving");
 
     prepare::what_lacks(config, &router, &running, layout).await?;
-    let tasks = look_after(config, layout, &router, events.as_ref(), charge);
+    let tasks = look_after(config, layout, &router, events.as_ref(), leadership);
     let incumbent = Incumbent {
         holdings: &holdings,
         router: &router,
-        mandate: &mandate,
+        leadership: &leadership_handle,
         events: events.as_deref(),
         layout,
     };
@@ -152,10 +158,10 @@ fn look_after(
     layout: &Layout,
     router: &Addr<Router>,
     events: Option<&Arc<EventLog>>,
-    charge: Charge,
+    leadership: Leadership,
 ) -> Vec<JoinHandle<()>> {
     use actix_web::rt::spawn;
-    let remembering = history::keep(router.clone(), layout.clone(), charge);
+    let remembering = history::keep(router.clone(), layout.clone(), leadership);
     let describing = events.map(|events| observer::describe(router.clone(), events.clone()));
     let mut tasks = vec![
         spawn(remembering),
@@ -191,7 +197,7 @@ async fn move_in(
     config: &Config,
     layout: &Layout,
     takes_over: bool,
-    told: tokio::sync::watch::Sender<Lodged>,
+    in_use: tokio::sync::watch::Sender<InUse>,
 ) -> anyhow::Result<(Holdings, Option<Predecessor>)> {
     let Some(lock) = lock(layout)? else {
         anyhow::ensure!(
@@ -200,7 +206,7 @@ async fn move_in(
              or give this one its own with KVWARDEN_STATE_DIR",
             layout.state.display()
         );
-        let (holdings, predecessor) = successor::take(layout, config.listen, told).await?;
+        let (holdings, predecessor) = successor::take(layout, config.listen, in_use).await?;
         return Ok((holdings, Some(predecessor)));
     };
     let listener = http::socket::bind(config.listen).with_context(|| {

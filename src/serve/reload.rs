@@ -155,7 +155,7 @@ impl Reloader {
         }
         let router = &self.shared.router;
         let state: RouterState = router.send(Snapshot::default()).await.map_err(failed)?;
-        if state.is_draining || !self.shared.charge.is_held() {
+        if state.is_draining || !self.shared.leadership.is_held() {
             return Err(ReloadError::Draining);
         }
         let (source, layout, listen) = (self.source.clone(), self.layout.clone(), running.listen);

@@ -9,7 +9,7 @@ use kvwarden_actors::{
     Gpu, Ledger, Router, Witness,
     gpu::{self, Tuning},
     model::{self, EngineParams},
-    process::{leadership::Charge, orphans::Orphan},
+    process::{leadership::Leadership, orphans::Orphan},
     protocol::Enroll,
     router::Unnamed,
     tenant,
@@ -35,7 +35,7 @@ pub fn start(
     layout: &Layout,
     orphans: Vec<Orphan>,
     control: &Arbiter,
-    charge: Charge,
+    leadership: Leadership,
     witness: &Arc<dyn Witness>,
     ledger: Arc<dyn Ledger>,
 ) -> Addr<Router> {
@@ -46,7 +46,7 @@ pub fn start(
         log_dir: layout.logs(),
         memory: config.gpu_memory,
         tuning: tuning(config),
-        charge,
+        leadership,
         witness: witness.clone(),
     };
     let mut memory = Memory::load(layout);

@@ -13,7 +13,7 @@ use std::{
 use tokio::task::JoinHandle;
 
 use super::{EngineKind, Launch};
-use crate::process::leadership::Charge;
+use crate::process::leadership::Leadership;
 
 const INTERVAL: Duration = Duration::from_secs(10);
 /// Files removed in one pass at most, which also bounds what a pass remembers.
@@ -35,13 +35,13 @@ struct Pass {
 
 impl Collector {
     /// None where the engine has no such tier.
-    pub(crate) fn of(launch: &Launch, charge: &Charge) -> Option<Self> {
+    pub(crate) fn of(launch: &Launch, leadership: &Leadership) -> Option<Self> {
         let budget = launch.flags.kv_ssd_bytes?;
         (launch.kind == EngineKind::Vllm).then(|| {
             Self(actix::spawn(collect(
                 launch.kv_dir.clone(),
                 budget,
-                charge.clone(),
+                leadership.clone(),
             )))
         })
     }
@@ -53,11 +53,11 @@ impl Drop for Collector {
     }
 }
 
-async fn collect(dir: PathBuf, budget: u64, charge: Charge) {
+async fn collect(dir: PathBuf, budget: u64, leadership: Leadership) {
     let mut interval = tokio::time::interval(INTERVAL);
     loop {
         interval.tick().await;
-        if !charge.is_held() {
+        if !leadership.is_held() {
             continue;
         }
         let root = dir.clone();

@@ -23,16 +23,17 @@ pub struct Handover {
     pub devices: Vec<DeviceId>,
     /// Bytes it is charged for on each of them while it serves.
     pub bytes: u64,
-    /// Whether it can be used.
-    pub standing: Standing,
+    /// Whether it can be used. Files call it as versions before this one did.
+    #[serde(rename = "standing")]
+    pub state: HandoverState,
     /// Where and how it answers.
     pub endpoint: Endpoint,
 }
 
-/// How far an engine's life has got, as far as that matters to its heir.
+/// How far an engine has got, as far as that matters to whoever adopts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Standing {
+pub enum HandoverState {
     /// It has not proved itself yet.
     Starting,
     /// It serves.
@@ -58,9 +59,9 @@ impl Handover {
 
     /// Bytes it holds on each of its devices.
     pub(super) fn held(&self) -> u64 {
-        match self.standing {
-            Standing::Asleep { bytes, .. } => bytes,
-            Standing::Starting | Standing::Serving | Standing::Away => self.bytes,
+        match self.state {
+            HandoverState::Asleep { bytes, .. } => bytes,
+            HandoverState::Starting | HandoverState::Serving | HandoverState::Away => self.bytes,
         }
     }
 

@@ -1,39 +1,39 @@
 //! Who decides about engines while one kvwarden takes over from another.
 //!
-//! At any moment one process is in charge. The one that gave its charge away looks on: its streams go
-//! on, but it plans, starts, changes, stops and writes down nothing. The one that was given it finds
-//! guests: requests that its predecessor still runs on engines. Whatever would end an engine waits
-//! until its guests have left.
+//! At any moment one process leads. The one that gave its leadership away looks on: its streams go on,
+//! but it plans, starts, changes, stops and writes down nothing. The one that leads now finds engines
+//! in use: its predecessor still runs requests on them. Whatever would end such an engine waits until
+//! those requests have ended.
 
 use std::collections::BTreeSet;
 
 use kvwarden_policy::ModelId;
 use tokio::sync::watch;
 
-/// Engines with guests; none as long as nobody said.
-pub type Lodged = Option<BTreeSet<ModelId>>;
+/// Engines that the predecessor still runs requests on; none as long as it has not said.
+pub type InUse = Option<BTreeSet<ModelId>>;
 
-/// The charge of the engines, as those see it who act on them.
+/// The leadership over the engines, as those see it who act on them.
 #[derive(Clone, Debug)]
-pub struct Charge {
+pub struct Leadership {
     is_held: watch::Receiver<bool>,
-    lodged: watch::Receiver<Lodged>,
+    in_use: watch::Receiver<InUse>,
 }
 
-/// Takes the charge from this process and gives it back.
+/// Takes the leadership from this process and gives it back.
 #[derive(Debug)]
-pub struct Mandate(watch::Sender<bool>);
+pub struct LeadershipHandle(watch::Sender<bool>);
 
-// === impl Charge ===
+// === impl Leadership ===
 
-impl Charge {
-    /// Of a process that has it, and that a predecessor's guests are told of through `lodged`. They
-    /// have left when its sender is gone.
+impl Leadership {
+    /// Of a process that leads. `in_use` says which engines its predecessor still uses; once the
+    /// sender is dropped, it uses none.
     #[must_use]
-    pub fn new(lodged: watch::Receiver<Lodged>) -> (Self, Mandate) {
-        let mandate = watch::Sender::new(true);
-        let is_held = mandate.subscribe();
-        (Self { is_held, lodged }, Mandate(mandate))
+    pub fn new(in_use: watch::Receiver<InUse>) -> (Self, LeadershipHandle) {
+        let handle = watch::Sender::new(true);
+        let is_held = handle.subscribe();
+        (Self { is_held, in_use }, LeadershipHandle(handle))
     }
 
     /// Of a process that has no predecessor and will have no successor.
@@ -51,23 +51,25 @@ impl Charge {
 
     /// Whether the predecessor still uses an engine.
     #[must_use]
-    pub fn has_guests(&self, engine: &ModelId) -> bool {
+    pub fn is_in_use(&self, engine: &ModelId) -> bool {
         // The sender is gone with the predecessor.
-        self.lodged.has_changed().is_ok() && lodges(&self.lodged.borrow(), engine)
+        self.in_use.has_changed().is_ok() && includes(&self.in_use.borrow(), engine)
     }
 
-    /// Comes back once an engine has no guests.
-    pub async fn vacated(&self, engine: &ModelId) {
-        let mut lodged = self.lodged.clone();
-        if self.has_guests(engine) {
+    /// Waits until the predecessor uses an engine no more.
+    pub async fn until_unused(&self, engine: &ModelId) {
+        let mut in_use = self.in_use.clone();
+        if self.is_in_use(engine) {
             tracing::info!(%engine, "waits for requests of the kvwarden before this one");
         }
         // An error says that the predecessor is gone.
-        let _ = lodged.wait_for(|lodged| !lodges(lodged, engine)).await;
+        let _ = in_use.wait_for(|in_use| !includes(in_use, engine)).await;
     }
 }
 
-impl Mandate {
+// === impl LeadershipHandle ===
+
+impl LeadershipHandle {
     /// From now on this process looks on.
     pub fn give_up(&self) {
         self.0.send_replace(false);
@@ -79,8 +81,8 @@ impl Mandate {
     }
 }
 
-fn lodges(lodged: &Lodged, engine: &ModelId) -> bool {
-    lodged.as_ref().is_none_or(|all| all.contains(engine))
+fn includes(in_use: &InUse, engine: &ModelId) -> bool {
+    in_use.as_ref().is_none_or(|all| all.contains(engine))
 }
 
 #[cfg(test)]
@@ -88,27 +90,27 @@ mod tests {
     use super::*;
 
     #[actix_rt::test]
-    async fn engine_is_vacated_when_its_guests_left_or_their_process_ended() {
-        let (tell, lodged) = watch::channel(None);
-        let (charge, _mandate) = Charge::new(lodged);
+    async fn engine_is_unused_when_its_requests_ended_or_their_process_did() {
+        let (tell, in_use) = watch::channel(None);
+        let (leadership, _handle) = Leadership::new(in_use);
         let (a, b) = (ModelId::from("a"), ModelId::from("b"));
-        assert!(charge.has_guests(&a), "before anything is known");
+        assert!(leadership.is_in_use(&a), "before anything is known");
         tell.send_replace(Some(BTreeSet::from([b.clone()])));
-        charge.vacated(&a).await;
-        assert!(charge.has_guests(&b));
+        leadership.until_unused(&a).await;
+        assert!(leadership.is_in_use(&b));
         drop(tell);
-        charge.vacated(&b).await;
-        assert!(!charge.has_guests(&b));
+        leadership.until_unused(&b).await;
+        assert!(!leadership.is_in_use(&b));
     }
 
     #[test]
-    fn charge_is_given_up_and_taken_back() {
-        let (charge, mandate) = Charge::new(watch::channel(None).1);
-        assert!(charge.is_held());
-        mandate.give_up();
-        assert!(!charge.is_held());
-        mandate.take_back();
-        assert!(charge.is_held());
-        assert!(!Charge::sole().has_guests(&"a".into()));
+    fn leadership_is_given_up_and_taken_back() {
+        let (leadership, handle) = Leadership::new(watch::channel(None).1);
+        assert!(leadership.is_held());
+        handle.give_up();
+        assert!(!leadership.is_held());
+        handle.take_back();
+        assert!(leadership.is_held());
+        assert!(!Leadership::sole().is_in_use(&"a".into()));
     }
 }

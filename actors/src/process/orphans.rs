@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use super::{
     child::{Child, read_record},
     handover::Handover,
-    leadership::Charge,
+    leadership::Leadership,
     shim::ShimRecord,
     tree,
 };
@@ -36,22 +36,22 @@ pub struct Orphan {
     pub(crate) path: PathBuf,
     pub(crate) record: ShimRecord,
     pub(crate) handover: Option<Handover>,
-    pub(crate) charge: Charge,
+    pub(crate) leadership: Leadership,
 }
 
 /// Ends what is not wanted and returns what may be adopted: of each of the `configured` engines the
-/// newest that lives. The caller must be in charge of this directory.
+/// newest that lives. The caller must lead in this directory.
 ///
 /// # Errors
 /// The directory can't be read.
 pub async fn survey(
     run_dir: &Path,
     configured: &BTreeSet<ModelId>,
-    charge: &Charge,
+    leadership: &Leadership,
 ) -> io::Result<Vec<Orphan>> {
     let mut heirs = BTreeMap::new();
     let (mut dead, mut surplus) = (Vec::new(), Vec::new());
-    for orphan in read_all(run_dir, charge)? {
+    for orphan in read_all(run_dir, leadership)? {
         if !orphan.is_alive() {
             dead.push(orphan);
         } else if configured.contains(&orphan.engine()) {
@@ -105,7 +105,7 @@ pub fn inspect(run_dir: &Path) -> io::Result<()> {
 }
 
 /// Every record there is, the oldest start first.
-fn read_all(run_dir: &Path, charge: &Charge) -> io::Result<Vec<Orphan>> {
+fn read_all(run_dir: &Path, leadership: &Leadership) -> io::Result<Vec<Orphan>> {
     let records = fs::read_dir(run_dir)?.flatten().filter_map(|entry| {
         let path = entry.path();
         let is_record = path.extension().is_some_and(|ext| ext == "json");
@@ -115,7 +115,7 @@ fn read_all(run_dir: &Path, charge: &Charge) -> io::Result<Vec<Orphan>> {
             path,
             record,
             handover,
-            charge: charge.clone(),
+            leadership: leadership.clone(),
         })
     });
     let mut all: Vec<Orphan> = records.collect();
@@ -150,11 +150,11 @@ impl Orphan {
         self.record.shim.is_alive()
     }
 
-    /// Stops the engine once it has no guests, or what is left of it if its shim is gone.
+    /// Stops the engine once no predecessor uses it, or what is left of it if its shim is gone.
     pub(crate) async fn end(self) {
         match Child::adopt(&self.path, self.record.clone()).await {
             Ok(mut child) => {
-                self.charge.vacated(&self.engine()).await;
+                self.leadership.until_unused(&self.engine()).await;
                 child.stop(GRACE);
                 while child.next_event().await.is_some() {}
             }
@@ -218,7 +218,12 @@ mod tests {
         let path = record(dir.path(), "a", gone);
         fs::write(dir.path().join("b.handover"), "of nobody").unwrap();
         let reaper = std::thread::spawn(move || left.wait().unwrap());
-        let found = survey(dir.path(), &BTreeSet::from(["m".into()]), &Charge::sole()).await;
+        let found = survey(
+            dir.path(),
+            &BTreeSet::from(["m".into()]),
+            &Leadership::sole(),
+        )
+        .await;
         assert_eq!(found.unwrap().len(), 0);
         assert!(!reaper.join().unwrap().success());
         assert!(!path.exists());
@@ -230,7 +235,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let own = ProcessId::of(std::process::id().try_into().unwrap()).unwrap();
         let path = record(dir.path(), "c", own);
-        let found = survey(dir.path(), &BTreeSet::from(["m".into()]), &Charge::sole()).await;
+        let found = survey(
+            dir.path(),
+            &BTreeSet::from(["m".into()]),
+            &Leadership::sole(),
+        )
+        .await;
         let found = found.unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].generation(), Generation(3));

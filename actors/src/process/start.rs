@@ -6,7 +6,7 @@ use kvwarden_policy::{failure::FailureClass, lifecycle::Rungs};
 
 use super::{
     child::Child,
-    handover::{Handover, Standing},
+    handover::{Handover, HandoverState},
     orphans::{self, Orphan},
     shim::ShimSpec,
     task::{End, Run},
@@ -44,7 +44,7 @@ impl Run {
             fingerprint: launch.fingerprint(),
             devices: self.spawn.devices.clone(),
             bytes: self.bytes,
-            standing: Standing::Starting,
+            state: HandoverState::Starting,
             endpoint: Endpoint {
                 model: self.spawn.engine.clone(),
                 kind: launch.kind,
@@ -56,7 +56,8 @@ impl Run {
                 canary: None,
             },
         };
-        self.note(&record, &mut handover, Standing::Starting).await;
+        self.note(&record, &mut handover, HandoverState::Starting)
+            .await;
         match Child::start(&self.params.shim, spec).await {
             Ok(child) => Ok(Ward {
                 child,
@@ -74,7 +75,7 @@ impl Run {
     /// Takes over the engine of an earlier kvwarden, or ends it.
     pub(super) async fn adopt(&self, orphan: &Orphan, launch: &Launch) -> Result<Ward, End> {
         let fits = |handover: &Handover| {
-            handover.standing != Standing::Away && handover.fingerprint == launch.fingerprint()
+            handover.state != HandoverState::Away && handover.fingerprint == launch.fingerprint()
         };
         let Some(mut handover) = orphan.handover.clone().filter(fits) else {
             orphan.clone().end().await;
@@ -100,9 +101,9 @@ impl Run {
     }
 
     /// Writes down what an heir would need, if engines outlive us at all.
-    pub(super) async fn note(&self, record: &Path, handover: &mut Handover, standing: Standing) {
-        handover.standing = standing;
-        if !self.params.tuning.orphan_grace.is_zero() && self.params.charge.is_held() {
+    pub(super) async fn note(&self, record: &Path, handover: &mut Handover, state: HandoverState) {
+        handover.state = state;
+        if !self.params.tuning.orphan_grace.is_zero() && self.params.leadership.is_held() {
             handover.write(record).await;
         }
     }

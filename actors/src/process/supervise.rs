@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::{
     child::Child,
-    handover::{Handover, Standing},
+    handover::{Handover, HandoverState},
     start::Ward,
     task::{End, Run, probe, still_sleeps},
 };
@@ -83,7 +83,7 @@ impl Run {
                     (Some(end), None) => return end,
                 },
                 done = done(&mut life.work), if goes_on => life.came(done).await,
-                end = &mut overdue, if is_starting && self.is_in_charge() => {
+                end = &mut overdue, if is_starting && self.is_leader() => {
                     // It may be somebody else's to end by now.
                     overdue.set(self.overdue(child.shim(), launch));
                     Some(end)
@@ -96,7 +96,7 @@ impl Run {
             if let Some(end) = end {
                 life.work = None;
                 // Somebody else's to end; what comes of it we hear from its shim.
-                if self.is_in_charge() {
+                if self.is_leader() {
                     child.stop(end.grace(launch));
                     cause = Some(end);
                 }
@@ -127,16 +127,16 @@ impl<'a> Life<'a> {
             endpoint: endpoint.clone(),
             work: None,
         };
-        match life.handover.standing {
-            Standing::Starting => {
+        match life.handover.state {
+            HandoverState::Starting => {
                 let endpoint = Endpoint::clone(&endpoint);
                 life.work = Some(Box::pin(run.prove(endpoint, launch)));
             }
-            Standing::Serving | Standing::Away => {
+            HandoverState::Serving | HandoverState::Away => {
                 let token = life.token.clone();
                 life.work = Some(Box::pin(run.still_works(endpoint, token, launch)));
             }
-            Standing::Asleep { rung, .. } => {
+            HandoverState::Asleep { rung, .. } => {
                 life.work = Some(Box::pin(still_sleeps(endpoint, rung)));
             }
         }
@@ -150,7 +150,7 @@ impl<'a> Life<'a> {
                 self.stage = Stage::Serving;
                 self.endpoint = Arc::new(proved);
                 self.handover.endpoint = Endpoint::clone(&self.endpoint);
-                self.note(Standing::Serving).await;
+                self.note(HandoverState::Serving).await;
                 self.run.tell(News::Ready(self.endpoint.clone()));
                 None
             }
@@ -163,8 +163,8 @@ impl<'a> Life<'a> {
             Done::Proved(Err(reason)) => Some(End::new(FailureClass::Canary, reason)),
             Done::Shifted(what, news) => {
                 let whole = self.handover.bytes;
-                if let Some(standing) = self.run.standing_after(what, &news, whole) {
-                    self.note(standing).await;
+                if let Some(state) = self.run.state_after(what, &news, whole) {
+                    self.note(state).await;
                 }
                 self.run.tell(news);
                 None
@@ -192,7 +192,7 @@ impl<'a> Life<'a> {
             return;
         }
         if !is_probe {
-            self.note(Standing::Away).await;
+            self.note(HandoverState::Away).await;
         }
         self.work = Some(self.work_of(order));
     }
@@ -205,7 +205,7 @@ impl<'a> Life<'a> {
             (Some(Order::Shift(what)), _) => {
                 let shifter = run.shifter(endpoint, &self.token);
                 Box::pin(async move {
-                    run.params.charge.vacated(&run.spawn.engine).await;
+                    run.params.leadership.until_unused(&run.spawn.engine).await;
                     Done::Shifted(what, shifter.shift(what).await)
                 })
             }
@@ -219,9 +219,7 @@ impl<'a> Life<'a> {
         }
     }
 
-    async fn note(&mut self, standing: Standing) {
-        self.run
-            .note(&self.record, &mut self.handover, standing)
-            .await;
+    async fn note(&mut self, state: HandoverState) {
+        self.run.note(&self.record, &mut self.handover, state).await;
     }
 }

@@ -12,7 +12,7 @@ use kvwarden_policy::{
 
 use super::{
     attached,
-    handover::Standing,
+    handover::HandoverState,
     orphans::{self, Orphan},
     shim::ShimEvent,
     startup,
@@ -140,7 +140,7 @@ impl Run {
             let reason = format!("cannot make {}: {error}", launch.kv_dir.display());
             return End::new(FailureClass::NotInstalled, reason);
         }
-        let _collector = Collector::of(launch, &self.params.charge);
+        let _collector = Collector::of(launch, &self.params.leadership);
         let ward = match &self.orphan {
             Some(orphan) if orphan.generation() == self.spawn.generation => {
                 self.adopt(orphan, launch).await
@@ -155,7 +155,7 @@ impl Run {
             Ok(ward) => {
                 let record = ward.record.clone();
                 let end = self.follow(ward, launch, orders).await;
-                if self.is_in_charge() {
+                if self.is_leader() {
                     orphans::forget(&record);
                 }
                 end
@@ -185,8 +185,8 @@ impl Run {
         }
     }
 
-    pub(super) fn is_in_charge(&self) -> bool {
-        self.params.charge.is_held()
+    pub(super) fn is_leader(&self) -> bool {
+        self.params.leadership.is_held()
     }
 
     /// How the engine ended, if that is what its shim says.
@@ -251,7 +251,7 @@ impl Run {
         }))
     }
 
-    /// An engine that served before proves that it still does. Of one that serves guests no token is
+    /// An engine that served before proves that it still does. Of one that a predecessor uses no token is
     /// asked: it may have no slot free for it.
     pub(super) async fn still_works(
         &self,
@@ -259,7 +259,7 @@ impl Run {
         token: String,
         launch: &Launch,
     ) -> Done {
-        let works = if self.params.charge.has_guests(&self.spawn.engine) {
+        let works = if self.params.leadership.is_in_use(&self.spawn.engine) {
             Probe::new(&endpoint).lists_models().await
         } else {
             at_most_slow(&endpoint, &token, launch, STILL_WORKS).await
@@ -277,16 +277,21 @@ impl Run {
 
     /// Where an engine that holds `whole` while it serves stands for its heir once it was told to
     /// change; none if that is uncertain.
-    pub(super) fn standing_after(&self, what: Shift, news: &News, whole: u64) -> Option<Standing> {
+    pub(super) fn state_after(
+        &self,
+        what: Shift,
+        news: &News,
+        whole: u64,
+    ) -> Option<HandoverState> {
         match (what, news) {
             (Shift::Demote { to, .. }, News::Demoted) => {
                 let freed = Needs::of(&self.spawn.spec).freed(Rung::Ready, to);
-                Some(Standing::Asleep {
+                Some(HandoverState::Asleep {
                     rung: to,
                     bytes: whole.saturating_sub(freed),
                 })
             }
-            (Shift::Verify, News::Verified) => Some(Standing::Serving),
+            (Shift::Verify, News::Verified) => Some(HandoverState::Serving),
             (Shift::Demote { .. } | Shift::Wake { .. } | Shift::Verify, _) => None,
         }
     }

@@ -81,7 +81,7 @@ fn admit(request: &HttpRequest, shared: &Shared, name: String) -> Result<String,
 fn is_operator(request: &HttpRequest, shared: &Shared) -> Result<(), Failure> {
     let view = shared.view();
     view.identity.operator(request)?;
-    if !shared.charge.is_held() {
+    if !shared.leadership.is_held() {
         return Err(Refusal::Draining.into());
     }
     // Where no key is asked for, a page in a browser on this machine could send this; it can't set

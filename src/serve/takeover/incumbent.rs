@@ -9,7 +9,7 @@ use std::{
 };
 
 use actix::Addr;
-use kvwarden_actors::{Router, model::ModelState, process::leadership::Mandate};
+use kvwarden_actors::{Router, model::ModelState, process::leadership::LeadershipHandle};
 use kvwarden_policy::ModelId;
 use nix::{
     sys::signal::{Signal, kill},
@@ -64,8 +64,8 @@ pub struct Incumbent<'a> {
     pub holdings: &'a Holdings,
     /// The actors.
     pub router: &'a Addr<Router>,
-    /// What takes the charge of engines from them.
-    pub mandate: &'a Mandate,
+    /// What takes the leadership over engines from them.
+    pub leadership: &'a LeadershipHandle,
     /// What is not written to any more.
     pub events: Option<&'a EventLog>,
     /// Where state is written for the last time.
@@ -81,7 +81,7 @@ pub struct Heir {
 
 /// While it exists, this process looks on; dropped, it decides again.
 struct Resigned<'a> {
-    mandate: Option<&'a Mandate>,
+    leadership: Option<&'a LeadershipHandle>,
     silence: Option<Hold>,
 }
 
@@ -141,7 +141,7 @@ impl Incumbent<'_> {
         // Before the farewell, since what the successor itself says counts only after it.
         systemd::main_pid(channel.peer());
         channel.say(&Reply::Farewell).await?;
-        resigned.mandate = None;
+        resigned.leadership = None;
         Ok(Heir {
             channel,
             told: None,
@@ -213,9 +213,9 @@ impl Incumbent<'_> {
     }
 
     fn look_on(&self) -> Resigned<'_> {
-        self.mandate.give_up();
+        self.leadership.give_up();
         Resigned {
-            mandate: Some(self.mandate),
+            leadership: Some(self.leadership),
             silence: None,
         }
     }
@@ -245,8 +245,8 @@ async fn tell(
 
 impl Drop for Resigned<'_> {
     fn drop(&mut self) {
-        if let Some(mandate) = self.mandate {
-            mandate.take_back();
+        if let Some(leadership) = self.leadership {
+            leadership.take_back();
         }
     }
 }

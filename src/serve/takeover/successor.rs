@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use kvwarden_actors::process::{leadership::Lodged, orphans};
+use kvwarden_actors::process::{leadership::InUse, orphans};
 use tokio::{
     process::Command,
     sync::watch,
@@ -34,7 +34,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// The kvwarden that serves until now.
 pub struct Predecessor {
     channel: Channel,
-    lodged: watch::Sender<Lodged>,
+    in_use: watch::Sender<InUse>,
 }
 
 /// Takes over what the one that serves holds. Nothing of it changes before this returns.
@@ -44,7 +44,7 @@ pub struct Predecessor {
 pub async fn take(
     layout: &Layout,
     listen: SocketAddr,
-    lodged: watch::Sender<Lodged>,
+    in_use: watch::Sender<InUse>,
 ) -> Result<(Holdings, Predecessor), TakeoverError> {
     let channel = connect(layout).await?;
     channel
@@ -67,7 +67,7 @@ pub async fn take(
     channel.say(&Request::Take).await?;
     loop {
         match channel.hear(ANSWER).await? {
-            Reply::Yours => return Ok((holdings, Predecessor { channel, lodged })),
+            Reply::Yours => return Ok((holdings, Predecessor { channel, in_use })),
             Reply::Wait { reason } => tracing::info!(reason, "waiting to take over"),
             Reply::Refused { reason } => return Err(TakeoverError::Refused(reason)),
             other @ (Reply::Offer { .. } | Reply::Farewell | Reply::Using { .. }) => {
@@ -118,24 +118,24 @@ impl Predecessor {
     /// # Errors
     /// It did not, so it goes on serving and this process must not.
     pub async fn relieve(self) -> Result<(), TakeoverError> {
-        let Self { channel, lodged } = self;
+        let Self { channel, in_use } = self;
         channel.say(&Request::Serving).await?;
         let last: Reply = channel.hear(ANSWER).await?;
         if last != Reply::Farewell {
             return Err(unexpected(&last));
         }
         // Ends when the predecessor does, or with this process.
-        drop(actix_web::rt::spawn(listen_to(channel, lodged)));
+        drop(actix_web::rt::spawn(listen_to(channel, in_use)));
         Ok(())
     }
 }
 
 /// Passes on which engines the predecessor uses, until it is gone.
-async fn listen_to(channel: Channel, lodged: watch::Sender<Lodged>) {
+async fn listen_to(channel: Channel, in_use: watch::Sender<InUse>) {
     while let Ok(Reply::Using { engines }) = channel.hear(Duration::MAX).await {
-        lodged.send_replace(Some(engines));
+        in_use.send_replace(Some(engines));
     }
-    lodged.send_replace(Some(BTreeSet::new()));
+    in_use.send_replace(Some(BTreeSet::new()));
     tracing::info!("the kvwarden before this one has ended");
 }
 

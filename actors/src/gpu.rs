@@ -17,8 +17,8 @@ use crate::{
     PULSE, Router, Vitals, Witness, device,
     process::{leadership::Leadership, orphans::Orphan, task},
     protocol::{
-        Delist, Demand, EngineGone, Enlist, Grant, Order, Pulse, Reclaim, Signal, Snapshot, Spawn,
-        Tune,
+        Delist, Demand, EngineGone, Enlist, Grant, Order, Pulse, Reclaim, SetTuning, Signal,
+        Snapshot, Spawn,
     },
 };
 
@@ -245,10 +245,10 @@ impl Handler<Delist> for Gpu {
     }
 }
 
-impl Handler<Tune> for Gpu {
+impl Handler<SetTuning> for Gpu {
     type Result = ();
 
-    fn handle(&mut self, Tune(tuning): Tune, _: &mut Context<Self>) {
+    fn handle(&mut self, SetTuning(tuning): SetTuning, _: &mut Context<Self>) {
         self.vitals.handled();
         self.params.tuning = tuning;
         self.seats.tune(tuning.residency);

@@ -359,7 +359,7 @@ impl Wish {
 /// configuration is read again. Who was there and is not in it leaves.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Enroll {
+pub struct Configure {
     /// The tenants that it names.
     pub tenants: Vec<(TenantId, tenant::Limits)>,
     /// All others.
@@ -371,22 +371,22 @@ pub struct Enroll {
 /// Router -> Tenant: what you may use from now on.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Entitle(pub tenant::Entitlement);
+pub struct SetLimits(pub tenant::Params);
 
 /// Router -> Model: what a tenant may use from now on; what waits of it waits by that.
 #[derive(Message, Clone)]
 #[rtype(result = "()")]
-pub struct Reshare {
+pub struct UpdateShare {
     /// Whose.
     pub tenant: TenantId,
     /// What it may use.
-    pub entitlement: tenant::Entitlement,
+    pub params: tenant::Params,
 }
 
 /// Router -> Model: what the configuration says of you now.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Adjust(pub model::Params);
+pub struct Reconfigure(pub model::Params);
 
 /// Router -> Model: the configuration has you no more. Serve whom you let in, then depart.
 #[derive(Message)]
@@ -406,7 +406,7 @@ pub struct Delist(pub ModelId);
 /// serve -> Gpu: how to run engines from now on; each one from its next start.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Tune(pub gpu::Tuning);
+pub struct SetTuning(pub gpu::Tuning);
 
 /// serve -> Model: how far the installation of an engine and its weights got.
 #[derive(Message)]

@@ -1,7 +1,7 @@
 //! The router: knows who is there and forwards. It decides nothing about a request but whether
-//! its model exists. Who is there at all is said by the configuration ([`enroll`]).
+//! its model exists. Who is there at all is said by the configuration ([`configure`]).
 
-mod enroll;
+mod configure;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -96,13 +96,13 @@ impl Router {
         } else {
             TenantId::from(OTHERS)
         };
-        let entitlement = self.entitlement(&id);
+        let params = self.tenant_params(&id);
         let router = ctx.address().downgrade();
         let ledger = self.ledger.clone();
         let tenant = self
             .tenants
             .entry(id)
-            .or_insert_with_key(|id| Tenant::new(id.clone(), entitlement, router, ledger).start());
+            .or_insert_with_key(|id| Tenant::new(id.clone(), params, router, ledger).start());
         tenant.clone()
     }
 

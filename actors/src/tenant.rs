@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::{
     Held, Ledger, PULSE, Refusal, Reservation, Router, Ticket, Vitals,
-    protocol::{Entitle, Pulse, Reserve, Reserved, Retire, Settle, Snapshot},
+    protocol::{Pulse, Reserve, Reserved, Retire, SetLimits, Settle, Snapshot},
     router::OTHERS,
     ticket::RateLimits,
 };
@@ -91,14 +91,14 @@ impl Limits {
 
 /// What a tenant may use, and by what right.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entitlement {
+pub struct Params {
     /// What it may use.
     pub limits: Limits,
     /// The configuration names it; otherwise it is forgotten when its requests stop.
     pub is_named: bool,
 }
 
-impl Entitlement {
+impl Params {
     /// What a request of that tenant and tier is entitled to in front of an engine.
     pub(crate) fn share(&self, tenant: &TenantId, tier: Tier) -> Share {
         let alone = if self.is_named {
@@ -113,7 +113,7 @@ impl Entitlement {
 /// One tenant.
 pub struct Tenant {
     id: TenantId,
-    entitlement: Entitlement,
+    params: Params,
     is_retiring: bool,
     requests: Option<TokenBucket>,
     tokens: Option<TokenBucket>,
@@ -155,13 +155,13 @@ impl Tenant {
     #[must_use]
     pub fn new(
         id: TenantId,
-        entitlement: Entitlement,
+        params: Params,
         router: WeakAddr<Router>,
         ledger: Arc<dyn Ledger>,
     ) -> Self {
         let mut tenant = Self {
             id,
-            entitlement,
+            params,
             is_retiring: false,
             requests: None,
             tokens: None,
@@ -187,7 +187,7 @@ impl Tenant {
             tokens_per_minute,
             tokens_per_day,
             ..
-        } = self.entitlement.limits;
+        } = self.params.limits;
         let requests = requests.map(|(rate, burst)| (rate.into(), burst.into()));
         resize(&mut self.requests, requests);
         resize(&mut self.tokens, tokens_per_minute.map(|rate| (rate, rate)));
@@ -204,7 +204,7 @@ impl Tenant {
     /// Holds `wanted` tokens and one request against the limits, or says which of them is reached.
     fn check(&mut self, wanted: u64, now: Instant) -> Result<(), Refusal> {
         let now = now.into_std();
-        if let Some(limit) = self.entitlement.limits.concurrency
+        if let Some(limit) = self.params.limits.concurrency
             && self.in_flight >= limit
         {
             return Err(Refusal::Concurrency { limit });
@@ -295,7 +295,7 @@ impl Tenant {
         };
         self.in_flight += 1;
         self.admitted += 1;
-        ticket.share = self.entitlement.share(&self.id, ticket.terms.tier);
+        ticket.share = self.params.share(&self.id, ticket.terms.tier);
         let size = ticket.size;
         let day = self.day.as_ref().map(DailyQuota::today).unwrap_or_default();
         ticket.hold(Reservation {
@@ -388,7 +388,7 @@ impl Handler<Pulse> for Tenant {
     fn handle(&mut self, Pulse(sent): Pulse, _: &mut Context<Self>) {
         self.vitals.pulse(sent);
         let is_idle = self.in_flight == 0 && self.last_seen.elapsed() >= FORGET_AFTER;
-        if !self.entitlement.is_named
+        if !self.params.is_named
             && !self.is_retiring
             && is_idle
             && self.owes_nothing()
@@ -400,12 +400,12 @@ impl Handler<Pulse> for Tenant {
     }
 }
 
-impl Handler<Entitle> for Tenant {
+impl Handler<SetLimits> for Tenant {
     type Result = ();
 
-    fn handle(&mut self, Entitle(entitlement): Entitle, _: &mut Context<Self>) {
+    fn handle(&mut self, SetLimits(params): SetLimits, _: &mut Context<Self>) {
         self.vitals.handled();
-        self.entitlement = entitlement;
+        self.params = params;
         self.is_retiring = false;
         self.resize();
     }
@@ -425,7 +425,7 @@ impl Handler<Snapshot<TenantState>> for Tenant {
     fn handle(&mut self, _: Snapshot<TenantState>, _: &mut Context<Self>) -> Self::Result {
         MessageResult(TenantState {
             id: self.id.clone(),
-            is_named: self.entitlement.is_named,
+            is_named: self.params.is_named,
             in_flight: self.in_flight,
             admitted: self.admitted,
             refused: self.refused,

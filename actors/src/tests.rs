@@ -28,7 +28,9 @@ use crate::{
     engine::{Attached, EngineKind, EngineSpec},
     gpu,
     model::{self, EngineParams, ModelState},
-    protocol::{Admit, Drain, EngineNews, Enroll, News, Preparation, Prepared, Roster, Snapshot},
+    protocol::{
+        Admit, Configure, Drain, EngineNews, News, Preparation, Prepared, Roster, Snapshot,
+    },
     router::{OTHERS, Unnamed},
     tenant::{self, TenantState},
 };
@@ -80,8 +82,8 @@ impl Default for Setup {
 
 impl Setup {
     /// One named tenant `t` and that model.
-    fn enroll(&self) -> Enroll {
-        Enroll {
+    fn configure(&self) -> Configure {
+        Configure {
             tenants: vec![(TenantId::from("t"), self.limits.clone())],
             unnamed: Unnamed {
                 limits: tenant::Limits::default(),
@@ -147,7 +149,7 @@ impl Node {
         });
         let gpu = gpu.start();
         let router = Router::new(gpu.clone(), Arc::new(())).start();
-        router.do_send(setup.enroll());
+        router.do_send(setup.configure());
         gpu.do_send(gpu::Meet(router.downgrade()));
         let model = router.send(Roster).await.unwrap().models.remove(0);
         let spec = Attached {

@@ -12,7 +12,7 @@ use std::{
 
 use kvwarden_actors::{
     Witness,
-    protocol::{Roster, Snapshot, Tune},
+    protocol::{Roster, SetTuning, Snapshot},
     router::RouterState,
 };
 use serde::Serialize;
@@ -168,10 +168,10 @@ impl Reloader {
             tracing::warn!("{warnings}");
         }
         let (next, changes) = change::plan(running, loaded.config);
-        let enroll = wiring::enroll(&next, &memory, &self.witness);
-        router.send(enroll).await.map_err(failed)?;
+        let configuration = wiring::configure(&next, &memory, &self.witness);
+        router.send(configuration).await.map_err(failed)?;
         let roster = router.send(Roster).await.map_err(failed)?;
-        roster.gpu.do_send(Tune(wiring::tuning(&next)));
+        roster.gpu.do_send(SetTuning(wiring::tuning(&next)));
         self.shared.show(&next);
         *running = next;
         let prepared = prepare::what_lacks(running, router, &[], &self.layout).await;

@@ -10,7 +10,7 @@ use kvwarden_actors::{
     gpu::{self, Tuning},
     model::{self, EngineParams},
     process::{leadership::Leadership, orphans::Orphan},
-    protocol::Enroll,
+    protocol::Configure,
     router::Unnamed,
     tenant,
 };
@@ -61,19 +61,19 @@ pub fn start(
     let below = gpu.clone();
     let router = Router::start_in_arbiter(&control.handle(), |_| Router::new(below, ledger));
     gpu.do_send(gpu::Meet(router.downgrade()));
-    router.do_send(enroll(config, &memory, witness));
+    router.do_send(configure(config, &memory, witness));
     router
 }
 
 /// Who is there. The memory is for those who were not.
 #[must_use]
-pub fn enroll(config: &Config, memory: &Memory, witness: &Arc<dyn Witness>) -> Enroll {
+pub fn configure(config: &Config, memory: &Memory, witness: &Arc<dyn Witness>) -> Configure {
     let tenants = config.tenants.iter().map(|tenant| {
         let limits = tenant_limits(&tenant.limits, tenant.group.as_ref());
         (tenant.id.clone(), limits)
     });
     let models = config.models.iter().filter(|model| !model.is_replica());
-    Enroll {
+    Configure {
         tenants: tenants.collect(),
         unnamed: Unnamed {
             limits: tenant_limits(&config.tenant_defaults, None),

@@ -8,7 +8,7 @@ use kvwarden_policy::lifecycle::Event;
 use tokio::time::Instant;
 
 use super::{Model, Params, replica::Replica};
-use crate::protocol::{Adjust, Delist, Depart, Leave, Reshare, Wish};
+use crate::protocol::{Delist, Depart, Leave, Reconfigure, UpdateShare, Wish};
 
 impl Model {
     /// Takes on engines that are new, and marks those that are gone.
@@ -91,10 +91,10 @@ impl Model {
     }
 }
 
-impl Handler<Adjust> for Model {
+impl Handler<Reconfigure> for Model {
     type Result = ();
 
-    fn handle(&mut self, Adjust(params): Adjust, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Reconfigure(params): Reconfigure, ctx: &mut Context<Self>) {
         self.vitals.handled();
         let Params {
             is_pinned,
@@ -117,17 +117,14 @@ impl Handler<Adjust> for Model {
     }
 }
 
-impl Handler<Reshare> for Model {
+impl Handler<UpdateShare> for Model {
     type Result = ();
 
-    fn handle(&mut self, reshare: Reshare, ctx: &mut Context<Self>) {
+    fn handle(&mut self, update: UpdateShare, ctx: &mut Context<Self>) {
         self.vitals.handled();
-        let Reshare {
-            tenant,
-            entitlement,
-        } = reshare;
+        let UpdateShare { tenant, params } = update;
         self.queue.reshare(&tenant, |ticket| {
-            ticket.share = entitlement.share(&ticket.tenant, ticket.terms.tier);
+            ticket.share = params.share(&ticket.tenant, ticket.terms.tier);
             ticket.share.clone()
         });
         self.dispatch(ctx);

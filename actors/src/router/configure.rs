@@ -11,36 +11,38 @@ use kvwarden_policy::TenantId;
 use super::{ModelEntry, Router, Unnamed};
 use crate::{
     Model, model,
-    protocol::{Adjust, Enroll, Entitle, Leave, Reshare},
-    tenant::{Entitlement, Limits},
+    protocol::{Configure, Leave, Reconfigure, SetLimits, UpdateShare},
+    tenant::{Limits, Params},
 };
 
 impl Router {
     /// What a tenant may use.
-    pub(super) fn entitlement(&self, id: &TenantId) -> Entitlement {
+    pub(super) fn tenant_params(&self, id: &TenantId) -> Params {
         let named = self.named.get(id);
-        Entitlement {
+        Params {
             limits: named.unwrap_or(&self.unnamed.limits).clone(),
             is_named: named.is_some(),
         }
     }
 
     /// One that is not named any more is a stranger from now on, and forgotten like one.
-    fn enroll_tenants(
+    fn configure_tenants(
         &mut self,
         named: Vec<(TenantId, Limits)>,
         unnamed: Unnamed,
         ctx: &Context<Self>,
     ) {
         let here = self.tenants.keys();
-        let before: Vec<_> = here.map(|id| (id.clone(), self.entitlement(id))).collect();
+        let before: Vec<_> = here
+            .map(|id| (id.clone(), self.tenant_params(id)))
+            .collect();
         let ids: Vec<TenantId> = named.iter().map(|(id, _)| id.clone()).collect();
         self.named = named.into_iter().collect();
         self.unnamed = unnamed;
         for (id, before) in before {
-            let entitlement = self.entitlement(&id);
-            if entitlement != before {
-                self.entitle(id, entitlement);
+            let params = self.tenant_params(&id);
+            if params != before {
+                self.set_limits(id, params);
             }
         }
         for id in ids {
@@ -48,28 +50,25 @@ impl Router {
         }
     }
 
-    fn entitle(&self, tenant: TenantId, entitlement: Entitlement) {
+    fn set_limits(&self, tenant: TenantId, params: Params) {
         if let Some(actor) = self.tenants.get(&tenant) {
-            actor.do_send(Entitle(entitlement.clone()));
+            actor.do_send(SetLimits(params.clone()));
         }
-        let reshare = Reshare {
-            tenant,
-            entitlement,
-        };
+        let update = UpdateShare { tenant, params };
         for model in &self.models {
-            model.addr.do_send(reshare.clone());
+            model.addr.do_send(update.clone());
         }
     }
 
     /// One that is gone from the configuration gets nobody new, and departs when it is done.
-    fn enroll_models(&mut self, wanted: Vec<model::Params>, ctx: &Context<Self>) {
+    fn configure_models(&mut self, wanted: Vec<model::Params>, ctx: &Context<Self>) {
         let before = mem::take(&mut self.models).into_iter();
         let mut before: HashMap<_, _> = before.map(|model| (model.id.clone(), model)).collect();
         for params in wanted {
             let (id, names) = (params.id.clone(), params.names.clone());
             let addr = match before.remove(&id) {
                 Some(known) => {
-                    known.addr.do_send(Adjust(params));
+                    known.addr.do_send(Reconfigure(params));
                     known.addr
                 }
                 None => Model::new(params, ctx.address().downgrade(), self.gpu.clone()).start(),
@@ -95,16 +94,16 @@ impl Router {
     }
 }
 
-impl Handler<Enroll> for Router {
+impl Handler<Configure> for Router {
     type Result = ();
 
-    fn handle(&mut self, enroll: Enroll, ctx: &mut Context<Self>) {
+    fn handle(&mut self, configuration: Configure, ctx: &mut Context<Self>) {
         self.vitals.handled();
-        // Nobody is hired by who is about to close.
+        // A router that drains starts no tenant and no model.
         if self.is_draining {
             return;
         }
-        self.enroll_tenants(enroll.tenants, enroll.unnamed, ctx);
-        self.enroll_models(enroll.models, ctx);
+        self.configure_tenants(configuration.tenants, configuration.unnamed, ctx);
+        self.configure_models(configuration.models, ctx);
     }
 }

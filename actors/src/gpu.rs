@@ -17,8 +17,8 @@ use crate::{
     PULSE, Router, Vitals, Witness, device,
     process::{leadership::Leadership, orphans::Orphan, task},
     protocol::{
-        Delist, Demand, EngineGone, Enlist, Grant, Order, Pulse, Reclaim, SetTuning, Signal,
-        Snapshot, Spawn,
+        Demand, EngineGone, Grant, Order, Pulse, Reclaim, Register, SetTuning, Signal, Snapshot,
+        Spawn, Unregister,
     },
 };
 
@@ -222,10 +222,10 @@ impl Handler<Meet> for Gpu {
     }
 }
 
-impl Handler<Enlist> for Gpu {
+impl Handler<Register> for Gpu {
     type Result = ();
 
-    fn handle(&mut self, Enlist { engine, needs }: Enlist, _: &mut Context<Self>) {
+    fn handle(&mut self, Register { engine, needs }: Register, _: &mut Context<Self>) {
         self.vitals.handled();
         let now = Instant::now().into_std();
         self.seats.enlist(engine.clone(), needs, now);
@@ -233,10 +233,10 @@ impl Handler<Enlist> for Gpu {
     }
 }
 
-impl Handler<Delist> for Gpu {
+impl Handler<Unregister> for Gpu {
     type Result = ();
 
-    fn handle(&mut self, Delist(engine): Delist, _: &mut Context<Self>) {
+    fn handle(&mut self, Unregister(engine): Unregister, _: &mut Context<Self>) {
         self.vitals.handled();
         self.seats.delist(&engine);
         if let Some(orphan) = self.orphans.remove(&engine) {

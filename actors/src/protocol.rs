@@ -1,7 +1,7 @@
 //! Every message between actors, in the order a request meets them.
 //!
-//! Handlers return `()` and never await; only [`Snapshot`], [`Roster`] and [`Locate`] are questions. A
-//! message about an engine carries its [`Generation`].
+//! Handlers return `()` and never await; only [`Snapshot`], [`ListActors`] and [`Locate`] are
+//! questions. A message about an engine carries its [`Generation`].
 
 use std::{marker::PhantomData, sync::Arc, time::Duration};
 
@@ -97,7 +97,7 @@ pub struct Settle {
 /// Model -> Gpu: an engine of mine that may want memory.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Enlist {
+pub struct Register {
     /// Its name: the model's, or `model#2` for a second engine of it.
     pub engine: ModelId,
     /// What it takes.
@@ -388,20 +388,20 @@ pub struct UpdateShare {
 #[rtype(result = "()")]
 pub struct Reconfigure(pub model::Params);
 
-/// Router -> Model: the configuration has you no more. Serve whom you let in, then depart.
+/// Router -> Model: the configuration has you no more. Serve whom you let in, then say [`Removed`].
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Leave;
+pub struct Remove;
 
 /// Model -> Router: nothing of me is left; forget me. Router -> Model: done, you may go.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Depart(pub ModelId);
+pub struct Removed(pub ModelId);
 
 /// Model -> Gpu: this engine is no more, and no other takes its name.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Delist(pub ModelId);
+pub struct Unregister(pub ModelId);
 
 /// serve -> Gpu: how to run engines from now on; each one from its next start.
 #[derive(Message)]
@@ -453,7 +453,7 @@ pub struct Resign;
 /// Tenant -> Router: nobody has used me for long; forget me. Router -> Tenant: done, you may go.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Retire(pub TenantId);
+pub struct Expire(pub TenantId);
 
 /// An actor to itself, once a tick: how long messages wait for it.
 #[derive(Message)]
@@ -476,7 +476,7 @@ impl<S: Send + 'static> Message for Snapshot<S> {
 /// admin -> Router: who is there.
 #[derive(Message)]
 #[rtype(result = "Addresses")]
-pub struct Roster;
+pub struct ListActors;
 
 /// http -> Router: who is the model of this name, by any of its names.
 #[derive(Message)]

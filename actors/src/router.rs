@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use crate::{
     Gpu, Ledger, Model, PULSE, Refusal, Tenant, Vitals,
     protocol::{
-        Addresses, Admit, Demand, Depart, Drain, Enqueue, Grant, Locate, Operate, Pulse, Reclaim,
-        Reserve, Reserved, Resign, Retire, Roster, Snapshot,
+        Addresses, Admit, Demand, Drain, Enqueue, Expire, Grant, ListActors, Locate, Operate,
+        Pulse, Reclaim, Removed, Reserve, Reserved, Resign, Snapshot,
     },
     tenant,
 };
@@ -209,10 +209,10 @@ impl Handler<Operate> for Router {
     }
 }
 
-impl Handler<Retire> for Router {
+impl Handler<Expire> for Router {
     type Result = ();
 
-    fn handle(&mut self, Retire(id): Retire, _: &mut Context<Self>) {
+    fn handle(&mut self, Expire(id): Expire, _: &mut Context<Self>) {
         self.vitals.handled();
         // It may have got its name since it asked.
         if self.named.contains_key(&id) {
@@ -220,22 +220,22 @@ impl Handler<Retire> for Router {
         }
         if let Some(tenant) = self.tenants.remove(&id) {
             // Behind every ticket already sent there, so that none is lost.
-            tenant.do_send(Retire(id));
+            tenant.do_send(Expire(id));
         }
     }
 }
 
-impl Handler<Depart> for Router {
+impl Handler<Removed> for Router {
     type Result = ();
 
-    fn handle(&mut self, Depart(id): Depart, _: &mut Context<Self>) {
+    fn handle(&mut self, Removed(id): Removed, _: &mut Context<Self>) {
         self.vitals.handled();
         // It may have come back since it asked.
         let is_gone = |model: &ModelEntry| model.id == id && model.names.is_empty();
         let Some(at) = self.models.iter().position(is_gone) else {
             return;
         };
-        self.models.remove(at).addr.do_send(Depart(id));
+        self.models.remove(at).addr.do_send(Removed(id));
         self.index();
     }
 }
@@ -263,10 +263,10 @@ impl Handler<Resign> for Router {
     }
 }
 
-impl Handler<Roster> for Router {
-    type Result = MessageResult<Roster>;
+impl Handler<ListActors> for Router {
+    type Result = MessageResult<ListActors>;
 
-    fn handle(&mut self, _: Roster, _: &mut Context<Self>) -> Self::Result {
+    fn handle(&mut self, _: ListActors, _: &mut Context<Self>) -> Self::Result {
         self.vitals.handled();
         MessageResult(Addresses {
             tenants: self.tenants.values().cloned().collect(),

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::{
     Held, Ledger, PULSE, Refusal, Reservation, Router, Ticket, Vitals,
-    protocol::{Pulse, Reserve, Reserved, Retire, SetLimits, Settle, Snapshot},
+    protocol::{Expire, Pulse, Reserve, Reserved, SetLimits, Settle, Snapshot},
     router::OTHERS,
     ticket::RateLimits,
 };
@@ -114,7 +114,7 @@ impl Params {
 pub struct Tenant {
     id: TenantId,
     params: Params,
-    is_retiring: bool,
+    is_expiring: bool,
     requests: Option<TokenBucket>,
     tokens: Option<TokenBucket>,
     day: Option<DailyQuota>,
@@ -162,7 +162,7 @@ impl Tenant {
         let mut tenant = Self {
             id,
             params,
-            is_retiring: false,
+            is_expiring: false,
             requests: None,
             tokens: None,
             day: None,
@@ -389,13 +389,13 @@ impl Handler<Pulse> for Tenant {
         self.vitals.pulse(sent);
         let is_idle = self.in_flight == 0 && self.last_seen.elapsed() >= FORGET_AFTER;
         if !self.params.is_named
-            && !self.is_retiring
+            && !self.is_expiring
             && is_idle
             && self.owes_nothing()
             && let Some(router) = self.router.upgrade()
         {
-            self.is_retiring = true;
-            router.do_send(Retire(self.id.clone()));
+            self.is_expiring = true;
+            router.do_send(Expire(self.id.clone()));
         }
     }
 }
@@ -406,15 +406,15 @@ impl Handler<SetLimits> for Tenant {
     fn handle(&mut self, SetLimits(params): SetLimits, _: &mut Context<Self>) {
         self.vitals.handled();
         self.params = params;
-        self.is_retiring = false;
+        self.is_expiring = false;
         self.resize();
     }
 }
 
-impl Handler<Retire> for Tenant {
+impl Handler<Expire> for Tenant {
     type Result = ();
 
-    fn handle(&mut self, _: Retire, ctx: &mut Context<Self>) {
+    fn handle(&mut self, _: Expire, ctx: &mut Context<Self>) {
         ctx.stop();
     }
 }

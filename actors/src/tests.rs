@@ -29,7 +29,7 @@ use crate::{
     gpu,
     model::{self, EngineParams, ModelState},
     protocol::{
-        Admit, Configure, Drain, EngineNews, News, Preparation, Prepared, Roster, Snapshot,
+        Admit, Configure, Drain, EngineNews, ListActors, News, Preparation, Prepared, Snapshot,
     },
     router::{OTHERS, Unnamed},
     tenant::{self, TenantState},
@@ -151,7 +151,7 @@ impl Node {
         let router = Router::new(gpu.clone(), Arc::new(())).start();
         router.do_send(setup.configure());
         gpu.do_send(gpu::Meet(router.downgrade()));
-        let model = router.send(Roster).await.unwrap().models.remove(0);
+        let model = router.send(ListActors).await.unwrap().models.remove(0);
         let spec = Attached {
             base: engine(),
             api_key: None,
@@ -191,7 +191,7 @@ impl Node {
 
     async fn tenants(&self) -> Vec<TenantState> {
         let mut states = Vec::new();
-        for tenant in self.router.send(Roster).await.unwrap().tenants {
+        for tenant in self.router.send(ListActors).await.unwrap().tenants {
             states.push(tenant.send(Snapshot::default()).await.unwrap());
         }
         states

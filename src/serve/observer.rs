@@ -10,7 +10,7 @@ use std::{
 use actix::Addr;
 use kvwarden_actors::{
     Router, Witness,
-    protocol::{Roster, Snapshot},
+    protocol::{ListActors, Snapshot},
 };
 use kvwarden_policy::{
     ModelId,
@@ -139,8 +139,8 @@ pub async fn end(router: &Addr<Router>, events: Arc<EventLog>) {
 
 async fn header(router: &Addr<Router>) -> Option<Header> {
     let overview = Overview::of(router).await.ok()?;
-    let roster = router.send(Roster).await.ok()?;
-    let snapshot = roster.gpu.send(Snapshot::default()).await.ok()?;
+    let actors = router.send(ListActors).await.ok()?;
+    let snapshot = actors.gpu.send(Snapshot::default()).await.ok()?;
     let models = overview.models.iter().map(|model| model.id.clone());
     Some(Header::of(&world(&snapshot, models)))
 }

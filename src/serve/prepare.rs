@@ -16,7 +16,7 @@ use kvwarden_actors::{
     Model, Router,
     engine::{Attached, EngineKind, EngineSpec, Launch},
     model::ModelState,
-    protocol::{Preparation, Prepared, Roster, Snapshot},
+    protocol::{ListActors, Preparation, Prepared, Snapshot},
 };
 use kvwarden_policy::{ModelId, backoff::DOWNLOAD_AGAIN, failure::FailureClass};
 use sha2::{Digest, Sha256};
@@ -88,8 +88,8 @@ pub async fn what_lacks(
     layout: &Layout,
 ) -> anyhow::Result<()> {
     let mut lacking = Vec::new();
-    for actor in router.send(Roster).await?.models {
-        // One that has departed lacks nothing.
+    for actor in router.send(ListActors).await?.models {
+        // One that was removed lacks nothing.
         let Ok(model) = actor.send(Snapshot::<ModelState>::default()).await else {
             continue;
         };

@@ -12,7 +12,7 @@ use std::{
 
 use kvwarden_actors::{
     Witness,
-    protocol::{Roster, SetTuning, Snapshot},
+    protocol::{ListActors, SetTuning, Snapshot},
     router::RouterState,
 };
 use serde::Serialize;
@@ -170,8 +170,8 @@ impl Reloader {
         let (next, changes) = change::plan(running, loaded.config);
         let configuration = wiring::configure(&next, &memory, &self.witness);
         router.send(configuration).await.map_err(failed)?;
-        let roster = router.send(Roster).await.map_err(failed)?;
-        roster.gpu.do_send(SetTuning(wiring::tuning(&next)));
+        let actors = router.send(ListActors).await.map_err(failed)?;
+        actors.gpu.do_send(SetTuning(wiring::tuning(&next)));
         self.shared.show(&next);
         *running = next;
         let prepared = prepare::what_lacks(running, router, &[], &self.layout).await;

@@ -8,7 +8,7 @@ use kvwarden_policy::lifecycle::Event;
 use tokio::time::Instant;
 
 use super::{Model, Params, replica::Replica};
-use crate::protocol::{Delist, Depart, Leave, Reconfigure, UpdateShare, Wish};
+use crate::protocol::{Reconfigure, Remove, Removed, Unregister, UpdateShare, Wish};
 
 impl Model {
     /// Takes on engines that are new, and marks those that are gone.
@@ -65,11 +65,11 @@ impl Model {
         for running in self.running.values_mut() {
             running.moved_up(at);
         }
-        self.gpu.do_send(Delist(gone.engine));
+        self.gpu.do_send(Unregister(gone.engine));
     }
 
     /// Nothing is left of a model that leaves. Said until the router agrees.
-    pub(super) fn depart(&self) {
+    pub(super) fn report_removed(&self) {
         let mut states = self.replicas.iter().map(|replica| replica.life.state());
         let counts = self.queue.total();
         let is_empty = counts.waiting + counts.running == 0;
@@ -78,7 +78,7 @@ impl Model {
             && !states.any(|state| state.has_engine())
             && let Some(router) = self.router.upgrade()
         {
-            router.do_send(Depart(self.params.id.clone()));
+            router.do_send(Removed(self.params.id.clone()));
         }
     }
 
@@ -131,10 +131,10 @@ impl Handler<UpdateShare> for Model {
     }
 }
 
-impl Handler<Leave> for Model {
+impl Handler<Remove> for Model {
     type Result = ();
 
-    fn handle(&mut self, _: Leave, _: &mut Context<Self>) {
+    fn handle(&mut self, _: Remove, _: &mut Context<Self>) {
         self.vitals.handled();
         self.is_leaving = true;
         for replica in &mut self.replicas {
@@ -144,12 +144,12 @@ impl Handler<Leave> for Model {
     }
 }
 
-impl Handler<Depart> for Model {
+impl Handler<Removed> for Model {
     type Result = ();
 
-    fn handle(&mut self, _: Depart, ctx: &mut Context<Self>) {
+    fn handle(&mut self, _: Removed, ctx: &mut Context<Self>) {
         for replica in &self.replicas {
-            self.gpu.do_send(Delist(replica.engine.clone()));
+            self.gpu.do_send(Unregister(replica.engine.clone()));
         }
         ctx.stop();
     }

@@ -18,7 +18,7 @@ use crate::{
     engine::Endpoint,
     gpu::seats::Needs,
     protocol::{
-        EngineNews, Enlist, Grant, News, Operate, Order, Preparation, Prepared, Reclaim, Shift,
+        EngineNews, Grant, News, Operate, Order, Preparation, Prepared, Reclaim, Register, Shift,
         Signal, Spawn, Wish,
     },
 };
@@ -208,7 +208,7 @@ impl Handler<Prepared> for Model {
                 let is_new = matches!(before, State::Fetching | State::Broken { .. });
                 replica.equip(spec);
                 let engine = replica.engine.clone();
-                self.gpu.do_send(Enlist { engine, needs });
+                self.gpu.do_send(Register { engine, needs });
                 self.happen(at, Event::Pin(self.is_pinned), ctx);
                 self.happen(at, Event::Fetched, ctx);
                 let has_wish = self.replicas[at].wish.is_some();

@@ -177,7 +177,7 @@ impl Model {
             }
         }
         self.dismiss(ctx);
-        self.depart();
+        self.report_removed();
     }
 
     fn tick_engine(&mut self, at: usize, now: Instant, ctx: &Context<Self>) {

@@ -11,7 +11,7 @@ use kvwarden_policy::TenantId;
 use super::{ModelEntry, Router, Unnamed};
 use crate::{
     Model, model,
-    protocol::{Configure, Leave, Reconfigure, SetLimits, UpdateShare},
+    protocol::{Configure, Reconfigure, Remove, SetLimits, UpdateShare},
     tenant::{Limits, Params},
 };
 
@@ -60,7 +60,7 @@ impl Router {
         }
     }
 
-    /// One that is gone from the configuration gets nobody new, and departs when it is done.
+    /// One that is gone from the configuration gets nobody new, and is removed when it is done.
     fn configure_models(&mut self, wanted: Vec<model::Params>, ctx: &Context<Self>) {
         let before = mem::take(&mut self.models).into_iter();
         let mut before: HashMap<_, _> = before.map(|model| (model.id.clone(), model)).collect();
@@ -77,7 +77,7 @@ impl Router {
         }
         for mut leaving in before.into_values() {
             leaving.names.clear();
-            leaving.addr.do_send(Leave);
+            leaving.addr.do_send(Remove);
             self.models.push(leaving);
         }
         self.index();

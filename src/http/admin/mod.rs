@@ -16,7 +16,7 @@ use kvwarden_actors::{
     Gpu, Model, Refusal, Tenant,
     gpu::GpuState,
     model::ModelState,
-    protocol::{Roster, Snapshot},
+    protocol::{ListActors, Snapshot},
     router::RouterState,
     tenant::TenantState,
 };
@@ -49,12 +49,12 @@ impl Overview {
     /// When one does not answer in two seconds.
     pub async fn of(router: &Addr<kvwarden_actors::Router>) -> Result<Self, Failure> {
         let asked = async {
-            let roster = router.send(Roster).await.ok()?;
+            let actors = router.send(ListActors).await.ok()?;
             Some(Self {
                 router: router.send(Snapshot::default()).await.ok()?,
-                gpu: ask::<Gpu, GpuState>(&roster.gpu).await?,
-                models: ask_all::<Model, ModelState>(&roster.models).await,
-                tenants: ask_all::<Tenant, TenantState>(&roster.tenants).await,
+                gpu: ask::<Gpu, GpuState>(&actors.gpu).await?,
+                models: ask_all::<Model, ModelState>(&actors.models).await,
+                tenants: ask_all::<Tenant, TenantState>(&actors.tenants).await,
             })
         };
         let answered = tokio::time::timeout(PATIENCE, asked).await.ok().flatten();

@@ -320,17 +320,17 @@ pub struct EngineGone {
 /// admin -> Router -> Model: what an operator wants.
 #[derive(Message, Clone)]
 #[rtype(result = "()")]
-pub struct Operate {
+pub struct SetTarget {
     /// The model, by its canonical name.
     pub model: ModelId,
     /// What shall become of it.
-    pub wish: Wish,
+    pub target: Target,
 }
 
 /// What an operator can want of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Wish {
+pub enum Target {
     /// It shall serve as soon as there is room.
     Load,
     /// It shall go this deep once its requests have ended; cold is to unload it.
@@ -339,9 +339,9 @@ pub enum Wish {
     Pin(bool),
 }
 
-impl Wish {
+impl Target {
     /// Nothing is left to do for it: the engine serves or, as deep as it can, does not.
-    pub(crate) fn is_fulfilled_by(self, state: State) -> bool {
+    pub(crate) fn is_reached_by(self, state: State) -> bool {
         match self {
             Self::Load => state.admits(),
             Self::Sleep(_) => matches!(

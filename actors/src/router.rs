@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use crate::{
     Gpu, Ledger, Model, PULSE, Refusal, Tenant, Vitals,
     protocol::{
-        Addresses, Admit, Demand, Drain, Enqueue, Expire, Grant, ListActors, Locate, Operate,
-        Pulse, Reclaim, Removed, Reserve, Reserved, Resign, Snapshot,
+        Addresses, Admit, Demand, Drain, Enqueue, Expire, Grant, ListActors, Locate, Pulse,
+        Reclaim, Removed, Reserve, Reserved, Resign, SetTarget, Snapshot,
     },
     tenant,
 };
@@ -198,13 +198,13 @@ impl Handler<Reclaim> for Router {
     }
 }
 
-impl Handler<Operate> for Router {
+impl Handler<SetTarget> for Router {
     type Result = ();
 
-    fn handle(&mut self, operate: Operate, _: &mut Context<Self>) {
+    fn handle(&mut self, order: SetTarget, _: &mut Context<Self>) {
         self.vitals.handled();
-        if let Some(model) = self.model(operate.model.as_str()) {
-            model.addr.do_send(operate);
+        if let Some(model) = self.model(order.model.as_str()) {
+            model.addr.do_send(order);
         }
     }
 }

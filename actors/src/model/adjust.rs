@@ -8,7 +8,7 @@ use kvwarden_policy::lifecycle::Event;
 use tokio::time::Instant;
 
 use super::{Model, Params, replica::Replica};
-use crate::protocol::{Reconfigure, Remove, Removed, Unregister, UpdateShare, Wish};
+use crate::protocol::{Reconfigure, Remove, Removed, Target, Unregister, UpdateShare};
 
 impl Model {
     /// Takes on engines that are new, and marks those that are gone.
@@ -39,7 +39,7 @@ impl Model {
         if state.serves_soon() || state.has_failed() {
             let replica = &mut self.replicas[at];
             replica.is_renewing = true;
-            replica.wish.get_or_insert((Wish::Load, now));
+            replica.target.get_or_insert((Target::Load, now));
         }
         self.happen(at, Event::Dismissed, ctx);
     }
@@ -51,7 +51,7 @@ impl Model {
             if !replica.is_leaving {
                 continue;
             }
-            replica.wish = None;
+            replica.target = None;
             if replica.life.state().has_engine() || replica.occupancy.running > 0 {
                 self.happen(at, Event::Dismissed, ctx);
             } else {
@@ -138,7 +138,7 @@ impl Handler<Remove> for Model {
         self.vitals.handled();
         self.is_leaving = true;
         for replica in &mut self.replicas {
-            replica.wish = None;
+            replica.target = None;
             replica.is_renewing = false;
         }
     }

@@ -46,7 +46,7 @@ impl Model {
     pub(super) fn may_prefetch(&self, at: usize) -> bool {
         let replica = &self.replicas[at];
         let rests = matches!(replica.life.state(), State::Cold | State::Asleep { .. });
-        let is_at_home = replica.wish.is_none() && self.drain.is_none() && !self.is_leaving;
+        let is_at_home = replica.target.is_none() && self.drain.is_none() && !self.is_leaving;
         let may_come = !self.is_put_away && self.params.idle_ttl.is_none();
         rests && is_at_home && may_come && self.replicas.len() == 1
     }

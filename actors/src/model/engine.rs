@@ -18,8 +18,8 @@ use crate::{
     engine::Endpoint,
     gpu::seats::Needs,
     protocol::{
-        EngineNews, Grant, News, Operate, Order, Preparation, Prepared, Reclaim, Register, Shift,
-        Signal, Spawn, Wish,
+        EngineNews, Grant, News, Order, Preparation, Prepared, Reclaim, Register, SetTarget, Shift,
+        Signal, Spawn, Target,
     },
 };
 
@@ -211,9 +211,9 @@ impl Handler<Prepared> for Model {
                 self.gpu.do_send(Register { engine, needs });
                 self.happen(at, Event::Pin(self.is_pinned), ctx);
                 self.happen(at, Event::Fetched, ctx);
-                let has_wish = self.replicas[at].wish.is_some();
+                let has_target = self.replicas[at].target.is_some();
                 let is_ending = self.drain.is_some() || self.is_leaving;
-                let may_start = is_new && !has_wish && !is_ending;
+                let may_start = is_new && !has_target && !is_ending;
                 if self.params.autostart && may_start {
                     self.happen(at, Event::Wanted, ctx);
                 }
@@ -261,20 +261,20 @@ impl Handler<Reclaim> for Model {
     }
 }
 
-impl Handler<Operate> for Model {
+impl Handler<SetTarget> for Model {
     type Result = ();
 
-    fn handle(&mut self, Operate { wish, .. }: Operate, ctx: &mut Context<Self>) {
+    fn handle(&mut self, SetTarget { target, .. }: SetTarget, ctx: &mut Context<Self>) {
         self.vitals.handled();
-        if let Wish::Pin(is_pinned) = wish {
+        if let Target::Pin(is_pinned) = target {
             return self.pin(is_pinned, ctx);
         }
         let now = Instant::now();
-        self.is_put_away = matches!(wish, Wish::Sleep(_));
+        self.is_put_away = matches!(target, Target::Sleep(_));
         for at in 0..self.replicas.len() {
-            self.replicas[at].wish = Some((wish, now));
-            self.replicas[at].is_renewing &= wish == Wish::Load;
-            self.remind(at, ctx);
+            self.replicas[at].target = Some((target, now));
+            self.replicas[at].is_renewing &= target == Target::Load;
+            self.reconcile(at, ctx);
         }
     }
 }
@@ -323,27 +323,27 @@ impl Handler<EngineNews> for Model {
                 self.happen(at, Event::Exited(class), ctx);
             }
         }
-        // A wish that came true must not be repeated once somebody wants something else.
-        self.remind(at, ctx);
+        // A target that is reached must not be repeated once somebody wants something else.
+        self.reconcile(at, ctx);
     }
 }
 
 impl Model {
-    /// Repeats an operator's newest wish until it is fulfilled: an engine that starts or wakes can't
-    /// sleep, and one that is on its way down can't serve. Who drains has none.
-    pub(super) fn remind(&mut self, at: usize, ctx: &Context<Self>) {
-        let wish = self.replicas[at].wish;
-        let Some((wish, _)) = wish.filter(|_| self.drain.is_none()) else {
+    /// Repeats an operator's newest target until it is reached: an engine that starts or wakes can't
+    /// sleep, and one that is on its way down can't serve. A model that drains has none.
+    pub(super) fn reconcile(&mut self, at: usize, ctx: &Context<Self>) {
+        let target = self.replicas[at].target;
+        let Some((target, _)) = target.filter(|_| self.drain.is_none()) else {
             return;
         };
-        match wish {
-            Wish::Load => self.happen(at, Event::Wanted, ctx),
-            Wish::Sleep(to) => self.happen(at, Event::Sleep { to }, ctx),
-            Wish::Pin(is_pinned) => self.happen(at, Event::Pin(is_pinned), ctx),
+        match target {
+            Target::Load => self.happen(at, Event::Wanted, ctx),
+            Target::Sleep(to) => self.happen(at, Event::Sleep { to }, ctx),
+            Target::Pin(is_pinned) => self.happen(at, Event::Pin(is_pinned), ctx),
         }
         let replica = &mut self.replicas[at];
-        if wish.is_fulfilled_by(replica.life.state()) {
-            replica.wish = None;
+        if target.is_reached_by(replica.life.state()) {
+            replica.target = None;
         }
     }
 

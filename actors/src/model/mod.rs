@@ -192,7 +192,7 @@ impl Model {
         if self.drain.is_none() {
             self.renew(at, now, ctx);
         }
-        self.remind(at, ctx);
+        self.reconcile(at, ctx);
         self.demand(at);
         let timeout = self.params.stall_timeout;
         match self.replicas[at].look(now, timeout) {

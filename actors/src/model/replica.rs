@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     engine::{Endpoint, EngineKind, EngineSpec},
-    protocol::Wish,
+    protocol::Target,
 };
 
 /// An engine of a model, whether it runs or not.
@@ -57,7 +57,7 @@ pub(super) struct Replica {
     /// Nothing is sent to it until then.
     pub(super) paused_until: Option<Instant>,
     /// What an operator wants of it and has not got yet, and since when.
-    pub(super) wish: Option<(Wish, Instant)>,
+    pub(super) target: Option<(Target, Instant)>,
     pub(super) record: Record,
     /// It was loaded before it was asked, and still is not.
     pub(super) is_early: bool,
@@ -95,7 +95,7 @@ impl Replica {
             signs: Signs::default(),
             stall: Stall::default(),
             paused_until: None,
-            wish: None,
+            target: None,
             record: Record::default(),
             is_early: false,
         }
@@ -162,9 +162,9 @@ impl Replica {
 
     /// How long an operator has wanted it without getting it.
     pub(super) fn asked_for(&self, now: Instant) -> Duration {
-        match self.wish {
-            Some((Wish::Load, since)) => now.saturating_duration_since(since),
-            Some((Wish::Sleep(_) | Wish::Pin(_), _)) | None => Duration::ZERO,
+        match self.target {
+            Some((Target::Load, since)) => now.saturating_duration_since(since),
+            Some((Target::Sleep(_) | Target::Pin(_), _)) | None => Duration::ZERO,
         }
     }
 
@@ -182,7 +182,7 @@ impl Replica {
             waiting: self.waiting,
             rungs: self.life.rungs(),
             barred: self.life.barred(),
-            wish: self.wish.map(|(wish, _)| wish),
+            target: self.target.map(|(target, _)| target),
             record: self.record.clone(),
         }
     }

@@ -15,7 +15,7 @@ use super::Occupancy;
 use crate::{
     Vitals,
     engine::{EngineKind, saved_kv::Kept},
-    protocol::Wish,
+    protocol::Target,
 };
 
 /// More starts than this between two looks at a model is a crash loop, not news.
@@ -136,7 +136,8 @@ pub struct EngineState {
     /// Where it broke its promise.
     pub barred: Rungs,
     /// What an operator wants of it and has not got yet.
-    pub wish: Option<Wish>,
+    #[serde(rename = "wish")]
+    pub target: Option<Target>,
     /// What happened so far.
     pub record: Record,
 }

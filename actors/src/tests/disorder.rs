@@ -11,7 +11,7 @@ use super::{DEADLINE, Node, Setup};
 use crate::{
     Answer, Permit,
     model::Occupancy,
-    protocol::{Drain, EngineNews, Grant, News, Operate, Reclaim, Wish},
+    protocol::{Drain, EngineNews, Grant, News, Reclaim, SetTarget, Target},
 };
 
 const SEEDS: u64 = 30;
@@ -80,7 +80,11 @@ fn tell(node: &Node, rng: &mut SplitMix) {
     let engine = ModelId::from("m");
     let order = rng.below(20).into();
     let rung = Rung::ALL[rng.below(5) as usize];
-    let wish = [Wish::Load, Wish::Sleep(rung), Wish::Pin(rng.below(2) == 0)];
+    let target = [
+        Target::Load,
+        Target::Sleep(rung),
+        Target::Pin(rng.below(2) == 0),
+    ];
     match rng.below(4) {
         0 => node.model.do_send(Grant {
             engine,
@@ -94,9 +98,9 @@ fn tell(node: &Node, rng: &mut SplitMix) {
             order,
             to: rung,
         }),
-        2 => node.model.do_send(Operate {
+        2 => node.model.do_send(SetTarget {
             model: engine,
-            wish: wish[rng.below(3) as usize],
+            target: target[rng.below(3) as usize],
         }),
         _ => node.model.do_send(news(rng)),
     }

@@ -3,30 +3,30 @@
 use kvwarden_policy::lifecycle::Rung;
 
 use super::*;
-use crate::protocol::{Grant, Operate, Wish};
+use crate::protocol::{Grant, SetTarget, Target};
 
 /// Else an engine that a request has woken since would be put to sleep again.
 #[actix_rt::test]
-async fn wish_is_forgotten_at_the_moment_it_comes_true() {
+async fn target_is_forgotten_at_the_moment_it_is_reached() {
     let node = Node::start(Setup::default()).await;
-    for (wish, state) in [
-        (Wish::Sleep(Rung::Cold), State::Cold),
-        (Wish::Load, State::Ready),
+    for (target, state) in [
+        (Target::Sleep(Rung::Cold), State::Cold),
+        (Target::Load, State::Ready),
     ] {
         let model = "m".into();
-        node.model.do_send(Operate { model, wish });
+        node.model.do_send(SetTarget { model, target });
         let there = node.until(|model| model.state == state).await;
-        assert_eq!(there.engines[0].wish, None, "{there:?}");
+        assert_eq!(there.engines[0].target, None, "{there:?}");
     }
 }
 
 #[actix_rt::test]
 async fn model_that_was_put_away_is_not_loaded_before_somebody_asks() {
     let node = Node::start(Setup::default()).await;
-    let away = Wish::Sleep(Rung::Cold);
-    node.model.do_send(Operate {
+    let away = Target::Sleep(Rung::Cold);
+    node.model.do_send(SetTarget {
         model: "m".into(),
-        wish: away,
+        target: away,
     });
     node.until(|model| model.state == State::Cold).await;
     node.model.do_send(Grant {

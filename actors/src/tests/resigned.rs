@@ -1,7 +1,7 @@
 //! A process that another has taken over from serves what it can as it is.
 
 use super::*;
-use crate::protocol::{Operate, Resign, Wish};
+use crate::protocol::{Resign, SetTarget, Target};
 
 #[actix_rt::test]
 async fn what_waits_for_an_engine_that_serves_is_served() {
@@ -20,9 +20,9 @@ async fn what_waits_for_an_engine_that_serves_is_served() {
 async fn what_would_need_an_engine_to_be_started_is_refused_and_may_be_tried_elsewhere() {
     let node = Node::start(Setup::default()).await;
     node.router.do_send(Resign);
-    node.model.do_send(Operate {
+    node.model.do_send(SetTarget {
         model: "m".into(),
-        wish: Wish::Sleep(kvwarden_policy::lifecycle::Rung::Cold),
+        target: Target::Sleep(kvwarden_policy::lifecycle::Rung::Cold),
     });
     node.until(|state| state.state != State::Ready).await;
     assert_eq!(refusal(node.ask("t", "m")).await, Refusal::Draining);

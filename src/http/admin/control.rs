@@ -1,12 +1,12 @@
-//! What operators do: load, unload, sleep and pin models, and have the configuration read again. What
-//! is done to a model is a wish; `kvwarden status` shows what became of it.
+//! What operators do: load, unload, sleep and pin models, and have the configuration read again.
+//! A verb sets the target of a model; `kvwarden status` shows what became of it.
 
 use std::sync::Arc;
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use kvwarden_actors::{
     Refusal,
-    protocol::{Operate, Wish},
+    protocol::{SetTarget, Target},
 };
 use kvwarden_policy::lifecycle::Rung;
 use serde_json::json;
@@ -16,36 +16,36 @@ use crate::serve::reload::{ReloadError, Reloader};
 
 /// The routes. `sleep` is as deep as leaves the engine alive and frees most.
 pub fn routes(app: &mut web::ServiceConfig) {
-    let wishes = [
-        ("load", Wish::Load),
-        ("unload", Wish::Sleep(Rung::Cold)),
-        ("park", Wish::Sleep(Rung::Parked)),
-        ("sleep", Wish::Sleep(Rung::L1)),
-        ("deep-sleep", Wish::Sleep(Rung::L2)),
-        ("pin", Wish::Pin(true)),
-        ("unpin", Wish::Pin(false)),
+    let targets = [
+        ("load", Target::Load),
+        ("unload", Target::Sleep(Rung::Cold)),
+        ("park", Target::Sleep(Rung::Parked)),
+        ("sleep", Target::Sleep(Rung::L1)),
+        ("deep-sleep", Target::Sleep(Rung::L2)),
+        ("pin", Target::Pin(true)),
+        ("unpin", Target::Pin(false)),
     ];
-    for (verb, wish) in wishes {
+    for (verb, target) in targets {
         let path = format!("/kvwarden/models/{{id:.+}}/{verb}");
-        let act = move |request, id, shared| operate(wish, request, id, shared);
+        let act = move |request, id, shared| set_target(target, request, id, shared);
         app.route(&path, web::post().to(act));
     }
     app.route("/kvwarden/reload", web::post().to(reload));
 }
 
 /// `POST /kvwarden/models/{id}/{verb}`, by any of the model's names: 202, since it takes its time.
-async fn operate(
-    wish: Wish,
+async fn set_target(
+    target: Target,
     request: HttpRequest,
     name: web::Path<String>,
     shared: web::Data<Arc<Shared>>,
 ) -> HttpResponse {
     match admit(&request, &shared, name.into_inner()) {
         Ok(model) => {
-            tracing::info!(model, ?wish, "an operator's wish");
-            shared.router.do_send(Operate {
+            tracing::info!(model, ?target, "an operator's target");
+            shared.router.do_send(SetTarget {
                 model: model.as_str().into(),
-                wish,
+                target,
             });
             HttpResponse::Accepted().json(json!({ "id": model }))
         }

@@ -101,7 +101,7 @@ pub struct GpuState {
 /// serve -> Gpu: this is the router.
 #[derive(actix::Message)]
 #[rtype(result = "()")]
-pub struct Meet(pub WeakAddr<Router>);
+pub struct SetRouter(pub WeakAddr<Router>);
 
 // === impl Gpu ===
 
@@ -214,10 +214,10 @@ impl Actor for Gpu {
     }
 }
 
-impl Handler<Meet> for Gpu {
+impl Handler<SetRouter> for Gpu {
     type Result = ();
 
-    fn handle(&mut self, Meet(router): Meet, _: &mut Context<Self>) {
+    fn handle(&mut self, SetRouter(router): SetRouter, _: &mut Context<Self>) {
         self.router = Some(router);
     }
 }

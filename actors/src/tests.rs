@@ -150,7 +150,7 @@ impl Node {
         let gpu = gpu.start();
         let router = Router::new(gpu.clone(), Arc::new(())).start();
         router.do_send(setup.configure());
-        gpu.do_send(gpu::Meet(router.downgrade()));
+        gpu.do_send(gpu::SetRouter(router.downgrade()));
         let model = router.send(ListActors).await.unwrap().models.remove(0);
         let spec = Attached {
             base: engine(),

@@ -60,7 +60,7 @@ pub fn start(
     let gpu = Gpu::start_in_arbiter(&control.handle(), |_| gpu.inheriting(orphans));
     let below = gpu.clone();
     let router = Router::start_in_arbiter(&control.handle(), |_| Router::new(below, ledger));
-    gpu.do_send(gpu::Meet(router.downgrade()));
+    gpu.do_send(gpu::SetRouter(router.downgrade()));
     router.do_send(configure(config, &memory, witness));
     router
 }

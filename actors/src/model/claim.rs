@@ -52,7 +52,7 @@ impl Model {
     }
 
     /// A request came.
-    pub(super) fn wanted_now(&mut self) {
+    pub(super) fn on_request(&mut self) {
         let now = Instant::now();
         self.rate.seen(self.clock.since_epoch());
         self.busy_at = now;
@@ -64,7 +64,7 @@ impl Model {
     }
 
     /// A request left its engine after that long. The newest has an eighth of the mean.
-    pub(super) fn served_for(&mut self, took: Duration) {
+    pub(super) fn learn_service_time(&mut self, took: Duration) {
         self.busy_at = Instant::now();
         self.service_time = self.service_time.mul_f64(0.875) + took.mul_f64(0.125);
     }

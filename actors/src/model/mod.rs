@@ -2,13 +2,13 @@
 //!
 //! It never spawns anything. Which request goes next is decided by `policy::scheduling`, to which
 //! engine by `policy::routing`, what to do about an engine by `policy::lifecycle`; the actor only
-//! carries messages between them: `queue` for who waits and runs, `engine` for the engines' lives,
-//! `claim` for what the planner is told, `adjust` for a configuration that changes.
+//! carries messages between them: `queue` for who waits and runs, `engines` for their lives,
+//! `claim` for what the planner is told, `configure` for a configuration that changes.
 
-mod adjust;
-mod audit;
 mod claim;
-mod engine;
+mod configure;
+mod engines;
+mod metrics;
 mod queue;
 mod replica;
 mod state;
@@ -173,7 +173,7 @@ impl Model {
         if self.is_drained(now) {
             self.refuse_all(&Refusal::Draining, now);
             for at in 0..self.replicas.len() {
-                self.happen(at, Event::Unwanted, ctx);
+                self.apply(at, Event::Unwanted, ctx);
             }
         }
         self.dismiss(ctx);
@@ -187,15 +187,15 @@ impl Model {
             .retry_at()
             .is_some_and(|due| now.into_std() >= due)
         {
-            self.happen(at, Event::RetryDue, ctx);
+            self.apply(at, Event::RetryDue, ctx);
         }
         if self.drain.is_none() {
-            self.renew(at, now, ctx);
+            self.roll(at, now, ctx);
         }
         self.reconcile(at, ctx);
         self.demand(at);
         let timeout = self.params.stall_timeout;
-        match self.replicas[at].look(now, timeout) {
+        match self.replicas[at].check_progress(now, timeout) {
             Verdict::Fine => {}
             Verdict::Suspect => {
                 tracing::warn!(engine = %self.replicas[at].engine, "nothing moves; it is asked to prove itself");

@@ -112,7 +112,7 @@ impl Model {
         self.acknowledge(key);
         let running = self.running.remove(&key)?;
         self.replicas[running.replica].occupancy.running -= 1;
-        self.served_for(running.since.elapsed());
+        self.learn_service_time(running.since.elapsed());
         Some(running.replica)
     }
 
@@ -224,7 +224,7 @@ impl Handler<Enqueue> for Model {
 
     fn handle(&mut self, Enqueue(ticket): Enqueue, ctx: &mut Context<Self>) {
         self.vitals.handled();
-        self.wanted_now();
+        self.on_request();
         let now = Instant::now();
         let arrival = self.arrival(&ticket, now);
         self.enter(ticket, arrival, now, ctx);

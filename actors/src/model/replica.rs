@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::{
     EngineParams,
-    audit::Audit,
+    metrics::MetricsPoller,
     state::{EngineState, Record},
 };
 use crate::{
@@ -36,7 +36,7 @@ pub(super) struct Replica {
     /// The revision of its newest start.
     pub(super) started: Option<u64>,
     /// It gives way to the next one, which does not serve yet.
-    pub(super) is_renewing: bool,
+    pub(super) is_rolling: bool,
     /// The configuration has it no more.
     pub(super) is_leaving: bool,
     pub(super) life: Lifecycle,
@@ -48,7 +48,7 @@ pub(super) struct Replica {
     pub(super) order: u64,
     pub(super) occupancy: Occupancy,
     /// Looks at what waits inside it, for as long as it serves.
-    pub(super) audit: Option<Audit>,
+    pub(super) poller: Option<MetricsPoller>,
     /// Requests that wait inside it, while it says so.
     pub(super) waiting: Option<u64>,
     /// What is seen of its work, and since when that does not change.
@@ -83,14 +83,14 @@ impl Replica {
             costs: engine.costs,
             spec: None,
             started: None,
-            is_renewing: false,
+            is_rolling: false,
             is_leaving: false,
             life: Lifecycle::new().pausing(broken_pause),
             endpoint: None,
             devices: Vec::new(),
             order: 0,
             occupancy: Occupancy::default(),
-            audit: None,
+            poller: None,
             waiting: None,
             signs: Signs::default(),
             stall: Stall::default(),
@@ -102,7 +102,7 @@ impl Replica {
     }
 
     /// What the configuration says of it now.
-    pub(super) fn adjust(&mut self, engine: &EngineParams, broken_pause: Duration) {
+    pub(super) fn reconfigure(&mut self, engine: &EngineParams, broken_pause: Duration) {
         self.life.pause_for(broken_pause);
         self.kind = engine.kind;
         self.revision = engine.revision;
@@ -110,7 +110,7 @@ impl Replica {
     }
 
     /// Takes on what it is to start. One that serves the same goes on.
-    pub(super) fn equip(&mut self, spec: Arc<EngineSpec>) {
+    pub(super) fn set_spec(&mut self, spec: Arc<EngineSpec>) {
         if let Some((revision, before)) = &self.spec
             && self.started == Some(*revision)
             && before.serves_like(&spec)
@@ -139,7 +139,7 @@ impl Replica {
     }
 
     /// What to make of its work, if it is ours to end.
-    pub(super) fn look(&mut self, now: Instant, timeout: Duration) -> stall::Verdict {
+    pub(super) fn check_progress(&mut self, now: Instant, timeout: Duration) -> stall::Verdict {
         let signs = Signs {
             running: self.occupancy.running,
             ..self.signs

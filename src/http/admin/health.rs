@@ -15,7 +15,7 @@ use crate::http::Shared;
 
 /// How a model does. Of several engines the best counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Standing {
+enum Readiness {
     /// It serves, or rests, or waits for its turn.
     Well,
     /// It should serve and does not yet.
@@ -32,10 +32,10 @@ impl Overview {
         self.models.iter().filter(is_expected)
     }
 
-    fn standing(&self, model: &ModelState) -> Standing {
+    fn readiness(&self, model: &ModelState) -> Readiness {
         let engines = model.engines.iter();
-        let standings = engines.map(|engine| standing(model, engine, self.until(engine)));
-        standings.min().unwrap_or(Standing::Starting)
+        let all = engines.map(|engine| readiness(model, engine, self.until(engine)));
+        all.min().unwrap_or(Readiness::Starting)
     }
 
     /// What an engine waits for, if it waits for a place.
@@ -45,19 +45,19 @@ impl Overview {
     }
 
     /// The one that does worst.
-    fn worst(&self) -> Standing {
-        let standings = self.expected().map(|model| self.standing(model));
-        standings.max().unwrap_or(Standing::Well)
+    fn worst(&self) -> Readiness {
+        let all = self.expected().map(|model| self.readiness(model));
+        all.max().unwrap_or(Readiness::Well)
     }
 
     /// Every model serves, has served and rests, or waits because others are worth more.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.worst() == Standing::Well
+        self.worst() == Readiness::Well
     }
 }
 
-fn standing(model: &ModelState, engine: &EngineState, until: Option<Until>) -> Standing {
+fn readiness(model: &ModelState, engine: &EngineState, until: Option<Until>) -> Readiness {
     let record = &engine.record;
     // Its first start, or the one that has to make up for a failure.
     let is_missed = record.is_failing || (model.autostart && record.starts + record.adoptions == 0);
@@ -67,9 +67,9 @@ fn standing(model: &ModelState, engine: &EngineState, until: Option<Until>) -> S
         | State::Asleep { .. }
         | State::Draining { .. }
         | State::Demoting { .. }
-        | State::Stopping => Standing::Well,
+        | State::Stopping => Readiness::Well,
         State::Waiting { .. } if matches!(until, Some(Until::Room | Until::Worth)) => {
-            Standing::Well
+            Readiness::Well
         }
         State::Waiting { .. }
         | State::Adopting
@@ -77,13 +77,13 @@ fn standing(model: &ModelState, engine: &EngineState, until: Option<Until>) -> S
         | State::Waking { .. }
         | State::Verifying { .. } => {
             if is_missed {
-                Standing::Starting
+                Readiness::Starting
             } else {
-                Standing::Well
+                Readiness::Well
             }
         }
-        State::Fetching | State::Backoff { .. } => Standing::Starting,
-        State::Broken { .. } => Standing::Broken,
+        State::Fetching | State::Backoff { .. } => Readiness::Starting,
+        State::Broken { .. } => Readiness::Broken,
     }
 }
 
@@ -97,9 +97,9 @@ pub async fn health(shared: web::Data<Arc<Shared>>) -> HttpResponse {
     let models: Map<_, _> = models.collect();
     let status = match overview.worst() {
         _ if overview.router.is_draining => "draining",
-        Standing::Well => "ok",
-        Standing::Starting => "starting",
-        Standing::Broken => "degraded",
+        Readiness::Well => "ok",
+        Readiness::Starting => "starting",
+        Readiness::Broken => "degraded",
     };
     let mut response = match status {
         "ok" => HttpResponse::Ok(),

@@ -1,4 +1,4 @@
-//! A slow look at an engine's own `/metrics`: how many requests wait inside it, and whether it
+//! A slow poll of an engine's own `/metrics`: how many requests wait inside it, and whether it
 //! computes.
 //!
 //! The queue goes by what it sees itself; this only finds out when that went wrong. So an engine
@@ -16,44 +16,44 @@ use crate::{
     protocol::EngineSays,
 };
 
-/// How often is looked.
+/// How often it is asked for.
 const PERIOD: Duration = Duration::from_secs(1);
-/// How long a look may take. llama.cpp answers between two steps, and one of a long prompt takes
+/// How long an answer may take. llama.cpp answers between two steps, and one of a long prompt takes
 /// seconds on a CPU.
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// Largest page that is read; vLLM's has 200 KiB.
 const MAX_PAGE: usize = 4 << 20;
 
-/// The task that looks. It ends when this is dropped.
-pub(super) struct Audit(JoinHandle<()>);
+/// The task that polls. It ends when this is dropped.
+pub(super) struct MetricsPoller(JoinHandle<()>);
 
-impl Audit {
-    pub(super) fn of(endpoint: Arc<Endpoint>, model: WeakAddr<Model>) -> Self {
-        Self(actix_rt::spawn(look_on(endpoint, model)))
+impl MetricsPoller {
+    pub(super) fn start(endpoint: Arc<Endpoint>, model: WeakAddr<Model>) -> Self {
+        Self(actix_rt::spawn(poll_forever(endpoint, model)))
     }
 }
 
-impl Drop for Audit {
+impl Drop for MetricsPoller {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-/// What a look showed.
-enum Look {
+/// What a poll showed.
+enum Poll {
     Page(String),
     NoSuchPage,
 }
 
-async fn look_on(endpoint: Arc<Endpoint>, model: WeakAddr<Model>) {
+async fn poll_forever(endpoint: Arc<Endpoint>, model: WeakAddr<Model>) {
     let client = Client::builder()
         .timeout(ANSWER)
         .disable_redirects()
         .finish();
     loop {
         tokio::time::sleep(PERIOD).await;
-        let Look::Page(page) = look(&client, &endpoint).await else {
+        let Poll::Page(page) = poll(&client, &endpoint).await else {
             return;
         };
         let Some(model) = model.upgrade() else {
@@ -69,19 +69,19 @@ async fn look_on(endpoint: Arc<Endpoint>, model: WeakAddr<Model>) {
     }
 }
 
-async fn look(client: &Client, endpoint: &Endpoint) -> Look {
+async fn poll(client: &Client, endpoint: &Endpoint) -> Poll {
     let mut request = client.get(format!("{}/metrics", endpoint.base));
     if let Some(key) = &endpoint.api_key {
         request = request.bearer_auth(key);
     }
     let Ok(mut answer) = request.send().await else {
-        return Look::Page(String::new());
+        return Poll::Page(String::new());
     };
     if answer.status() == StatusCode::NOT_FOUND {
-        return Look::NoSuchPage;
+        return Poll::NoSuchPage;
     }
     let page = answer.body().limit(MAX_PAGE).await.unwrap_or_default();
-    Look::Page(String::from_utf8_lossy(&page).into_owned())
+    Poll::Page(String::from_utf8_lossy(&page).into_owned())
 }
 
 fn whole(page: &str, names: &[&str]) -> Option<u64> {

@@ -12,7 +12,7 @@ use kvwarden_policy::{
 };
 use tokio::time::Instant;
 
-use super::{Model, audit::Audit, replica::Replica};
+use super::{Model, metrics::MetricsPoller, replica::Replica};
 use crate::{
     Refusal,
     engine::Endpoint,
@@ -25,7 +25,7 @@ use crate::{
 
 impl Model {
     /// Tells an engine's lifecycle what happened and does what it says.
-    pub(super) fn happen(&mut self, at: usize, event: Event, ctx: &Context<Self>) {
+    pub(super) fn apply(&mut self, at: usize, event: Event, ctx: &Context<Self>) {
         let replica = &mut self.replicas[at];
         let before = replica.life.state();
         let now = Instant::now().into_std();
@@ -35,7 +35,7 @@ impl Model {
         if before != after {
             tracing::info!(engine = %replica.engine, "{after}");
             self.params.witness.became(&replica.engine, after);
-            self.fit_queue();
+            self.resize_queue();
         }
         match effect {
             Effect::None | Effect::Demand => {}
@@ -60,7 +60,7 @@ impl Model {
     }
 
     /// Every engine that is ready takes part in what the queue hands out.
-    pub(super) fn fit_queue(&mut self) {
+    pub(super) fn resize_queue(&mut self) {
         let serving = self.replicas.iter();
         let serving = serving.filter(|replica| replica.life.state().admits());
         self.queue
@@ -96,7 +96,7 @@ impl Model {
         let replica = &self.replicas[at];
         if matches!(replica.life.state(), State::Draining { .. }) && replica.occupancy.running == 0
         {
-            self.happen(at, Event::Drained, ctx);
+            self.apply(at, Event::Drained, ctx);
         }
     }
 
@@ -114,7 +114,7 @@ impl Model {
             .filter(|at| can_rise(self.replicas[*at].life.state()))
             .min_by_key(shallow);
         if let Some(at) = first {
-            self.happen(at, Event::Wanted, ctx);
+            self.apply(at, Event::Wanted, ctx);
         }
     }
 
@@ -154,10 +154,10 @@ impl Model {
             .position(|replica| replica.engine == *engine)
     }
 
-    fn ended(&mut self, at: usize, class: FailureClass, reason: String, log_tail: Vec<String>) {
+    fn on_exited(&mut self, at: usize, class: FailureClass, reason: String, log_tail: Vec<String>) {
         let replica = &mut self.replicas[at];
         replica.endpoint = None;
-        replica.audit = None;
+        replica.poller = None;
         replica.waiting = None;
         replica.signs.work = None;
         replica.stall = Stall::default();
@@ -171,11 +171,11 @@ impl Model {
     }
 
     /// What an engine could not do. It is stopped, and started when it is wanted.
-    fn disappointed(&mut self, at: usize, event: Event, reason: String, ctx: &Context<Self>) {
+    fn transition_failed(&mut self, at: usize, event: Event, reason: String, ctx: &Context<Self>) {
         let replica = &mut self.replicas[at];
         tracing::warn!(engine = %replica.engine, reason, "{}", replica.life.state());
         replica.record.note = Some(reason);
-        self.happen(at, event, ctx);
+        self.apply(at, event, ctx);
     }
 }
 
@@ -196,7 +196,7 @@ impl Handler<Prepared> for Model {
             Preparation::Step(step) => replica.record.note = Some(step),
             Preparation::Failed { class, reason } => {
                 replica.record.note = Some(reason);
-                self.happen(at, Event::FetchFailed(class), ctx);
+                self.apply(at, Event::FetchFailed(class), ctx);
             }
             Preparation::Done(spec) => {
                 replica.record.note = None;
@@ -206,16 +206,16 @@ impl Handler<Prepared> for Model {
                 };
                 let before = replica.life.state();
                 let is_new = matches!(before, State::Fetching | State::Broken { .. });
-                replica.equip(spec);
+                replica.set_spec(spec);
                 let engine = replica.engine.clone();
                 self.gpu.do_send(Register { engine, needs });
-                self.happen(at, Event::Pin(self.is_pinned), ctx);
-                self.happen(at, Event::Fetched, ctx);
+                self.apply(at, Event::Pin(self.is_pinned), ctx);
+                self.apply(at, Event::Fetched, ctx);
                 let has_target = self.replicas[at].target.is_some();
                 let is_ending = self.drain.is_some() || self.is_leaving;
                 let may_start = is_new && !has_target && !is_ending;
                 if self.params.autostart && may_start {
-                    self.happen(at, Event::Wanted, ctx);
+                    self.apply(at, Event::Wanted, ctx);
                 }
             }
         }
@@ -232,12 +232,12 @@ impl Handler<Grant> for Model {
             replica.order = grant.order;
             replica.devices = grant.devices;
             if grant.is_prefetch && self.may_prefetch(at) {
-                self.happen(at, Event::Wanted, ctx);
+                self.apply(at, Event::Wanted, ctx);
                 self.replicas[at].record.prefetches += 1;
                 self.replicas[at].is_early = true;
             }
             let event = grant.inherited.map_or(Event::Granted, Event::Inherited);
-            self.happen(at, event, ctx);
+            self.apply(at, event, ctx);
             self.demand(at);
         }
     }
@@ -252,7 +252,7 @@ impl Handler<Reclaim> for Model {
             let is_at_rest = |replica: &Replica| replica.life.state().rung().is_some();
             let rested = is_at_rest(&self.replicas[at]);
             self.replicas[at].order = order;
-            self.happen(at, Event::Reclaim { to }, ctx);
+            self.apply(at, Event::Reclaim { to }, ctx);
             if rested && !is_at_rest(&self.replicas[at]) {
                 self.replicas[at].record.reclaimed += 1;
             }
@@ -273,7 +273,7 @@ impl Handler<SetTarget> for Model {
         self.is_put_away = matches!(target, Target::Sleep(_));
         for at in 0..self.replicas.len() {
             self.replicas[at].target = Some((target, now));
-            self.replicas[at].is_renewing &= target == Target::Load;
+            self.replicas[at].is_rolling &= target == Target::Load;
             self.reconcile(at, ctx);
         }
     }
@@ -291,36 +291,38 @@ impl Handler<EngineNews> for Model {
         match news.what {
             News::Progressed { phase, pid } => {
                 replica.record.progressed(pid);
-                self.happen(at, Event::Progressed(phase), ctx);
+                self.apply(at, Event::Progressed(phase), ctx);
             }
             News::Restored(kept) => replica.record.restored = kept,
             News::Saved(kept) => replica.record.saved = kept,
             News::Ready(endpoint) => {
-                self.meet(at, endpoint, ctx);
-                self.served(at, ctx);
+                self.on_endpoint(at, endpoint, ctx);
+                self.on_verified(at, ctx);
             }
             News::FoundAsleep { rung, endpoint } => {
-                self.meet(at, endpoint, ctx);
-                self.happen(at, Event::FoundAsleep(rung), ctx);
+                self.on_endpoint(at, endpoint, ctx);
+                self.apply(at, Event::FoundAsleep(rung), ctx);
             }
-            News::Demoted => self.happen(at, Event::Demoted, ctx),
+            News::Demoted => self.apply(at, Event::Demoted, ctx),
             News::Proved => replica.signs.progress += 1,
-            News::Woken => self.happen(at, Event::Woken, ctx),
-            News::Verified => self.served(at, ctx),
+            News::Woken => self.apply(at, Event::Woken, ctx),
+            News::Verified => self.on_verified(at, ctx),
             News::DemoteFailed { reason } => {
-                self.disappointed(at, Event::DemoteFailed, reason, ctx);
+                self.transition_failed(at, Event::DemoteFailed, reason, ctx);
             }
-            News::WakeFailed { reason } => self.disappointed(at, Event::WakeFailed, reason, ctx),
+            News::WakeFailed { reason } => {
+                self.transition_failed(at, Event::WakeFailed, reason, ctx);
+            }
             News::VerifyFailed { reason } => {
-                self.disappointed(at, Event::VerifyFailed, reason, ctx);
+                self.transition_failed(at, Event::VerifyFailed, reason, ctx);
             }
             News::Exited {
                 class,
                 reason,
                 log_tail,
             } => {
-                self.ended(at, class, reason, log_tail);
-                self.happen(at, Event::Exited(class), ctx);
+                self.on_exited(at, class, reason, log_tail);
+                self.apply(at, Event::Exited(class), ctx);
             }
         }
         // A target that is reached must not be repeated once somebody wants something else.
@@ -337,9 +339,9 @@ impl Model {
             return;
         };
         match target {
-            Target::Load => self.happen(at, Event::Wanted, ctx),
-            Target::Sleep(to) => self.happen(at, Event::Sleep { to }, ctx),
-            Target::Pin(is_pinned) => self.happen(at, Event::Pin(is_pinned), ctx),
+            Target::Load => self.apply(at, Event::Wanted, ctx),
+            Target::Sleep(to) => self.apply(at, Event::Sleep { to }, ctx),
+            Target::Pin(is_pinned) => self.apply(at, Event::Pin(is_pinned), ctx),
         }
         let replica = &mut self.replicas[at];
         if target.is_reached_by(replica.life.state()) {
@@ -348,18 +350,21 @@ impl Model {
     }
 
     /// An engine is there, asleep or not.
-    fn meet(&mut self, at: usize, endpoint: Arc<Endpoint>, ctx: &Context<Self>) {
+    fn on_endpoint(&mut self, at: usize, endpoint: Arc<Endpoint>, ctx: &Context<Self>) {
         let replica = &mut self.replicas[at];
         replica.record.started();
         replica.life.supports(endpoint.rungs);
-        replica.audit = Some(Audit::of(endpoint.clone(), ctx.address().downgrade()));
+        replica.poller = Some(MetricsPoller::start(
+            endpoint.clone(),
+            ctx.address().downgrade(),
+        ));
         replica.endpoint = Some(endpoint);
     }
 
     /// An engine has proved that it serves.
-    fn served(&mut self, at: usize, ctx: &Context<Self>) {
-        self.replicas[at].is_renewing = false;
-        self.happen(at, Event::Verified, ctx);
+    fn on_verified(&mut self, at: usize, ctx: &Context<Self>) {
+        self.replicas[at].is_rolling = false;
+        self.apply(at, Event::Verified, ctx);
         self.dispatch(ctx);
     }
 }

@@ -12,7 +12,7 @@ use crate::protocol::{Reconfigure, Remove, Removed, Target, Unregister, UpdateSh
 
 impl Model {
     /// Takes on engines that are new, and marks those that are gone.
-    fn restaff(&mut self) {
+    fn sync_replicas(&mut self) {
         for replica in &mut self.replicas {
             replica.is_leaving = true;
         }
@@ -20,7 +20,7 @@ impl Model {
         for engine in &self.params.engines {
             let is_it = |replica: &&mut Replica| replica.engine == engine.name;
             match self.replicas.iter_mut().find(is_it) {
-                Some(replica) => replica.adjust(engine, pause),
+                Some(replica) => replica.reconfigure(engine, pause),
                 None => self.replicas.push(Replica::new(engine, pause)),
             }
         }
@@ -28,20 +28,20 @@ impl Model {
 
     /// Lets an engine give way to the next. One after the other, so that the others serve meanwhile;
     /// if the next one does not come to serve, they stay.
-    pub(super) fn renew(&mut self, at: usize, now: Instant, ctx: &Context<Self>) {
+    pub(super) fn roll(&mut self, at: usize, now: Instant, ctx: &Context<Self>) {
         let others = self.replicas.iter().enumerate();
         let mut others = others.filter(|(other, _)| *other != at);
         let replica = &self.replicas[at];
-        if self.is_leaving || !replica.is_outdated() || others.any(|(_, other)| other.is_renewing) {
+        if self.is_leaving || !replica.is_outdated() || others.any(|(_, other)| other.is_rolling) {
             return;
         }
         let state = replica.life.state();
         if state.serves_soon() || state.has_failed() {
             let replica = &mut self.replicas[at];
-            replica.is_renewing = true;
+            replica.is_rolling = true;
             replica.target.get_or_insert((Target::Load, now));
         }
-        self.happen(at, Event::Dismissed, ctx);
+        self.apply(at, Event::Dismissed, ctx);
     }
 
     /// Engines that the configuration does not have any more go once nobody runs on them.
@@ -53,7 +53,7 @@ impl Model {
             }
             replica.target = None;
             if replica.life.state().has_engine() || replica.occupancy.running > 0 {
-                self.happen(at, Event::Dismissed, ctx);
+                self.apply(at, Event::Dismissed, ctx);
             } else {
                 self.forget(at);
             }
@@ -86,7 +86,7 @@ impl Model {
     pub(super) fn pin(&mut self, is_pinned: bool, ctx: &Context<Self>) {
         self.is_pinned = is_pinned;
         for at in 0..self.replicas.len() {
-            self.happen(at, Event::Pin(is_pinned), ctx);
+            self.apply(at, Event::Pin(is_pinned), ctx);
         }
     }
 }
@@ -103,15 +103,15 @@ impl Handler<Reconfigure> for Model {
         } = std::mem::replace(&mut self.params, params);
         self.is_leaving = false;
         self.queue.adjust(&self.params.scheduling);
-        self.restaff();
-        self.fit_queue();
+        self.sync_replicas();
+        self.resize_queue();
         // What an operator said since is not taken back by a file that says the same as before.
         if is_pinned != self.params.is_pinned {
             self.pin(self.params.is_pinned, ctx);
         }
         if self.params.autostart && !autostart {
             for at in 0..self.replicas.len() {
-                self.happen(at, Event::Wanted, ctx);
+                self.apply(at, Event::Wanted, ctx);
             }
         }
     }
@@ -139,7 +139,7 @@ impl Handler<Remove> for Model {
         self.is_leaving = true;
         for replica in &mut self.replicas {
             replica.target = None;
-            replica.is_renewing = false;
+            replica.is_rolling = false;
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::protocol::{Claim, Demand};
 impl Model {
     /// Tells where an engine stands and how much it is wanted.
     pub(super) fn demand(&self, at: usize) {
-        if let Some(router) = self.router.upgrade() {
+        if let Some(router) = self.peers.demand.upgrade() {
             router.do_send(Demand {
                 engine: self.replicas[at].engine.clone(),
                 claim: self.claim(at, Instant::now()),

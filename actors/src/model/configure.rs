@@ -65,7 +65,7 @@ impl Model {
         for running in self.running.values_mut() {
             running.moved_up(at);
         }
-        self.gpu.do_send(Unregister(gone.engine));
+        self.peers.unregister.do_send(Unregister(gone.engine));
     }
 
     /// Nothing is left of a model that leaves. Said until the router agrees.
@@ -76,7 +76,7 @@ impl Model {
         if self.is_leaving
             && is_empty
             && !states.any(|state| state.has_engine())
-            && let Some(router) = self.router.upgrade()
+            && let Some(router) = self.peers.removed.upgrade()
         {
             router.do_send(Removed(self.params.id.clone()));
         }
@@ -149,7 +149,8 @@ impl Handler<Removed> for Model {
 
     fn handle(&mut self, _: Removed, ctx: &mut Context<Self>) {
         for replica in &self.replicas {
-            self.gpu.do_send(Unregister(replica.engine.clone()));
+            let gone = Unregister(replica.engine.clone());
+            self.peers.unregister.do_send(gone);
         }
         ctx.stop();
     }

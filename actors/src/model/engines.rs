@@ -73,7 +73,7 @@ impl Model {
             return;
         };
         replica.started = Some(revision);
-        self.gpu.do_send(Spawn {
+        self.peers.spawn.do_send(Spawn {
             engine: replica.engine.clone(),
             generation,
             spec,
@@ -84,7 +84,7 @@ impl Model {
 
     pub(super) fn signal(&self, at: usize, what: Order) {
         let replica = &self.replicas[at];
-        self.gpu.do_send(Signal {
+        self.peers.signal.do_send(Signal {
             engine: replica.engine.clone(),
             generation: replica.generation(),
             what,
@@ -208,7 +208,7 @@ impl Handler<Prepared> for Model {
                 let is_new = matches!(before, State::Fetching | State::Broken { .. });
                 replica.set_spec(spec);
                 let engine = replica.engine.clone();
-                self.gpu.do_send(Register { engine, needs });
+                self.peers.register.do_send(Register { engine, needs });
                 self.apply(at, Event::Pin(self.is_pinned), ctx);
                 self.apply(at, Event::Fetched, ctx);
                 let has_target = self.replicas[at].target.is_some();

@@ -9,13 +9,14 @@ mod claim;
 mod configure;
 mod engines;
 mod metrics;
+mod peers;
 mod queue;
 mod replica;
 mod state;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use actix::{Actor, Addr, AsyncContext, Context, Handler, MessageResult, WeakAddr};
+use actix::{Actor, AsyncContext, Context, Handler, MessageResult};
 use kvwarden_policy::{
     ModelId,
     cost::PromptEstimator,
@@ -27,12 +28,13 @@ use kvwarden_policy::{
 use tokio::time::Instant;
 
 use crate::{
-    Gpu, Refusal, Router, TICK, Ticket, Vitals, Witness,
+    Refusal, TICK, Ticket, Vitals, Witness,
     engine::EngineKind,
     protocol::{Drain, Order, Pulse, Resign, Snapshot},
 };
 
 use claim::Clock;
+pub use peers::Peers;
 use queue::Running;
 pub use replica::Occupancy;
 use replica::Replica;
@@ -93,8 +95,7 @@ pub struct Params {
 /// One model.
 pub struct Model {
     params: Params,
-    router: WeakAddr<Router>,
-    gpu: Addr<Gpu>,
+    peers: Peers,
     replicas: Vec<Replica>,
     queue: Scheduler<Ticket>,
     running: HashMap<Key, Running>,
@@ -122,7 +123,7 @@ pub struct Model {
 impl Model {
     /// A model whose engines and weights are being prepared.
     #[must_use]
-    pub fn new(params: Params, router: WeakAddr<Router>, gpu: Addr<Gpu>) -> Self {
+    pub fn new(params: Params, peers: Peers) -> Self {
         let clock = Clock::set();
         let pause = params.broken_pause;
         let engines = params.engines.iter();
@@ -135,8 +136,7 @@ impl Model {
             is_pinned: params.is_pinned,
             is_leaving: false,
             params,
-            router,
-            gpu,
+            peers,
             estimator: PromptEstimator::default(),
             busy_at: Instant::now(),
             asked_at: None,

@@ -10,7 +10,8 @@ use kvwarden_policy::TenantId;
 
 use super::{ModelEntry, Router, Unnamed};
 use crate::{
-    Model, model,
+    Model,
+    model::{self, Peers},
     protocol::{Configure, Reconfigure, Remove, SetLimits, UpdateShare},
     tenant::{Limits, Params},
 };
@@ -71,7 +72,10 @@ impl Router {
                     known.addr.do_send(Reconfigure(params));
                     known.addr
                 }
-                None => Model::new(params, ctx.address().downgrade(), self.gpu.clone()).start(),
+                None => {
+                    let peers = Peers::new(&ctx.address().downgrade(), &self.gpu);
+                    Model::new(params, peers).start()
+                }
             };
             self.models.push(ModelEntry { id, names, addr });
         }

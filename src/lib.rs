@@ -39,16 +39,21 @@
 //!   key of their own per start.
 //! - Every queue, buffer and map that a client can grow has a limit in the configuration.
 
+#![expect(
+    unreachable_pub,
+    reason = "the modules are private so that rustc finds what nobody uses; within the binary `pub` says enough"
+)]
+
 pub mod cli;
-pub mod config;
-pub mod http;
-pub mod install;
-pub mod journal;
-pub mod lab;
-pub mod layout;
-pub mod metrics;
+mod config;
+mod http;
+mod install;
+mod journal;
+mod lab;
+mod layout;
+mod metrics;
 pub mod panic;
-pub mod serve;
-pub mod shim;
-pub mod sim;
-pub mod weights;
+mod serve;
+mod shim;
+mod sim;
+mod weights;

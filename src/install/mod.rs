@@ -25,7 +25,6 @@ use std::{
 
 pub use environment::{Environment, State};
 pub use error::InstallError;
-pub use python::Version;
 
 use self::{
     environment::{MARKER, Marker, clear, environment, ready, refuse_if_in_use},

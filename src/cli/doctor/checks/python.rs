@@ -93,7 +93,7 @@ mod tests {
         super::tests::{known, unknown},
         *,
     };
-    use crate::{cli::doctor::State, install::Version};
+    use crate::{cli::doctor::State, install::python::Version};
 
     fn python(minor: u8, has_venv: bool) -> Python {
         Python {

@@ -15,10 +15,11 @@ use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
     PULSE, Router, Vitals, Witness, device,
-    process::{leadership::Leadership, orphans::Orphan, task},
+    engine::Order,
+    process::{EngineTask, leadership::Leadership, orphans::Orphan},
     protocol::{
-        Demand, EngineGone, Grant, Order, Pulse, Reclaim, Register, SetTuning, Signal, Snapshot,
-        Spawn, Unregister,
+        Demand, EngineGone, Grant, Pulse, Reclaim, Register, SetTuning, Signal, Snapshot, Spawn,
+        Unregister,
     },
 };
 
@@ -281,16 +282,16 @@ impl Handler<Spawn> for Gpu {
             orders,
         };
         self.engines.insert(spawn.engine.clone(), running);
-        let run = task::Run {
+        let task = EngineTask {
             params: self.params.clone(),
             gpus: self.reading.names(&spawn.devices),
             bytes: self.seats.charged(&spawn.engine),
             orphan: self.orphans.remove(&spawn.engine),
             spawn,
-            gpu: ctx.address(),
+            gone: ctx.address().recipient(),
             reader: self.reader.clone(),
         };
-        actix::spawn(run.live(received));
+        actix::spawn(task.run(received));
     }
 }
 

@@ -10,7 +10,7 @@ use kvwarden_policy::{
     DeviceId, Generation, ModelId, TenantId,
     cost::RequestSize,
     failure::FailureClass,
-    lifecycle::{Phase, Rung, Rungs, State},
+    lifecycle::{Rung, Rungs, State},
     scheduling::{Key, Outcome},
 };
 use serde::Serialize;
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::{
     Gpu, Held, Model, Spent, Tenant, Ticket,
-    engine::{Endpoint, EngineSpec, saved_kv::Kept},
+    engine::{EngineSpec, News, Order},
     gpu::{self, seats::Needs},
     model,
     router::Unnamed,
@@ -206,38 +206,6 @@ pub struct Signal {
     pub what: Order,
 }
 
-/// What a live engine can be told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// End.
-    Stop,
-    /// Change.
-    Shift(Shift),
-    /// Prove that you still work: nothing moves.
-    Probe,
-    /// End at once: nothing moves, and you were asked.
-    GiveUp,
-}
-
-/// What can be done to a live engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shift {
-    /// Give memory back.
-    Demote {
-        /// Where it is.
-        from: Rung,
-        /// How deep it shall go.
-        to: Rung,
-    },
-    /// Take memory again.
-    Wake {
-        /// Where it is.
-        from: Rung,
-    },
-    /// Answer the canary as it did when it was new.
-    Verify,
-}
-
 /// Gpu -> Model: what became of an engine.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -248,63 +216,6 @@ pub struct EngineNews {
     pub generation: Generation,
     /// What happened.
     pub what: News,
-}
-
-/// What can become of an engine.
-#[derive(Debug)]
-pub enum News {
-    /// Its start got further.
-    Progressed {
-        /// How far.
-        phase: Phase,
-        /// The engine's process, once it exists.
-        pid: Option<i32>,
-    },
-    /// KV of an earlier engine is in it again, or is not and why. Before it is ready.
-    Restored(Kept),
-    /// It answered its first token.
-    Ready(Arc<Endpoint>),
-    /// An earlier kvwarden left it asleep.
-    FoundAsleep {
-        /// How deep.
-        rung: Rung,
-        /// Where it will answer.
-        endpoint: Arc<Endpoint>,
-    },
-    /// It gave its memory back.
-    Demoted,
-    /// It did not.
-    DemoteFailed {
-        /// Why.
-        reason: String,
-    },
-    /// It has its memory again.
-    Woken,
-    /// It has not.
-    WakeFailed {
-        /// Why.
-        reason: String,
-    },
-    /// It was suspected of doing nothing, and gave a token.
-    Proved,
-    /// It answers as it did when it was new.
-    Verified,
-    /// It does not.
-    VerifyFailed {
-        /// What is wrong.
-        reason: String,
-    },
-    /// It was asked to end, and this of its KV will outlive it.
-    Saved(Kept),
-    /// It ended, and nothing of it is left.
-    Exited {
-        /// Why.
-        class: FailureClass,
-        /// One sentence.
-        reason: String,
-        /// Its last words.
-        log_tail: Vec<String>,
-    },
 }
 
 /// Engine task -> Gpu: nothing is left of this engine.

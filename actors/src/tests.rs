@@ -25,12 +25,10 @@ use tokio::{sync::oneshot::Receiver, time::Instant};
 
 use crate::{
     Answer, Gpu, Model, Permit, Refusal, Router, Terms, Ticket,
-    engine::{Attached, EngineKind, EngineSpec},
+    engine::{Attached, EngineEnd, EngineKind, EngineSpec, News},
     gpu,
     model::{self, EngineParams, ModelState},
-    protocol::{
-        Admit, Configure, Drain, EngineNews, ListActors, News, Preparation, Prepared, Snapshot,
-    },
+    protocol::{Admit, Configure, Drain, EngineNews, ListActors, Preparation, Prepared, Snapshot},
     router::{OTHERS, Unnamed},
     tenant::{self, TenantState},
 };
@@ -534,12 +532,7 @@ async fn strangers_beyond_the_limit_share_one_tenant() {
 #[actix_rt::test]
 async fn news_of_an_older_engine_is_counted_and_ignored() {
     let node = Node::start(Setup::default()).await;
-    let class = FailureClass::Crashed;
-    let what = News::Exited {
-        class,
-        reason: "old".to_owned(),
-        log_tail: Vec::new(),
-    };
+    let what = News::Exited(EngineEnd::new(FailureClass::Crashed, "old"));
     node.model.do_send(EngineNews {
         engine: ModelId::from("m"),
         generation: Generation(0),

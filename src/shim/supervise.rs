@@ -307,9 +307,7 @@ impl Shim {
             "ended: code {code:?}, signal {signal:?}, {class:?}"
         ));
         ShimEvent::Exited {
-            code,
-            signal,
-            class,
+            exit,
             log_tail: self.tail.lines(now),
         }
     }

@@ -13,7 +13,6 @@ use std::{
 use tokio::task::JoinHandle;
 
 use super::{EngineKind, Launch};
-use crate::process::leadership::Leadership;
 
 const INTERVAL: Duration = Duration::from_secs(10);
 /// Files removed in one pass at most, which also bounds what a pass remembers.
@@ -34,14 +33,14 @@ struct Pass {
 }
 
 impl Collector {
-    /// None where the engine has no such tier.
-    pub(crate) fn of(launch: &Launch, leadership: &Leadership) -> Option<Self> {
+    /// None where the engine has no such tier. Nothing is removed while `is_leader` says no.
+    pub(crate) fn of(launch: &Launch, is_leader: impl Fn() -> bool + 'static) -> Option<Self> {
         let budget = launch.flags.kv_ssd_bytes?;
         (launch.kind == EngineKind::Vllm).then(|| {
             Self(actix::spawn(collect(
                 launch.kv_dir.clone(),
                 budget,
-                leadership.clone(),
+                is_leader,
             )))
         })
     }
@@ -53,11 +52,11 @@ impl Drop for Collector {
     }
 }
 
-async fn collect(dir: PathBuf, budget: u64, leadership: Leadership) {
+async fn collect(dir: PathBuf, budget: u64, is_leader: impl Fn() -> bool) {
     let mut interval = tokio::time::interval(INTERVAL);
     loop {
         interval.tick().await;
-        if !leadership.is_held() {
+        if !is_leader() {
             continue;
         }
         let root = dir.clone();

@@ -9,12 +9,12 @@ mod footprint;
 pub mod gauges;
 pub(crate) mod kv_disk_gc;
 mod llamacpp;
+pub mod order;
 pub mod probe;
 pub mod rungs;
 pub mod saved_kv;
 mod sglang;
 mod sim;
-pub(crate) mod sleep;
 mod vllm;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
@@ -25,6 +25,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::engine::probe::Canary;
 pub use footprint::Footprint;
+pub use order::{EngineEnd, News, Order, Transition};
 pub use sglang::SGLANG_CPU_KV_TOKENS;
 
 /// An inference engine kvwarden knows how to talk to.

@@ -15,11 +15,11 @@ use tokio::time::Instant;
 use super::{Model, metrics::MetricsPoller, replica::Replica};
 use crate::{
     Refusal,
-    engine::Endpoint,
+    engine::{Endpoint, EngineEnd, News, Order, Transition},
     gpu::seats::Needs,
     protocol::{
-        EngineNews, Grant, News, Order, Preparation, Prepared, Reclaim, Register, SetTarget, Shift,
-        Signal, Spawn, Target,
+        EngineNews, Grant, Preparation, Prepared, Reclaim, Register, SetTarget, Signal, Spawn,
+        Target,
     },
 };
 
@@ -47,10 +47,10 @@ impl Model {
             Effect::Drain => self.drained(at, ctx),
             Effect::Demote(to) => {
                 let from = before.rung().unwrap_or(Rung::Ready);
-                self.signal(at, Order::Shift(Shift::Demote { from, to }));
+                self.signal(at, Order::Change(Transition::Demote { from, to }));
             }
-            Effect::Wake(from) => self.signal(at, Order::Shift(Shift::Wake { from })),
-            Effect::Verify => self.signal(at, Order::Shift(Shift::Verify)),
+            Effect::Wake(from) => self.signal(at, Order::Change(Transition::Wake { from })),
+            Effect::Verify => self.signal(at, Order::Change(Transition::Verify)),
             Effect::Stop => self.signal(at, Order::Stop),
             Effect::RefuseWaiting => self.refuse_waiting(),
         }
@@ -154,7 +154,7 @@ impl Model {
             .position(|replica| replica.engine == *engine)
     }
 
-    fn on_exited(&mut self, at: usize, class: FailureClass, reason: String, log_tail: Vec<String>) {
+    fn on_exited(&mut self, at: usize, end: EngineEnd) {
         let replica = &mut self.replicas[at];
         replica.endpoint = None;
         replica.poller = None;
@@ -162,11 +162,12 @@ impl Model {
         replica.signs.work = None;
         replica.stall = Stall::default();
         replica.record.gone();
+        let EngineEnd { class, reason, .. } = &end;
         if replica.life.state() == State::Adopting {
             tracing::info!(engine = %replica.engine, reason, "not adopted");
         } else if replica.life.state() != State::Stopping {
             tracing::warn!(engine = %replica.engine, ?class, reason, "engine ended");
-            replica.record.failed(reason, log_tail);
+            replica.record.failed(end);
         }
     }
 
@@ -316,12 +317,9 @@ impl Handler<EngineNews> for Model {
             News::VerifyFailed { reason } => {
                 self.transition_failed(at, Event::VerifyFailed, reason, ctx);
             }
-            News::Exited {
-                class,
-                reason,
-                log_tail,
-            } => {
-                self.on_exited(at, class, reason, log_tail);
+            News::Exited(end) => {
+                let class = end.class;
+                self.on_exited(at, end);
                 self.apply(at, Event::Exited(class), ctx);
             }
         }

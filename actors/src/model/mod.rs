@@ -29,8 +29,8 @@ use tokio::time::Instant;
 
 use crate::{
     Refusal, TICK, Ticket, Vitals, Witness,
-    engine::EngineKind,
-    protocol::{Drain, Order, Pulse, Resign, Snapshot},
+    engine::{EngineKind, Order},
+    protocol::{Drain, Pulse, Resign, Snapshot},
 };
 
 use claim::Clock;

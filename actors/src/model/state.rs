@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::Occupancy;
 use crate::{
     Vitals,
-    engine::{EngineKind, saved_kv::Kept},
+    engine::{EngineEnd, EngineKind, saved_kv::Kept},
     protocol::Target,
 };
 
@@ -99,11 +99,11 @@ impl Record {
     }
 
     /// It ended although nobody asked for it.
-    pub(super) fn failed(&mut self, reason: String, log_tail: Vec<String>) {
+    pub(super) fn failed(&mut self, end: EngineEnd) {
         self.failures += 1;
         self.is_failing = true;
-        self.note = Some(reason);
-        self.log_tail = log_tail;
+        self.note = Some(end.reason);
+        self.log_tail = end.log_tail;
     }
 }
 

@@ -4,12 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use kvwarden_policy::{failure::FailureClass, lifecycle::Rungs};
 
-use super::{
-    supervise::Orders,
-    task::{End, Run},
-};
-use crate::engine::{Attached, Endpoint, EngineKind, probe::Probe};
-use crate::protocol::News;
+use super::task::{EngineTask, Orders};
+use crate::engine::{Attached, Endpoint, EngineEnd, EngineKind, News, probe::Probe};
 
 /// How often it is asked.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -17,11 +13,15 @@ const INTERVAL: Duration = Duration::from_secs(5);
 const MAX_MISSED: u32 = 3;
 
 /// Watches the server until it is given up or stops answering.
-pub(super) async fn watch(run: &Run, orders: &mut Orders, attached: &Attached) -> End {
+pub(super) async fn watch(
+    task: &EngineTask,
+    orders: &mut Orders,
+    attached: &Attached,
+) -> EngineEnd {
     let endpoint = Endpoint {
-        model: run.spawn.engine.clone(),
+        model: task.spawn.engine.clone(),
         kind: EngineKind::Attach,
-        generation: run.spawn.generation,
+        generation: task.spawn.generation,
         base: attached.base.clone(),
         api_key: attached.api_key.clone(),
         served_name: attached.served_name.clone(),
@@ -33,24 +33,24 @@ pub(super) async fn watch(run: &Run, orders: &mut Orders, attached: &Attached) -
     loop {
         let answers = tokio::select! {
             answers = probe.lists_models() => answers,
-            _ = orders.recv() => return End::new(FailureClass::Stopped, "stopped"),
+            _ = orders.recv() => return EngineEnd::new(FailureClass::Stopped, "stopped"),
         };
         match answers {
             Ok(()) if is_ready => missed = 0,
             Ok(()) => {
                 is_ready = true;
-                run.tell(News::Ready(Arc::new(endpoint.clone())));
+                task.tell(News::Ready(Arc::new(endpoint.clone())));
             }
             Err(reason) => {
                 missed += 1;
                 if missed >= MAX_MISSED || !is_ready {
-                    return End::new(FailureClass::Crashed, reason);
+                    return EngineEnd::new(FailureClass::Crashed, reason);
                 }
             }
         }
         tokio::select! {
             () = tokio::time::sleep(INTERVAL) => {}
-            _ = orders.recv() => return End::new(FailureClass::Stopped, "stopped"),
+            _ = orders.recv() => return EngineEnd::new(FailureClass::Stopped, "stopped"),
         }
     }
 }

@@ -188,7 +188,7 @@ impl Child {
                     }
                 }
                 Link::Lost => {
-                    let end = self.bury().await;
+                    let end = self.lost().await;
                     self.link = Link::Over;
                     return Some(end);
                 }
@@ -203,7 +203,7 @@ impl Child {
     }
 
     /// The shim is lost. Its engine went with it (PDEATHSIG), but not what the engine had started.
-    async fn bury(&mut self) -> ShimEvent {
+    async fn lost(&mut self) -> ShimEvent {
         match (&mut self.process, self.shim) {
             (Some(process), _) => drop(process.kill().await),
             (None, Some(shim)) => shim.kill(),
@@ -222,9 +222,7 @@ impl Child {
             },
         });
         ShimEvent::Exited {
-            code: exit.code,
-            signal: exit.signal,
-            class: exit.class,
+            exit,
             log_tail: vec!["kvwarden: the engine's supervisor was killed".into()],
         }
     }

@@ -71,12 +71,9 @@ pub enum ShimEvent {
     },
     /// The engine ended and its whole tree is gone.
     Exited {
-        /// Exit code, if it exited.
-        code: Option<i32>,
-        /// Signal, if one killed it.
-        signal: Option<i32>,
-        /// What kind of end this was.
-        class: FailureClass,
+        /// How.
+        #[serde(flatten)]
+        exit: ShimExit,
         /// The last lines of its output.
         log_tail: Vec<String>,
     },

@@ -1,6 +1,6 @@
-//! How an engine comes into our care: started, or taken over from an earlier kvwarden.
+//! How an engine comes to its task: started, or adopted from an earlier kvwarden.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use kvwarden_policy::{failure::FailureClass, lifecycle::Rungs};
 
@@ -9,27 +9,41 @@ use super::{
     handover::{Handover, HandoverState},
     orphans::{self, Orphan},
     shim::ShimSpec,
-    task::{End, Run},
+    task::EngineTask,
 };
 use crate::{
-    engine::{Endpoint, Launch, Start},
+    engine::{Endpoint, EngineEnd, Launch, Start},
     gpu::Params,
 };
 
 /// A running engine, and what is written down of it for a kvwarden that comes after us.
-pub(super) struct Ward {
+pub(super) struct Started {
     pub(super) child: Child,
     pub(super) token: String,
     pub(super) record: PathBuf,
     pub(super) handover: Handover,
 }
 
-impl Run {
-    /// Starts it.
-    pub(super) async fn start(&self, launch: &Launch) -> Result<Ward, End> {
+impl EngineTask {
+    /// Adopts the engine if its model asked for the one that an earlier kvwarden left; starts it anew
+    /// otherwise.
+    pub(super) async fn bring_up(&self, launch: &Launch) -> Result<Started, EngineEnd> {
+        match &self.orphan {
+            Some(orphan) if orphan.generation() == self.spawn.generation => {
+                self.adopt(orphan, launch).await
+            }
+            Some(orphan) => {
+                orphan.clone().end().await;
+                self.start(launch).await
+            }
+            None => self.start(launch).await,
+        }
+    }
+
+    async fn start(&self, launch: &Launch) -> Result<Started, EngineEnd> {
         let no_port = |error| {
             let reason = format!("no free loopback port: {error}");
-            End::new(FailureClass::Crashed, reason)
+            EngineEnd::new(FailureClass::Crashed, reason)
         };
         let port = free_port().map_err(no_port)?;
         let key = random_hex();
@@ -59,7 +73,7 @@ impl Run {
         self.note(&record, &mut handover, HandoverState::Starting)
             .await;
         match Child::start(&self.params.shim, spec).await {
-            Ok(child) => Ok(Ward {
+            Ok(child) => Ok(Started {
                 child,
                 token,
                 record,
@@ -67,27 +81,30 @@ impl Run {
             }),
             Err(error) => {
                 orphans::forget(&record);
-                Err(End::new(FailureClass::NotInstalled, error.to_string()))
+                Err(EngineEnd::new(
+                    FailureClass::NotInstalled,
+                    error.to_string(),
+                ))
             }
         }
     }
 
     /// Takes over the engine of an earlier kvwarden, or ends it.
-    pub(super) async fn adopt(&self, orphan: &Orphan, launch: &Launch) -> Result<Ward, End> {
+    async fn adopt(&self, orphan: &Orphan, launch: &Launch) -> Result<Started, EngineEnd> {
         let fits = |handover: &Handover| {
             handover.state != HandoverState::Away && handover.fingerprint == launch.fingerprint()
         };
         let Some(mut handover) = orphan.handover.clone().filter(fits) else {
             orphan.clone().end().await;
             let reason = "it was changing, or its configuration has changed";
-            return Err(End::new(FailureClass::Stopped, reason));
+            return Err(EngineEnd::new(FailureClass::Stopped, reason));
         };
         // Which of them it may use may have changed.
         let known = handover.endpoint.rungs.iter();
         let allowed = known.filter(|rung| launch.flags.rungs.contains(*rung));
         handover.endpoint.rungs = allowed.collect();
         match Child::adopt(&orphan.path, orphan.record.clone()).await {
-            Ok(child) => Ok(Ward {
+            Ok(child) => Ok(Started {
                 child,
                 token: orphan.record.token.clone(),
                 record: orphan.path.clone(),
@@ -95,23 +112,9 @@ impl Run {
             }),
             Err(error) => {
                 orphan.clone().end().await;
-                Err(End::new(FailureClass::Killed, error.to_string()))
+                Err(EngineEnd::new(FailureClass::Killed, error.to_string()))
             }
         }
-    }
-
-    /// Writes down what an heir would need, if engines outlive us at all.
-    pub(super) async fn note(&self, record: &Path, handover: &mut Handover, state: HandoverState) {
-        handover.state = state;
-        if !self.params.tuning.orphan_grace.is_zero() && self.params.leadership.is_held() {
-            handover.write(record).await;
-        }
-    }
-
-    /// Where its output goes.
-    pub(super) fn log(&self) -> PathBuf {
-        let name = log_name(self.spawn.engine.as_str());
-        self.params.log_dir.join(name)
     }
 
     fn shim_spec(&self, launch: &Launch, start: Start<'_>) -> ShimSpec {
@@ -148,16 +151,4 @@ fn free_port() -> std::io::Result<u16> {
 /// 128 random bits.
 fn random_hex() -> String {
     format!("{:032x}", rand::random::<u128>())
-}
-
-fn log_name(model: &str) -> String {
-    let safe = |c: char| {
-        if c.is_ascii_alphanumeric() || "._-".contains(c) {
-            c
-        } else {
-            '_'
-        }
-    };
-    let name: String = model.chars().map(safe).collect();
-    format!("{name}.log")
 }

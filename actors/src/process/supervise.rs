@@ -1,47 +1,54 @@
-//! The life of one engine in our care, from its start to its end: one loop that waits for whatever
-//! comes first, and does one thing at a time to the engine.
+//! One engine from its start to its end: one loop that waits for whatever comes first, and does one
+//! thing at a time to the engine.
 
 use std::{path::PathBuf, pin::Pin, sync::Arc};
 
-use kvwarden_policy::{failure::FailureClass, lifecycle::Rung};
-use tokio::sync::mpsc;
+use kvwarden_policy::{
+    failure::FailureClass,
+    lifecycle::{Phase, Rung},
+};
 
 use super::{
     child::Child,
+    end,
     handover::{Handover, HandoverState},
-    start::Ward,
-    task::{End, Run, probe, still_sleeps},
+    prove,
+    shim::ShimEvent,
+    start::Started,
+    startup,
+    task::{EngineTask, Orders},
+    tree::ProcessId,
 };
-use crate::engine::{Endpoint, Launch};
-use crate::protocol::{News, Order, Shift};
-
-/// What an engine is told to do.
-pub(super) type Orders = mpsc::UnboundedReceiver<Order>;
+use crate::{
+    engine::{Endpoint, EngineEnd, Launch, News, Order, Transition, saved_kv::Shelf},
+    gpu::seats::Needs,
+};
 
 /// What is done to an engine at the moment; one thing at a time.
 type Work<'a> = Pin<Box<dyn Future<Output = Done> + 'a>>;
 
 /// What came of it.
-pub(super) enum Done {
+enum Done {
     Proved(Result<Endpoint, String>),
-    FoundAsleep(Rung),
+    FoundAsleep(Result<Rung, String>),
     Probed(Result<(), String>),
-    Shifted(Shift, News),
+    Changed(Transition, News),
     GivenUp,
-    Parted,
+    /// What is done with an engine before it is stopped is done.
+    Prepared,
 }
 
-/// How far an engine's life has got.
+/// How far an engine has got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
+enum Stage {
     Starting,
     Serving,
-    Parting,
+    Stopping,
 }
 
-/// A running engine.
-struct Life<'a> {
-    run: &'a Run,
+/// Follows a running engine.
+struct Supervisor<'a> {
+    task: &'a EngineTask,
     launch: &'a Launch,
     token: String,
     record: PathBuf,
@@ -49,6 +56,73 @@ struct Life<'a> {
     stage: Stage,
     endpoint: Arc<Endpoint>,
     work: Option<Work<'a>>,
+}
+
+/// Stays with the engine until nothing of it is left.
+pub(super) async fn until_end(
+    task: &EngineTask,
+    started: Started,
+    launch: &Launch,
+    orders: &mut Orders,
+) -> EngineEnd {
+    let (mut child, mut supervisor) = Supervisor::new(task, started, launch);
+    let mut overdue = std::pin::pin!(overdue(task, child.shim(), launch));
+    // Why we ended it ourselves, if we did.
+    let mut cause: Option<EngineEnd> = None;
+    loop {
+        let goes_on = cause.is_none();
+        let is_starting = goes_on && supervisor.stage == Stage::Starting;
+        let end = tokio::select! {
+            event = child.next_event() => match (supervisor.on_event(event), cause) {
+                (None, before) => {
+                    cause = before;
+                    continue;
+                }
+                (Some(end), Some(cause)) => {
+                    return EngineEnd { log_tail: end.log_tail, ..cause };
+                }
+                (Some(end), None) => return end,
+            },
+            done = done(&mut supervisor.work), if goes_on => supervisor.on_done(done).await,
+            end = &mut overdue, if is_starting && task.is_leader() => {
+                // It may be somebody else's to end by now.
+                overdue.set(self::overdue(task, child.shim(), launch));
+                Some(end)
+            }
+            order = orders.recv(), if goes_on && supervisor.stage != Stage::Stopping => {
+                supervisor.on_order(order).await;
+                None
+            }
+        };
+        if let Some(end) = end {
+            supervisor.work = None;
+            // Somebody else's to end; what comes of it we hear from its shim.
+            if task.is_leader() {
+                child.stop(end::grace(end.class, launch));
+                cause = Some(end);
+            }
+        }
+    }
+}
+
+/// Waits until the engine should have started: nothing moves in it, or it took too long in any case.
+async fn overdue(task: &EngineTask, shim: Option<ProcessId>, launch: &Launch) -> EngineEnd {
+    let patience = task.params.tuning.start_stall_timeout;
+    let stalled = async {
+        match shim {
+            Some(shim) => startup::stalled(patience, shim, task.log()).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        last = stalled => {
+            EngineEnd::new(FailureClass::StartStalled, startup::reason(patience, last))
+        }
+        () = tokio::time::sleep(launch.start_timeout) => {
+            let reason = format!("not ready after {} s", launch.start_timeout.as_secs());
+            EngineEnd::new(FailureClass::StartTimeout, reason)
+        }
+    }
 }
 
 /// The end of the work; never, if there is none.
@@ -63,130 +137,116 @@ async fn done(work: &mut Option<Work<'_>>) -> Done {
     }
 }
 
-impl Run {
-    /// Stays with the engine until nothing of it is left.
-    pub(super) async fn follow(&self, ward: Ward, launch: &Launch, orders: &mut Orders) -> End {
-        let (mut child, mut life) = Life::of(self, ward, launch);
-        let mut overdue = std::pin::pin!(self.overdue(child.shim(), launch));
-        // Why we ended it ourselves, if we did.
-        let mut cause: Option<End> = None;
-        loop {
-            let goes_on = cause.is_none();
-            let is_starting = goes_on && life.stage == Stage::Starting;
-            let end = tokio::select! {
-                event = child.next_event() => match (self.heard(event, life.stage), cause) {
-                    (None, before) => {
-                        cause = before;
-                        continue;
-                    }
-                    (Some(end), Some(cause)) => return End { log_tail: end.log_tail, ..cause },
-                    (Some(end), None) => return end,
-                },
-                done = done(&mut life.work), if goes_on => life.came(done).await,
-                end = &mut overdue, if is_starting && self.is_leader() => {
-                    // It may be somebody else's to end by now.
-                    overdue.set(self.overdue(child.shim(), launch));
-                    Some(end)
-                }
-                order = orders.recv(), if goes_on && life.stage != Stage::Parting => {
-                    life.obey(order).await;
-                    None
-                }
-            };
-            if let Some(end) = end {
-                life.work = None;
-                // Somebody else's to end; what comes of it we hear from its shim.
-                if self.is_leader() {
-                    child.stop(end.grace(launch));
-                    cause = Some(end);
-                }
-            }
-        }
-    }
-}
+// === impl Supervisor ===
 
-// === impl Life ===
-
-impl<'a> Life<'a> {
+impl<'a> Supervisor<'a> {
     /// Begins with a proof.
-    fn of(run: &'a Run, ward: Ward, launch: &'a Launch) -> (Child, Self) {
-        let Ward {
+    fn new(task: &'a EngineTask, started: Started, launch: &'a Launch) -> (Child, Self) {
+        let Started {
             child,
             token,
             record,
             handover,
-        } = ward;
-        let endpoint = Arc::new(handover.endpoint.clone());
-        let mut life = Self {
-            run,
+        } = started;
+        let mut supervisor = Self {
+            task,
             launch,
             token,
             record,
-            handover,
             stage: Stage::Starting,
-            endpoint: endpoint.clone(),
+            endpoint: Arc::new(handover.endpoint.clone()),
+            handover,
             work: None,
         };
-        match life.handover.state {
+        supervisor.work = Some(supervisor.proof());
+        (child, supervisor)
+    }
+
+    fn proof(&self) -> Work<'a> {
+        let (task, launch, endpoint) = (self.task, self.launch, self.endpoint.clone());
+        match self.handover.state {
             HandoverState::Starting => {
-                let endpoint = Endpoint::clone(&endpoint);
-                life.work = Some(Box::pin(run.prove(endpoint, launch)));
+                Box::pin(async move { Done::Proved(task.prove(&endpoint, launch).await) })
             }
             HandoverState::Serving | HandoverState::Away => {
-                let token = life.token.clone();
-                life.work = Some(Box::pin(run.still_works(endpoint, token, launch)));
+                let token = self.token.clone();
+                Box::pin(
+                    async move { Done::Proved(task.still_works(&endpoint, &token, launch).await) },
+                )
             }
-            HandoverState::Asleep { rung, .. } => {
-                life.work = Some(Box::pin(still_sleeps(endpoint, rung)));
-            }
+            HandoverState::Asleep { rung, .. } => Box::pin(async move {
+                Done::FoundAsleep(prove::still_sleeps(&endpoint).await.map(|()| rung))
+            }),
         }
-        (child, life)
+    }
+
+    /// What the shim says; the end, if that is it.
+    fn on_event(&self, event: Option<ShimEvent>) -> Option<EngineEnd> {
+        match event {
+            Some(ShimEvent::Started { pid }) => {
+                let (phase, pid) = (Phase::Loading, Some(pid));
+                self.task.tell(News::Progressed { phase, pid });
+                None
+            }
+            Some(ShimEvent::Failed { reason }) => {
+                Some(EngineEnd::new(FailureClass::NotInstalled, reason))
+            }
+            Some(ShimEvent::Exited { exit, log_tail }) => Some(match self.stage {
+                Stage::Starting => end::of_start(exit, log_tail),
+                Stage::Serving | Stage::Stopping => end::of_service(exit, log_tail),
+            }),
+            None => Some(EngineEnd::new(
+                FailureClass::Killed,
+                "the engine's shim was killed",
+            )),
+        }
     }
 
     /// What comes of the work; the end, if that is what follows.
-    async fn came(&mut self, done: Done) -> Option<End> {
+    async fn on_done(&mut self, done: Done) -> Option<EngineEnd> {
         match done {
             Done::Proved(Ok(proved)) => {
                 self.stage = Stage::Serving;
                 self.endpoint = Arc::new(proved);
                 self.handover.endpoint = Endpoint::clone(&self.endpoint);
                 self.note(HandoverState::Serving).await;
-                self.run.tell(News::Ready(self.endpoint.clone()));
+                self.task.tell(News::Ready(self.endpoint.clone()));
                 None
             }
-            Done::FoundAsleep(rung) => {
+            Done::FoundAsleep(Ok(rung)) => {
                 self.stage = Stage::Serving;
                 let endpoint = self.endpoint.clone();
-                self.run.tell(News::FoundAsleep { rung, endpoint });
+                self.task.tell(News::FoundAsleep { rung, endpoint });
                 None
             }
-            Done::Proved(Err(reason)) => Some(End::new(FailureClass::Canary, reason)),
-            Done::Shifted(what, news) => {
-                let whole = self.handover.bytes;
-                if let Some(state) = self.run.state_after(what, &news, whole) {
+            Done::Proved(Err(reason)) | Done::FoundAsleep(Err(reason)) => {
+                Some(EngineEnd::new(FailureClass::Canary, reason))
+            }
+            Done::Changed(what, news) => {
+                if let Some(state) = self.state_after(what, &news) {
                     self.note(state).await;
                 }
-                self.run.tell(news);
+                self.task.tell(news);
                 None
             }
             Done::Probed(Ok(())) => {
-                self.run.tell(News::Proved);
+                self.task.tell(News::Proved);
                 None
             }
             Done::Probed(Err(reason)) => {
-                tracing::warn!(engine = %self.run.spawn.engine, reason, "asked in vain");
+                tracing::warn!(engine = %self.task.spawn.engine, reason, "asked in vain");
                 None
             }
             Done::GivenUp => {
                 let reason = "nothing moved in it, nor when it was asked for a token";
-                Some(End::new(FailureClass::Hung, reason))
+                Some(EngineEnd::new(FailureClass::Hung, reason))
             }
-            Done::Parted => Some(End::new(FailureClass::Stopped, "stopped")),
+            Done::Prepared => Some(EngineEnd::new(FailureClass::Stopped, "stopped")),
         }
     }
 
     /// Begins what is ordered. Whoever is busy need not prove that, too.
-    async fn obey(&mut self, order: Option<Order>) {
+    async fn on_order(&mut self, order: Option<Order>) {
         let is_probe = order == Some(Order::Probe);
         if is_probe && self.work.is_some() {
             return;
@@ -198,28 +258,54 @@ impl<'a> Life<'a> {
     }
 
     fn work_of(&mut self, order: Option<Order>) -> Work<'a> {
-        let (run, launch, endpoint) = (self.run, self.launch, self.endpoint.clone());
+        let (task, launch, endpoint) = (self.task, self.launch, self.endpoint.clone());
+        let token = self.token.clone();
         match (order, self.stage) {
-            (Some(Order::Probe), _) => Box::pin(probe(endpoint, self.token.clone(), launch)),
+            (Some(Order::Probe), _) => {
+                Box::pin(
+                    async move { Done::Probed(prove::only_slow(&endpoint, &token, launch).await) },
+                )
+            }
             (Some(Order::GiveUp), _) => Box::pin(std::future::ready(Done::GivenUp)),
-            (Some(Order::Shift(what)), _) => {
-                let shifter = run.shifter(endpoint, &self.token);
-                Box::pin(async move {
-                    run.params.leadership.until_unused(&run.spawn.engine).await;
-                    Done::Shifted(what, shifter.shift(what).await)
-                })
+            (Some(Order::Change(what)), _) => {
+                Box::pin(
+                    async move { Done::Changed(what, task.change(what, &endpoint, &token).await) },
+                )
             }
             (Some(Order::Stop) | None, Stage::Serving) => {
-                self.stage = Stage::Parting;
-                Box::pin(run.part(endpoint, launch))
+                self.stage = Stage::Stopping;
+                Box::pin(async move {
+                    if let Some(shelf) = Shelf::of(launch, task.params.tuning.max_saved_kv) {
+                        task.tell(News::Saved(shelf.save(&endpoint).await));
+                    }
+                    Done::Prepared
+                })
             }
-            (Some(Order::Stop) | None, Stage::Starting | Stage::Parting) => {
-                Box::pin(std::future::ready(Done::Parted))
+            (Some(Order::Stop) | None, Stage::Starting | Stage::Stopping) => {
+                Box::pin(std::future::ready(Done::Prepared))
             }
         }
     }
 
+    /// Where the engine stands for whoever adopts it once it was told to change; none if that is
+    /// uncertain.
+    fn state_after(&self, what: Transition, news: &News) -> Option<HandoverState> {
+        match (what, news) {
+            (Transition::Demote { to, .. }, News::Demoted) => {
+                let freed = Needs::of(&self.task.spawn.spec).freed(Rung::Ready, to);
+                Some(HandoverState::Asleep {
+                    rung: to,
+                    bytes: self.handover.bytes.saturating_sub(freed),
+                })
+            }
+            (Transition::Verify, News::Verified) => Some(HandoverState::Serving),
+            (Transition::Demote { .. } | Transition::Wake { .. } | Transition::Verify, _) => None,
+        }
+    }
+
     async fn note(&mut self, state: HandoverState) {
-        self.run.note(&self.record, &mut self.handover, state).await;
+        self.task
+            .note(&self.record, &mut self.handover, state)
+            .await;
     }
 }

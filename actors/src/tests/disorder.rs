@@ -10,8 +10,9 @@ use tokio::{sync::oneshot::Receiver, time::Instant};
 use super::{DEADLINE, Node, Setup};
 use crate::{
     Answer, Permit,
+    engine::{EngineEnd, News},
     model::Occupancy,
-    protocol::{Drain, EngineNews, Grant, News, Reclaim, SetTarget, Target},
+    protocol::{Drain, EngineNews, Grant, Reclaim, SetTarget, Target},
 };
 
 const SEEDS: u64 = 30;
@@ -63,11 +64,7 @@ fn news(rng: &mut SplitMix) -> EngineNews {
         3 => News::WakeFailed { reason },
         4 => News::Verified,
         5 => News::VerifyFailed { reason },
-        _ => News::Exited {
-            class: FailureClass::Crashed,
-            reason,
-            log_tail: Vec::new(),
-        },
+        _ => News::Exited(EngineEnd::new(FailureClass::Crashed, reason)),
     };
     EngineNews {
         engine: ModelId::from("m"),

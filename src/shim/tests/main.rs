@@ -18,7 +18,7 @@ use std::{
 use kvwarden_actors::process::{
     cgroup::Cgroup,
     child::{self, Child, LaunchError},
-    shim::{ShimEvent, ShimSpec, TREE_TOKEN},
+    shim::{ShimEvent, ShimExit, ShimSpec, TREE_TOKEN},
     tree::{ProcessId, Table, kill_tree},
 };
 use kvwarden_policy::failure::FailureClass;
@@ -154,12 +154,12 @@ struct End {
 /// The engine's end, after which nothing comes.
 async fn ended(child: &mut Child) -> End {
     match within(child.next_event()).await {
-        Some(ShimEvent::Exited {
-            code,
-            signal,
-            class,
-            log_tail,
-        }) => {
+        Some(ShimEvent::Exited { exit, log_tail }) => {
+            let ShimExit {
+                code,
+                signal,
+                class,
+            } = exit;
             assert_eq!(within(child.next_event()).await, None);
             End {
                 code,
@@ -378,7 +378,7 @@ async fn killed_shim_takes_the_engine_along_and_the_rest_is_swept() {
     assert!(!has_cgroup || !alive(bare));
     bare.kill();
     match event {
-        Some(ShimEvent::Exited { class, .. }) => assert_eq!(class, FailureClass::Killed),
+        Some(ShimEvent::Exited { exit, .. }) => assert_eq!(exit.class, FailureClass::Killed),
         other => panic!("{other:?}"),
     }
     assert_eq!(within(child.next_event()).await, None);

@@ -76,6 +76,24 @@ pub(super) fn ready(recipe: &Recipe, root: &Path) -> Option<Marker> {
     usable.then_some(marker)
 }
 
+/// Where the environment at `root` has its packages. Its path names the Python's version, which the marker
+/// does not: an environment has one.
+pub(super) fn site_packages(root: &Path) -> Result<PathBuf, InstallError> {
+    let lib = root.join("venv/lib");
+    let mut entries = fs::read_dir(&lib).map_err(at(&lib))?.flatten();
+    let python = entries.find(|entry| {
+        entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(b"python3.")
+    });
+    let missing = || at(&lib)(io::ErrorKind::NotFound.into());
+    python.map_or_else(
+        || Err(missing()),
+        |python| Ok(python.path().join("site-packages")),
+    )
+}
+
 /// The marker goes first: a removal cut short leaves a partial environment, not a ready one.
 pub(super) fn clear(root: &Path) -> Result<(), InstallError> {
     let missing_is_fine = |result: io::Result<()>| match result {

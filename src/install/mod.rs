@@ -32,7 +32,7 @@ use self::{
     growth::Growth,
     lock::Lock,
     progress::{Event, Progress},
-    recipe::{Launcher, Paths, RECIPES, Recipe},
+    recipe::{Paths, RECIPES, Recipe},
     run::Runner,
 };
 use crate::layout::Layout;
@@ -171,16 +171,15 @@ fn make(
 }
 
 fn installed(recipe: &Recipe, root: &Path, marker: Marker) -> Result<Installed, InstallError> {
-    let launcher = recipe.launcher_path(root);
-    if let Launcher::Own { source, .. } = recipe.launcher {
-        // This program may be newer than the environment, and its arguments then fit its launcher.
-        if fs::read_to_string(&launcher).ok().as_deref() != Some(source) {
-            run::write_file(&launcher, source)?;
+    // This program may be newer than the environment, and its arguments then fit its launcher.
+    for (path, text) in recipe.own_files(root, &environment::site_packages(root)?) {
+        if fs::read_to_string(&path).ok().as_deref() != Some(text) {
+            run::write_file(&path, text)?;
         }
     }
     Ok(Installed {
         python: root.join("venv/bin/python"),
-        launcher,
+        launcher: recipe.launcher_path(root),
         version: marker.version,
     })
 }

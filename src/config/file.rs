@@ -239,7 +239,7 @@ pub struct Model {
     pub tensor_parallel_size: Option<u32>,
     /// Share of each GPU's memory the engine may take, above 0 and up to 1. Default: the engine's choice.
     pub gpu_memory_utilization: Option<f64>,
-    /// For `llamacpp`, its CPU threads; more than there are free cores make it slower. Default: the engine's choice.
+    /// For `llamacpp`, `vllm-cpu` and `sglang-cpu`, the threads that compute; they wait for each other by spinning, so more than there are free cores make the engine many times slower. Default: on up to 4 cores all but one, on more the engine's choice. There `vllm-cpu` also computes in the process that schedules (`VLLM_ENABLE_V1_MULTIPROCESSING=0`, `--distributed-executor-backend uni`), since the two would wait for each other by spinning as well; `env` and `extra_args` undo that.
     pub threads: Option<u32>,
     /// For `vllm` and `vllm-cpu`, memory set aside for the KV cache. Default: the engine's choice.
     pub kv_cache: Option<SizeText>,

@@ -194,9 +194,16 @@ fn prepare(
         served_name: config.id.to_string(),
         flags: config.flags.clone(),
         gpus: config.residency.gpus.clone(),
+        cores: usable_cores(),
         start_timeout: config.start_timeout,
         stop_grace: config.stop_grace,
     })))
+}
+
+/// Of the machine's processors those that this process, and so its engines, may use: a container has its own share of them.
+fn usable_cores() -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    cores.try_into().unwrap_or(u32::MAX)
 }
 
 /// What runs an engine.

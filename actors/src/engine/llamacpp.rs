@@ -25,8 +25,8 @@ pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
         .word("--metrics")
         .word("--slots")
         .maybe("--ctx-size", context)
-        .maybe("--threads", flags.threads)
-        .maybe("--threads-batch", flags.threads)
+        .maybe("--threads", launch.threads())
+        .maybe("--threads-batch", launch.threads())
         .maybe("--cache-ram", flags.kv_cpu_bytes.map(|bytes| bytes >> 20))
         .maybe("--slot-save-path", slots)
         .0

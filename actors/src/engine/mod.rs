@@ -149,6 +149,8 @@ pub struct Launch {
     pub footprint: Option<Footprint>,
     /// GPUs it may use, by index or UUID. Empty: all.
     pub gpus: Vec<String>,
+    /// Processors that this machine lets us use, which the engine shares with kvwarden.
+    pub cores: u32,
     /// Where it keeps KV on disk: a directory of this model's own.
     pub kv_dir: PathBuf,
     /// How long a start may take.
@@ -172,7 +174,7 @@ pub struct EngineFlags {
     pub tensor_parallel: u32,
     /// Share of each GPU's memory the engine may take, 0 to 1.
     pub gpu_memory_utilization: Option<f64>,
-    /// CPU threads, for engines that let us choose.
+    /// CPU threads, if the author chose.
     pub threads: Option<u32>,
     /// Bytes set aside for the KV cache.
     pub kv_cache_bytes: Option<u64>,
@@ -218,7 +220,25 @@ pub struct Start<'a> {
     pub gpus: &'a [String],
 }
 
+/// Up to this many processors are few: vLLM's core and its worker, which wait for each other by spinning, its API server and kvwarden
+/// leave none of them for the threads that compute.
+const FEW_CORES: u32 = 4;
+
 impl Launch {
+    /// An engine on the CPU leaves nothing of them to kvwarden and to its own other work unless it is told to.
+    fn has_few_cores(&self) -> bool {
+        self.cores <= FEW_CORES
+    }
+
+    /// How many threads an engine is to compute with on the CPU. None: as it chooses. Threads wait for each other by spinning, so one
+    /// that has to wait for a processor costs all of them their time.
+    fn threads(&self) -> Option<u32> {
+        let all_but_one = self
+            .has_few_cores()
+            .then(|| self.cores.saturating_sub(1).max(1));
+        self.flags.threads.or(all_but_one)
+    }
+
     /// It computes on GPUs. llama.cpp's wheel has no GPU in it.
     #[must_use]
     pub fn uses_gpu(&self) -> bool {

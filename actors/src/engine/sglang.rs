@@ -68,6 +68,8 @@ pub(super) fn env(launch: &Launch, start: Start<'_>) -> BTreeMap<String, String>
     }
     if launch.flags.cpu {
         env.insert("SGLANG_USE_CPU_ENGINE".to_owned(), "1".to_owned());
+        let threads = launch.threads().map(|threads| threads.to_string());
+        env.extend(threads.map(|threads| ("OMP_NUM_THREADS".to_owned(), threads)));
     }
     if let Some(bytes) = launch.flags.kv_ssd_bytes {
         // It keeps to the limit by itself.

@@ -13,6 +13,7 @@ fn launch(kind: EngineKind, flags: EngineFlags) -> Launch {
         flags,
         footprint: None,
         gpus: Vec::new(),
+        cores: 64,
         kv_dir: PathBuf::from("/state/kv/m"),
         start_timeout: Duration::from_secs(1),
         stop_grace: Duration::from_secs(1),
@@ -171,6 +172,105 @@ fn llamacpp_context_is_per_sequence_times_sequences() {
     assert!(
         line.contains("--ctx-size 10240 --threads 1 --threads-batch 1"),
         "{line}"
+    );
+}
+
+fn started_on_cores(kind: EngineKind, cores: u32, threads: Option<u32>) -> Command {
+    let flags = EngineFlags {
+        cpu: kind != EngineKind::LlamaCpp,
+        threads,
+        ..flags()
+    };
+    started(&Launch {
+        cores,
+        ..launch(kind, flags)
+    })
+}
+
+fn variable<'c>(command: &'c Command, name: &str) -> Option<&'c str> {
+    command.env.get(name).map(String::as_str)
+}
+
+#[test]
+fn vllm_on_few_cores_computes_where_it_schedules_and_leaves_one_to_others() {
+    for (cores, threads) in [(1, "1"), (2, "1"), (4, "3")] {
+        let command = started_on_cores(EngineKind::Vllm, cores, None);
+        let line = command.args.join(" ");
+        assert!(
+            line.contains("--distributed-executor-backend uni"),
+            "{line}"
+        );
+        assert_eq!(
+            variable(&command, "VLLM_ENABLE_V1_MULTIPROCESSING"),
+            Some("0")
+        );
+        assert_eq!(
+            variable(&command, "VLLM_CPU_OMP_THREADS_BIND"),
+            Some("nobind")
+        );
+        assert_eq!(variable(&command, "OMP_NUM_THREADS"), Some(threads));
+    }
+    let many = started_on_cores(EngineKind::Vllm, 5, None);
+    assert!(!many.args.iter().any(|arg| arg.starts_with("--distributed")));
+    for name in [
+        "VLLM_ENABLE_V1_MULTIPROCESSING",
+        "VLLM_CPU_OMP_THREADS_BIND",
+        "OMP_NUM_THREADS",
+    ] {
+        assert_eq!(variable(&many, name), None);
+    }
+}
+
+#[test]
+fn engines_on_few_cores_leave_one_of_them_to_others() {
+    let sglang = |cores| started_on_cores(EngineKind::Sglang, cores, None);
+    assert_eq!(variable(&sglang(2), "OMP_NUM_THREADS"), Some("1"));
+    assert_eq!(variable(&sglang(8), "OMP_NUM_THREADS"), None);
+    let llamacpp = |cores| {
+        started_on_cores(EngineKind::LlamaCpp, cores, None)
+            .args
+            .join(" ")
+    };
+    assert!(llamacpp(2).contains("--threads 1 --threads-batch 1"));
+    assert!(!llamacpp(8).contains("--threads"));
+}
+
+#[test]
+fn author_chooses_threads_however_many_cores_there_are() {
+    for cores in [2, 64] {
+        for kind in [EngineKind::Vllm, EngineKind::Sglang] {
+            let command = started_on_cores(kind, cores, Some(7));
+            assert_eq!(variable(&command, "OMP_NUM_THREADS"), Some("7"));
+        }
+        let line = started_on_cores(EngineKind::LlamaCpp, cores, Some(7))
+            .args
+            .join(" ");
+        assert!(line.contains("--threads 7"), "{line}");
+    }
+}
+
+#[test]
+fn author_undoes_what_few_cores_ask_for() {
+    let flags = EngineFlags {
+        cpu: true,
+        extra_args: ["--distributed-executor-backend", "mp"]
+            .map(str::to_owned)
+            .to_vec(),
+        env: BTreeMap::from([("VLLM_ENABLE_V1_MULTIPROCESSING".to_owned(), "1".to_owned())]),
+        ..flags()
+    };
+    let command = started(&Launch {
+        cores: 2,
+        ..launch(EngineKind::Vllm, flags)
+    });
+    assert!(
+        command
+            .args
+            .ends_with(&["--distributed-executor-backend".to_owned(), "mp".to_owned()])
+    );
+    assert_eq!(
+        variable(&command, "VLLM_ENABLE_V1_MULTIPROCESSING"),
+        Some("1")
     );
 }
 

@@ -19,7 +19,11 @@ pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
     .maybe("--dtype", flags.dtype.as_ref());
     if flags.cpu {
         // Without a GPU there are no graphs to capture, and compiling takes minutes.
-        return args.word("--enforce-eager").0;
+        let backend = launch.has_few_cores().then_some("uni");
+        return args
+            .word("--enforce-eager")
+            .maybe("--distributed-executor-backend", backend)
+            .0;
     }
     let parallel = Some(flags.tensor_parallel).filter(|n| *n > 1);
     args.maybe("--tensor-parallel-size", parallel)
@@ -93,6 +97,17 @@ pub(super) fn env(launch: &Launch, start: Start<'_>) -> BTreeMap<String, String>
             .kv_cache_bytes
             .map_or(1, |bytes| bytes.div_ceil(GIB));
         env.insert("VLLM_CPU_KVCACHE_SPACE", gib.to_string());
+        // In a process of its own the worker is waited for by `sched_yield` in a loop, which on few
+        // cores keeps others from waking up for seconds. The executor that has none is taken with this
+        // variable only; the core stays a process beside the API server.
+        if launch.has_few_cores() {
+            env.insert("VLLM_ENABLE_V1_MULTIPROCESSING", "0".to_owned());
+        }
+        if let Some(threads) = launch.threads() {
+            env.insert("OMP_NUM_THREADS", threads.to_string());
+            // Else it binds one thread to each core, however many are asked for.
+            env.insert("VLLM_CPU_OMP_THREADS_BIND", "nobind".to_owned());
+        }
     }
     env.into_iter()
         .map(|(name, value)| (name.to_owned(), value))

@@ -48,7 +48,7 @@ const RULES: &[(&str, &[Engine], &str)] = &[
     ),
     (
         "threads",
-        &[Llamacpp],
+        &[VllmCpu, SglangCpu, Llamacpp],
         r#"vLLM and SGLang go by variables: `env = { OMP_NUM_THREADS = "2" }`"#,
     ),
     (

@@ -48,6 +48,7 @@ fn bench() -> Bench {
         flags,
         footprint: None,
         gpus: Vec::new(),
+        cores: 64,
         kv_dir: dir.path().join("kv/m"),
         start_timeout: WITHIN,
         stop_grace: WITHIN,

@@ -69,32 +69,10 @@ impl Base {
                 "max_concurrent": preset.max_num_seqs,
             }),
             Engine::Vllm | Engine::Sglang => json!({ "source": source }),
-            // Few enough slots for a processor to fill them all. More threads than there are free
-            // cores wait for each other by spinning, and make an engine many times slower.
-            Engine::SglangCpu => json!({
+            // All that a processor's memory holds of a small model's context.
+            Engine::SglangCpu | Engine::VllmCpu | Engine::Llamacpp => json!({
                 "source": source,
-                "max_concurrent": 8,
                 "max_model_len": 2048,
-                "env": { "OMP_NUM_THREADS": "1" },
-            }),
-            // In a process of its own the worker is waited for by `sched_yield` in a loop, which on
-            // few cores keeps others from waking up for seconds.
-            Engine::VllmCpu => json!({
-                "source": source,
-                "max_concurrent": 8,
-                "max_model_len": 2048,
-                "env": {
-                    "OMP_NUM_THREADS": "1",
-                    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-                    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-                },
-                "extra_args": ["--distributed-executor-backend", "uni"],
-            }),
-            Engine::Llamacpp => json!({
-                "source": source,
-                "max_concurrent": 4,
-                "max_model_len": 2048,
-                "threads": 1,
             }),
         };
         model["id"] = MODEL.into();
@@ -224,6 +202,19 @@ mod tests {
                 let (base, text) = config(engine, arm);
                 assert_eq!(base.problem(&text), None, "{text}");
             }
+        }
+    }
+
+    #[test]
+    fn engines_are_started_as_a_server_starts_them() {
+        for engine in ENGINES {
+            let (_, text) = config(engine, Arm::Fair);
+            let file: toml::Table = text.parse().unwrap();
+            let model = file["models"][0].as_table().unwrap();
+            for key in ["env", "extra_args", "threads"] {
+                assert!(!model.contains_key(key), "{text}");
+            }
+            assert!(!file.contains_key("engines"), "{text}");
         }
     }
 

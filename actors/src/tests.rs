@@ -58,7 +58,7 @@ struct Node {
 }
 
 #[derive(Clone)]
-struct Setup {
+pub(crate) struct Setup {
     max_running: usize,
     max_waiting: usize,
     queue_timeout: Duration,
@@ -92,7 +92,7 @@ impl Setup {
     }
 
     /// One model `m` (alias `short`) on somebody else's server.
-    fn model(&self) -> model::Params {
+    pub(crate) fn model(&self) -> model::Params {
         model::Params {
             id: ModelId::from("m"),
             names: vec!["m".to_owned(), "short".to_owned()],
@@ -220,7 +220,7 @@ impl Node {
     }
 }
 
-async fn permit(answer: Receiver<Answer>) -> Permit {
+pub(crate) async fn permit(answer: Receiver<Answer>) -> Permit {
     let answer = tokio::time::timeout(DEADLINE, answer)
         .await
         .unwrap()
@@ -228,7 +228,7 @@ async fn permit(answer: Receiver<Answer>) -> Permit {
     answer.unwrap_or_else(|refusal| panic!("refused: {refusal}"))
 }
 
-async fn refusal(answer: Receiver<Answer>) -> Refusal {
+pub(crate) async fn refusal(answer: Receiver<Answer>) -> Refusal {
     let answer = tokio::time::timeout(DEADLINE, answer)
         .await
         .unwrap()

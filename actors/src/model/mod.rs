@@ -13,6 +13,8 @@ mod peers;
 mod queue;
 mod replica;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 

@@ -1,0 +1,135 @@
+//! How a model ends: the node drains, the configuration has it no more, another process has taken over.
+
+use super::*;
+
+fn drain(rig: &Rig, in_time: Duration) {
+    rig.model.do_send(Drain {
+        deadline: Instant::now() + in_time,
+    });
+}
+
+#[actix_rt::test]
+async fn draining_engine_stops_after_its_last_request() {
+    let mut rig = Rig::serving(params()).await;
+    let running = permit(rig.ask()).await;
+    let waiting = rig.ask();
+    rig.state().await;
+    drain(&rig, DEADLINE);
+    assert_eq!(refusal(rig.ask()).await, Refusal::Draining);
+    rig.hears_nothing_for(SECOND).await;
+    drop(running);
+    let last = permit(waiting).await;
+    rig.hears_nothing_for(SECOND).await;
+    drop(last);
+    rig.hears("m/1 stop").await;
+    rig.exited(1, FailureClass::Stopped);
+    rig.hears_nothing_for(SECOND).await;
+    assert_eq!(rig.state().await.state, State::Cold);
+}
+
+#[actix_rt::test]
+async fn draining_engine_stops_under_its_requests_at_the_deadline() {
+    let mut rig = Rig::serving(params()).await;
+    let _running = permit(rig.ask()).await;
+    let waiting = rig.ask();
+    drain(&rig, 10 * SECOND);
+    let begun = Instant::now();
+    rig.hears("m/1 stop").await;
+    assert!(begun.elapsed() >= 10 * SECOND, "{:?}", begun.elapsed());
+    assert_eq!(refusal(waiting).await, Refusal::Draining);
+}
+
+#[actix_rt::test]
+async fn draining_model_ends_what_sleeps_and_brings_nothing_back() {
+    let mut rig = Rig::serving(params()).await;
+    rig.sleep(Rung::L1).await;
+    rig.target(Target::Load);
+    assert!(!rig.claim("m").await.may_prefetch);
+    drain(&rig, DEADLINE);
+    rig.hears("m/1 stop").await;
+    rig.exited(1, FailureClass::Stopped);
+    rig.prefetch("m");
+    rig.hears_nothing_for(SECOND).await;
+    let claim = rig.claim("m").await;
+    assert_eq!((claim.state, claim.may_prefetch), (State::Cold, false));
+}
+
+#[actix_rt::test]
+async fn engine_that_crashes_while_it_drains_is_not_started_again() {
+    let mut rig = Rig::serving(params()).await;
+    let running = permit(rig.ask()).await;
+    drain(&rig, DEADLINE);
+    rig.exited(1, FailureClass::Crashed);
+    drop(running);
+    pass(10 * SECOND).await;
+    assert_eq!(rig.claim("m").await.state, State::Cold);
+    rig.prepare("m", 1, "v1");
+    rig.hears("m registers").await;
+    assert_eq!(rig.claim("m").await.state, State::Cold);
+}
+
+#[actix_rt::test]
+async fn removed_model_serves_whom_it_let_in_and_says_that_it_is_done_until_it_is_let_go() {
+    let mut rig = Rig::serving(params()).await;
+    let running = permit(rig.ask()).await;
+    let waiting = rig.ask();
+    rig.model.do_send(Remove);
+    rig.hears_nothing_for(SECOND).await;
+    assert!(rig.state().await.is_leaving);
+    drop(running);
+    drop(permit(waiting).await);
+    rig.hears("m/1 stop").await;
+    rig.hears_nothing_for(SECOND).await;
+    rig.exited(1, FailureClass::Stopped);
+    rig.hears("m is removed").await;
+    rig.hears("m is removed").await;
+    rig.model.do_send(Removed("m".into()));
+    rig.hears("m unregisters").await;
+    pass(SECOND).await;
+    assert!(!rig.model.connected());
+}
+
+#[actix_rt::test]
+async fn removed_model_forgets_what_operators_wanted_and_rolls_nothing() {
+    let mut rig = Rig::prepared(params()).await;
+    rig.grant("m");
+    rig.hears("m/1 spawn v1 on gpu0").await;
+    rig.target(Target::Load);
+    rig.model.do_send(Remove);
+    rig.hears("m/1 stop").await;
+    rig.exited(1, FailureClass::Stopped);
+    rig.hears("m is removed").await;
+    let state = rig.state().await;
+    assert_eq!((state.state, state.engines[0].target), (State::Cold, None));
+}
+
+#[actix_rt::test]
+async fn removed_model_that_comes_back_in_time_goes_on() {
+    let mut rig = Rig::serving(params()).await;
+    let running = permit(rig.ask()).await;
+    rig.model.do_send(Remove);
+    rig.model.do_send(Reconfigure(params()));
+    drop(running);
+    rig.hears_nothing_for(SECOND).await;
+    let state = rig.state().await;
+    assert_eq!((state.state, state.is_leaving), (State::Ready, false));
+}
+
+#[actix_rt::test]
+async fn model_of_a_process_that_was_taken_over_serves_only_with_what_it_has() {
+    let rig = Rig::prepared(params()).await;
+    let waits = rig.ask();
+    rig.model.do_send(Resign);
+    assert_eq!(refusal(waits).await, Refusal::Draining);
+    assert_eq!(refusal(rig.ask()).await, Refusal::Draining);
+    drop(rig);
+    let mut rig = Rig::prepared(params()).await;
+    rig.grant("m");
+    rig.hears("m/1 spawn v1 on gpu0").await;
+    rig.model.do_send(Resign);
+    let waits = rig.ask();
+    rig.ready("m", 1);
+    drop(permit(waits).await);
+    rig.exited(1, FailureClass::Crashed);
+    assert_eq!(refusal(rig.ask()).await, Refusal::Draining);
+}

@@ -145,17 +145,10 @@ fn rate(per_second: f64) -> String {
 
 fn waiting(requests: &str, until: Option<Until>) -> String {
     match until {
-        Some(until) => format!("{requests} {}", waits_for(until)).trim().to_owned(),
+        Some(until) => format!("{requests} {}", show::waits_for(until))
+            .trim()
+            .to_owned(),
         None => requests.to_owned(),
-    }
-}
-
-/// What an engine without a place waits for.
-pub(super) fn waits_for(until: Until) -> &'static str {
-    match until {
-        Until::Changed => "(others are changing)",
-        Until::Worth => "(not yet worth a swap)",
-        Until::Room => "(no room)",
     }
 }
 

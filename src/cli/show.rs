@@ -4,7 +4,7 @@
 
 use anstyle::{AnsiColor, Style};
 use comfy_table::{Attribute, Cell, CellAlignment, Color, Table, presets};
-use kvwarden_policy::lifecycle::State;
+use kvwarden_policy::{lifecycle::State, residency::Until};
 
 pub(crate) const GOOD: Style = AnsiColor::Green.on_default();
 pub(crate) const CARE: Style = AnsiColor::Yellow.on_default();
@@ -53,6 +53,15 @@ pub(crate) fn state(state: State) -> Cell {
         | State::Draining { .. }
         | State::Demoting { .. }
         | State::Stopping => cell.add_attribute(Attribute::Dim),
+    }
+}
+
+/// What an engine without a place waits for.
+pub(crate) fn waits_for(until: Until) -> &'static str {
+    match until {
+        Until::Changed => "(others are changing)",
+        Until::Worth => "(not yet worth a swap)",
+        Until::Room => "(no room)",
     }
 }
 

@@ -19,7 +19,6 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
-    models::waits_for,
     reply::{Engine, Gpu, Model, Status},
     show::{self, CARE, GOOD},
     status::{BROKEN, StatusArgs, ask},
@@ -283,7 +282,7 @@ impl Teller {
             }
             return self.say(&line.to_string());
         }
-        let until = until.map(waits_for).unwrap_or_default();
+        let until = until.map(show::waits_for).unwrap_or_default();
         let line = format!("{} {engine}: {state} {until}", self.clock());
         self.say(line.trim_end())
     }

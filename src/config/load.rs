@@ -1,11 +1,13 @@
 //! The way from a path, a text or a command line to [`Config`].
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
+
+use serde_json::Value;
 
 use super::{
     Config, Environment, Loaded, Overrides,
     check::{Context, check},
-    file::File,
+    file::{File, TenantTable},
     overrides::file_from_models,
     path::KeyPath,
     places::{Places, Source},
@@ -100,7 +102,7 @@ impl Config {
             true => parse_yaml(text),
             false => parse_toml(text),
         };
-        origin.blot(&document.places);
+        origin.blot(document.places.secrets());
         if !document.malformed.is_empty() {
             return Err(ConfigError {
                 problems: document.malformed,
@@ -112,8 +114,11 @@ impl Config {
         let mut file = if is_yaml {
             read_yaml(&mut document.value, &document.repeated, &mut report)
         } else {
-            let (mut file, unknown) = read::<File>(&mut document.value, &mut report);
+            let mut unknown = take_out_own_of_defaults(&mut document.value);
+            let (mut file, more) = read::<File>(&mut document.value, &mut report);
+            unknown.extend(more);
             report_unknown(&unknown, &mut report);
+            file.tenants = lay_over_defaults(&document.value);
             take_model_ids(&mut file, &mut report);
             file
         };
@@ -135,6 +140,34 @@ impl Config {
         overrides.apply(&mut file, &mut report);
         finish(&file, None, env, report, Origin::default())
     }
+}
+
+/// Names and keys are of one tenant, and unknown where all are spoken of.
+fn take_out_own_of_defaults(document: &mut Value) -> Vec<KeyPath> {
+    let path = KeyPath::of("tenant_defaults");
+    let table = document.get_mut("tenant_defaults");
+    let Some(table) = table.and_then(Value::as_object_mut) else {
+        return Vec::new();
+    };
+    let own = TenantTable::OWN.iter();
+    let own = own.filter(|key| table.remove(**key).is_some());
+    own.map(|key| path.key(key)).collect()
+}
+
+/// Every `[tenants.NAME]` over `[tenant_defaults]`, in a document that was read once and so holds
+/// nothing that cannot be.
+fn lay_over_defaults(document: &Value) -> BTreeMap<String, TenantTable> {
+    let table = |value: &Value| value.as_object().cloned().unwrap_or_default();
+    let tenants = table(&document["tenants"]).into_iter();
+    let whole = tenants.map(|(name, own)| {
+        let mut keys = table(&document["tenant_defaults"]);
+        keys.extend(table(&own));
+        (
+            name,
+            serde_json::from_value(Value::Object(keys)).unwrap_or_default(),
+        )
+    });
+    whole.collect()
 }
 
 /// `model_id` becomes `id`, and stays `model_id` to the author.

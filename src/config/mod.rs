@@ -13,6 +13,7 @@ pub mod change;
 mod check;
 pub mod file;
 mod load;
+mod name;
 mod overrides;
 mod path;
 mod places;
@@ -31,13 +32,13 @@ mod unknown;
 mod yaml;
 
 pub use change::Changes;
-pub use file::Engine;
+pub use file::{Engine, NodeLimits};
 pub use load::ConfigError;
 pub use overrides::Overrides;
-pub use problem::{Origin, Problem};
+pub use problem::Problem;
 pub use resolved::{
-    Auth, Config, EventsConfig, GroupConfig, KeyHash, Limits, Loaded, ModelConfig, ModelSource,
-    Residency, TenantConfig, TenantHeader, TenantLimits,
+    Auth, Config, EventsConfig, KeyHash, Loaded, ModelConfig, ModelSource, Residency, TenantConfig,
+    TenantHeader,
 };
 
 use std::collections::BTreeMap;

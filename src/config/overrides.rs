@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::{
-    check::{DEFAULT_LISTEN, default_engine, is_preset},
-    file::{Engine, File, Model},
+    check::{default_engine, is_preset},
+    file::{Engine, File, ModelTable},
     path::KeyPath,
     places::Source,
     report::Report,
@@ -32,7 +32,7 @@ impl Overrides {
     pub(crate) fn apply(&self, file: &mut File, report: &mut Report) {
         self.apply_listen(file, report);
         if let Some(level) = &self.log_level {
-            file.log_level = Some(level.to_lowercase());
+            file.log_level = level.to_lowercase();
             report.comes_from(KeyPath::of("log_level"), Source::Option("--log-level"));
         }
         for (index, model) in file.models.iter_mut().enumerate() {
@@ -58,9 +58,8 @@ impl Overrides {
         if self.host.is_none() && self.port.is_none() {
             return;
         }
-        let listen = file.listen.take();
-        let listen = listen.unwrap_or_else(|| DEFAULT_LISTEN.to_owned());
-        let (host, port) = listen.rsplit_once(':').unwrap_or((&listen, "8000"));
+        let listen = &file.listen;
+        let (host, port) = listen.rsplit_once(':').unwrap_or((listen, "8000"));
         let host = match &self.host {
             // An IPv6 address needs brackets before its port.
             Some(host) if host.contains(':') && !host.starts_with('[') => format!("[{host}]"),
@@ -68,7 +67,7 @@ impl Overrides {
             None => host.to_owned(),
         };
         let port = self.port.map_or(port.to_owned(), |port| port.to_string());
-        file.listen = Some(format!("{host}:{port}"));
+        file.listen = format!("{host}:{port}");
         let option = match self.host {
             Some(_) => "--host",
             None => "--port",
@@ -79,7 +78,7 @@ impl Overrides {
 
 /// Gives every GPU model that names no share of its own an equal part of `budget`.
 fn divide_gpu_budget(budget: f64, file: &mut File, report: &mut Report) {
-    let takes = |model: &Model| {
+    let takes = |model: &ModelTable| {
         let engine = model.engine.unwrap_or_else(|| default_engine(model));
         matches!(engine, Engine::Vllm | Engine::Sglang) && model.gpu_memory_utilization.is_none()
     };
@@ -108,29 +107,29 @@ pub(crate) fn file_from_models(models: &[String], engine: Option<Engine>) -> Fil
 }
 
 /// As the Python KVWarden did, a hub id also answers to its last part in lower case.
-fn model_from_argument(argument: &str, engine: Option<Engine>) -> Model {
+fn model_from_argument(argument: &str, engine: Option<Engine>) -> ModelTable {
     let source = Some(argument.to_owned());
     if engine == Some(Engine::Sim) && is_preset(argument) {
-        return Model {
+        return ModelTable {
             id: source.clone(),
             preset: source,
-            ..Model::default()
+            ..ModelTable::default()
         };
     }
     let last = argument.rsplit('/').next().unwrap_or(argument);
     let is_file = argument.starts_with("pypi:") || Path::new(argument).exists();
     if is_file || last.ends_with(".gguf") {
         let name = last.strip_suffix(".gguf").unwrap_or(last);
-        return Model {
+        return ModelTable {
             id: Some(name.to_owned()),
             source,
-            ..Model::default()
+            ..ModelTable::default()
         };
     }
     let short_name = Some(last.to_lowercase()).filter(|short| short != argument);
-    Model {
+    ModelTable {
         id: source,
         short_name,
-        ..Model::default()
+        ..ModelTable::default()
     }
 }

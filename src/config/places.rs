@@ -10,14 +10,14 @@ use super::{path::KeyPath, problem::Problem};
 /// Where the keys of a text stand.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Places {
-    spans: BTreeMap<KeyPath, Place>,
+    spans: BTreeMap<KeyPath, Spans>,
     /// For counting lines and columns.
     text: String,
     sources: BTreeMap<KeyPath, Source>,
 }
 
 #[derive(Clone, Debug)]
-struct Place {
+struct Spans {
     key: Range<usize>,
     value: Range<usize>,
 }
@@ -41,7 +41,7 @@ impl Places {
 
     /// Remembers where a key and its value stand.
     pub(crate) fn insert(&mut self, path: KeyPath, key: Range<usize>, value: Range<usize>) {
-        self.spans.insert(path, Place { key, value });
+        self.spans.insert(path, Spans { key, value });
     }
 
     /// The bytes of the value of `key`, or of the nearest table around it.
@@ -54,7 +54,7 @@ impl Places {
         self.find(key, |place| &place.key)
     }
 
-    fn find(&self, key: &KeyPath, part: fn(&Place) -> &Range<usize>) -> Option<Range<usize>> {
+    fn find(&self, key: &KeyPath, part: fn(&Spans) -> &Range<usize>) -> Option<Range<usize>> {
         let key = match self.source(key) {
             Some(Source::Option(_)) => return None,
             Some(Source::Key(key)) => key,
@@ -82,6 +82,11 @@ impl Places {
             Some(Source::Key(key)) => key.to_string(),
             None => key.to_string(),
         }
+    }
+
+    /// Whether anybody wrote `key`.
+    pub(crate) fn stands(&self, key: &KeyPath) -> bool {
+        self.spans.contains_key(key) || self.sources.contains_key(key)
     }
 
     /// Where the value of `key` comes from, if not from there.
@@ -141,7 +146,7 @@ impl Places {
             let next = self.spans.range::<KeyPath, _>(after).next();
             !next.is_some_and(|(next, _)| next.steps().starts_with(key.steps()))
         };
-        let secret = move |(key, _): &(&KeyPath, &Place)| key.is_secret() && is_leaf(key);
+        let secret = move |(key, _): &(&KeyPath, &Spans)| key.is_secret() && is_leaf(key);
         let secrets = self.spans.iter().filter(secret);
         let spans = secrets.map(|(_, place)| place.value.clone());
         spans.filter(move |span| !is_hash(span))

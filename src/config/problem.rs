@@ -5,8 +5,6 @@ use std::{fmt::Write as _, ops::Range, path::Path};
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
-use super::places::Places;
-
 /// One thing that is wrong with a configuration, or odd about it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Problem {
@@ -58,8 +56,8 @@ impl Origin {
     }
 
     /// Blots out what no excerpt may show.
-    pub(crate) fn blot(&mut self, places: &Places) {
-        for span in places.secrets() {
+    pub(crate) fn blot(&mut self, secrets: impl IntoIterator<Item = Range<usize>>) {
+        for span in secrets {
             if let Some(secret) = self.text.get(span.clone()) {
                 // Same length and the same line breaks, so that every other place stays where it is.
                 let blotted: String = secret

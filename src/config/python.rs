@@ -9,10 +9,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    check::{LONGEST_MODEL_NAME, is_name},
-    file::{Engine, File, Model, TenantDefaults},
+    file::{Engine, File, ModelTable, TenantTable},
+    name::{LONGEST_MODEL_NAME, is_name},
     resolved::TenantHeader,
-    unit_text::{DurationText, SizeText},
 };
 
 /// The top of the file.
@@ -84,20 +83,22 @@ impl Python {
             false => host,
         };
         let mut file = File {
-            listen: Some(format!("{host}:{}", self.port.unwrap_or(8080))),
-            log_level: self.log_level.map(|level| log_level(&level).to_owned()),
+            listen: format!("{host}:{}", self.port.unwrap_or(8080)),
             tenant_defaults: self.tenant_defaults.unwrap_or_default().into_defaults(),
             ..File::default()
         };
+        if let Some(level) = &self.log_level {
+            log_level(level).clone_into(&mut file.log_level);
+        }
         // It believed the header from everybody, and its files have no other way to tell tenants apart.
-        file.auth.tenant_header = Some(TenantHeader::Always);
+        file.auth.tenant_header = TenantHeader::Always;
         let start_timeout = Duration::from_secs(self.engine_start_timeout_s.unwrap_or(300));
         let models = self.models.unwrap_or_default().into_iter();
         file.models = models
-            .map(|model| Model {
+            .map(|model| ModelTable {
                 max_concurrent: Some(self.max_concurrent.unwrap_or(128)),
-                queue_size: Some(self.admission_queue_size.unwrap_or(1024)),
-                start_timeout: Some(DurationText(start_timeout)),
+                queue_size: self.admission_queue_size.unwrap_or(1024),
+                start_timeout: Some(start_timeout),
                 ..model.into_model()
             })
             .collect();
@@ -110,14 +111,14 @@ impl Python {
 impl PythonCache {
     /// The tiers were the node's; each model that can use one gets an equal part. What the GPU tier
     /// has is what `gpu_memory_utilization` leaves.
-    fn divide(&self, models: &mut [Model]) {
+    fn divide(&self, models: &mut [ModelTable]) {
         let offloads =
-            |model: &&mut Model| matches!(model.engine, Some(Engine::Vllm | Engine::Sglang));
+            |model: &&mut ModelTable| matches!(model.engine, Some(Engine::Vllm | Engine::Sglang));
         let parts = models.iter_mut().filter(offloads).count();
         let part = |name| {
             let mut tiers = self.tiers.iter();
             let tier = tiers.find(|tier| tier.name.as_deref() == Some(name))?;
-            Some(SizeText(bytes(tier.capacity_gb?, parts))).filter(|size| size.0 > 0)
+            Some(bytes(tier.capacity_gb?, parts)).filter(|size| *size > 0)
         };
         let (cpu, ssd) = (part("cpu"), part("ssd"));
         for model in models.iter_mut().filter(offloads) {
@@ -139,39 +140,39 @@ fn bytes(gigabytes: f64, parts: usize) -> u64 {
 }
 
 impl PythonModel {
-    fn into_model(self) -> Model {
+    fn into_model(self) -> ModelTable {
         let id = self.model_id.as_ref();
         // An empty name stood for none, and the id's own for nothing new.
         let is_new = |name: &String| !name.is_empty() && Some(name) != id;
-        Model {
+        ModelTable {
             short_name: self.short_name.filter(is_new),
             id: self.model_id,
             engine: Some(self.engine.unwrap_or(Engine::Vllm)),
-            tensor_parallel_size: Some(self.tensor_parallel_size.unwrap_or(1)),
+            tensor_parallel_size: self.tensor_parallel_size.unwrap_or(1),
             gpu_memory_utilization: Some(self.gpu_memory_utilization.unwrap_or(0.85)),
             max_model_len: Some(self.max_model_len.unwrap_or(8192)),
             dtype: Some(self.dtype.unwrap_or_else(|| "bfloat16".to_owned())),
             extra_args: self.extra_args.unwrap_or_default(),
-            ..Model::default()
+            ..ModelTable::default()
         }
     }
 }
 
 impl PythonTenant {
-    fn into_defaults(self) -> TenantDefaults {
-        TenantDefaults {
-            priority: Some(self.priority.unwrap_or(1)),
+    fn into_defaults(self) -> TenantTable {
+        TenantTable {
+            priority: self.priority.unwrap_or(1),
             rate_limit_rpm: Some(self.rate_limit_rpm.unwrap_or(600)),
             rate_limit_burst: self.rate_limit_burst,
             max_concurrent_requests: Some(self.max_concurrent_requests.unwrap_or(64)),
-            ..TenantDefaults::default()
+            ..TenantTable::default()
         }
     }
 }
 
 /// A model without a short name was shown by the last part of its id. That routes here, where it
 /// can only mean this one model.
-fn add_short_names(models: &mut [Model]) {
+fn add_short_names(models: &mut [ModelTable]) {
     let names = models
         .iter()
         .flat_map(|model| model.id.iter().chain(&model.short_name));

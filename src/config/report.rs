@@ -91,6 +91,12 @@ impl Report {
         broken(key) || matches!(self.places.source(key), Some(Source::Key(key)) if broken(key))
     }
 
+    /// Whether anybody wrote `key`, and a value that could be read.
+    pub(crate) fn stands(&self, key: &KeyPath) -> bool {
+        let is_option = matches!(self.places.source(key), Some(Source::Option(_)));
+        is_option || self.places.stands(key) && !self.is_broken(key)
+    }
+
     /// Remembers that the value of `key` could not be read.
     pub(crate) fn set_broken(&mut self, key: KeyPath) {
         self.broken.insert(key);
@@ -120,6 +126,11 @@ impl Section<'_> {
             self.problem(key, "has to be more than zero")
                 .help("leave the key out for its default");
         }
+    }
+
+    /// Whether anybody wrote `key`, and a value that could be read.
+    pub(crate) fn stands(&self, key: &str) -> bool {
+        self.report.stands(&self.path.key(key))
     }
 
     /// Whether the value of `key` could not be read.

@@ -2,13 +2,19 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use kvwarden_actors::engine::{EngineFlags, EngineKind};
-use kvwarden_policy::{ModelId, TenantId, scheduling::Discipline, tier::Tiers};
+use kvwarden_actors::{
+    engine::{EngineFlags, EngineKind},
+    tenant::Limits,
+};
+use kvwarden_policy::{ModelId, TenantId, scheduling::Discipline};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Origin, Problem};
+use super::{
+    file::NodeLimits,
+    problem::{Origin, Problem},
+};
 
 /// A configuration that was checked and resolved.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,7 +24,7 @@ pub struct Config {
     /// Who is let in as whom.
     pub auth: Auth,
     /// What bounds the node.
-    pub limits: Limits,
+    pub limits: NodeLimits,
     /// The models, in the file's order.
     pub models: Vec<ModelConfig>,
     /// Bytes for engines on each GPU, or on the machine where there is none.
@@ -30,7 +36,7 @@ pub struct Config {
     /// The tenants that are named in the file.
     pub tenants: Vec<TenantConfig>,
     /// What a tenant gets that the file does not name.
-    pub tenant_defaults: TenantLimits,
+    pub tenant_defaults: Limits,
     /// Where events are written down, if they are.
     pub events: Option<EventsConfig>,
     /// How long what requests used is kept, if it is.
@@ -63,12 +69,13 @@ pub struct Auth {
 }
 
 /// From whom `X-Tenant-ID` is believed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TenantHeader {
     /// From nobody; keys decide.
     Never,
     /// From peers on the loopback interface.
+    #[default]
     Loopback,
     /// From every peer: an authenticating proxy stands in front.
     Always,
@@ -117,41 +124,6 @@ impl std::fmt::Debug for KeyHash {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "sha256:{:02x}{:02x}..", self.0[0], self.0[1])
     }
-}
-
-/// What bounds the node as a whole. Every queue and buffer has its limit here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Requests held by the HTTP side at once, queued and streaming.
-    pub max_in_flight: usize,
-    /// Longest request body, in bytes.
-    pub max_body: usize,
-    /// Bytes of request bodies held at once.
-    pub max_bodies: usize,
-    /// The same of one tenant; unnamed ones count as one.
-    pub max_bodies_per_tenant: usize,
-    /// How long a request body may take to arrive.
-    pub body_timeout: Duration,
-    /// How long a request may wait for its turn.
-    pub queue_timeout: Duration,
-    /// How long an engine may be silent within an answer.
-    pub stream_idle_timeout: Duration,
-    /// How long nothing may move in an engine that has work.
-    pub stall_timeout: Duration,
-    /// How long nothing may move in an engine that starts or is installed.
-    pub start_stall_timeout: Duration,
-    /// How long requests to a model are refused whose engine failed too often.
-    pub broken_pause: Duration,
-    /// How long what an engine sent may wait for its client.
-    pub client_stall_timeout: Duration,
-    /// How long running answers may take to end after SIGTERM.
-    pub drain_timeout: Duration,
-    /// How long engines outlive kvwarden if it dies without stopping them.
-    pub orphan_grace: Duration,
-    /// How many tenants that the file does not name may exist at once.
-    pub max_unnamed_tenants: usize,
-    /// Bytes of disk for KV that unloaded models leave behind, all models together.
-    pub max_saved_kv: u64,
 }
 
 /// One model and the engine that serves it.
@@ -237,61 +209,8 @@ pub struct TenantConfig {
     pub id: TenantId,
     /// SHA-256 of its API keys.
     pub api_keys: Vec<KeyHash>,
-    /// The group it belongs to, if it is not one of its own.
-    pub group: Option<GroupConfig>,
     /// What it may use.
-    pub limits: TenantLimits,
-}
-
-/// A group of tenants.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GroupConfig {
-    /// Its name.
-    pub name: String,
-    /// Its part of an engine beside other groups' parts.
-    pub weight: u32,
-}
-
-/// What one tenant may use. `None` is unlimited.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TenantLimits {
-    /// Lower goes first.
-    pub priority: i32,
-    /// Its part of an engine beside other tenants' parts.
-    pub weight: u32,
-    /// Requests per minute, sustained.
-    pub rate_limit_rpm: Option<u32>,
-    /// Requests at once after a pause; the minute's worth by default.
-    pub rate_limit_burst: Option<u32>,
-    /// Prompt and output tokens per minute.
-    pub tokens_per_minute: Option<u64>,
-    /// Prompt and output tokens per UTC day.
-    pub tokens_per_day: Option<u64>,
-    /// Requests queued and running at once.
-    pub max_concurrent_requests: Option<u32>,
-    /// Requests waiting for one model.
-    pub max_queued_requests: Option<usize>,
-    /// Bytes of the requests waiting for one model.
-    pub max_queued_bytes: Option<u64>,
-    /// Which service tiers it may choose.
-    pub service_tiers: Tiers,
-}
-
-impl Default for TenantLimits {
-    fn default() -> Self {
-        Self {
-            priority: 0,
-            weight: 1,
-            rate_limit_rpm: None,
-            rate_limit_burst: None,
-            tokens_per_minute: None,
-            tokens_per_day: None,
-            max_concurrent_requests: None,
-            max_queued_requests: None,
-            max_queued_bytes: None,
-            service_tiers: Tiers::default(),
-        }
-    }
+    pub limits: Limits,
 }
 
 /// A checked configuration and what its author should know about it.

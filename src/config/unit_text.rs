@@ -1,60 +1,83 @@
-//! Durations and sizes as the values of keys.
+//! How durations and sizes stand in a file, for `#[serde(with = "..")]`: the schema goes by the same name.
 
 use std::time::Duration;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize as _, Deserializer, Serialize, Serializer, de, ser};
 use serde_json::Value;
 
 use super::{
     read::value_in_words,
-    units::{DURATION_HELP, SIZE_HELP, UnitError, parse_duration, parse_size},
+    units::{
+        DURATION_HELP, SIZE_HELP, UnitError, format_duration, format_size, parse_duration,
+        parse_size,
+    },
 };
 
-/// A duration in a file (`"30s"`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "Value")]
+/// A duration (`"30s"`).
+#[derive(JsonSchema)]
 #[schemars(inline, with = "String", title = "duration")]
-pub struct DurationText(pub Duration);
+pub(super) struct DurationText;
 
-/// A number of bytes in a file (`"8GiB"`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "Value")]
+/// A number of bytes (`"8GiB"`).
+#[derive(JsonSchema)]
 #[schemars(inline, with = "String", title = "size")]
-pub struct SizeText(pub u64);
+pub(super) struct SizeText;
 
-impl TryFrom<Value> for DurationText {
-    type Error = String;
-
-    fn try_from(value: Value) -> Result<Self, String> {
+impl DurationText {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>, T: From<Duration>>(
+        from: D,
+    ) -> Result<T, D::Error> {
         let expected = r#"a duration such as "30s""#;
-        with_unit(&value, parse_duration, DURATION_HELP, expected).map(Self)
+        with_unit(from, parse_duration, DURATION_HELP, expected).map(T::from)
+    }
+
+    pub(super) fn serialize<S: Serializer>(
+        time: &(impl Copy + Into<Option<Duration>>),
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        (*time).into().map(format_duration).serialize(to)
     }
 }
 
-impl TryFrom<Value> for SizeText {
-    type Error = String;
-
-    fn try_from(value: Value) -> Result<Self, String> {
-        with_unit(&value, parse_size, SIZE_HELP, r#"a size such as "8GiB""#).map(Self)
+impl SizeText {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>, T: TryFrom<u64>>(
+        from: D,
+    ) -> Result<T, D::Error> {
+        let bytes = with_unit(from, parse_size, SIZE_HELP, r#"a size such as "8GiB""#)?;
+        T::try_from(bytes).map_err(|_| de::Error::custom("it is too large for this machine"))
     }
+
+    pub(super) fn serialize<S: Serializer>(
+        bytes: &impl Serialize,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        let bytes = serde_json::to_value(bytes).map_err(ser::Error::custom)?;
+        bytes.as_u64().map(format_size).serialize(to)
+    }
+}
+
+/// Whether this is none of whatever it counts: as a number, a duration or a size.
+pub(super) fn is_zero(value: &Value) -> bool {
+    *value == 0 || *value == "0ms" || *value == "0B"
 }
 
 /// The error carries its help after a line break; `read` takes it apart again.
-fn with_unit<T>(
-    value: &Value,
+fn with_unit<'de, T, D: Deserializer<'de>>(
+    from: D,
     parse: fn(&str) -> Result<T, UnitError>,
     help: &str,
     expected: &str,
-) -> Result<T, String> {
-    match value {
-        Value::String(text) => {
-            parse(text).map_err(|UnitError { message, help }| format!("{message}\n{help}"))
+) -> Result<T, D::Error> {
+    let told = match Value::deserialize(from)? {
+        Value::String(text) => match parse(&text) {
+            Ok(value) => return Ok(value),
+            Err(UnitError { message, help }) => format!("{message}\n{help}"),
+        },
+        Value::Number(number) => format!("`{number}` has no unit\n{help}"),
+        value @ (Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_)) => {
+            format!("expected {expected}, found {}", value_in_words(&value))
         }
-        Value::Number(number) => Err(format!("`{number}` has no unit\n{help}")),
-        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => {
-            let found = value_in_words(value);
-            Err(format!("expected {expected}, found {found}"))
-        }
-    }
+    };
+    Err(de::Error::custom(told))
 }

@@ -139,9 +139,25 @@ fn split_while(text: &str, belongs: impl Fn(char) -> bool) -> (&str, &str) {
 /// Writes a number of bytes so that [`parse_size`] reads the same.
 #[must_use]
 pub fn format_size(bytes: u64) -> String {
-    let fits = |(_, unit): &&(&str, u64)| bytes >= *unit && bytes.is_multiple_of(*unit);
-    let (name, unit) = SIZES.iter().find(fits).unwrap_or(&("B", 1));
-    format!("{}{name}", bytes / unit)
+    in_largest(bytes, &SIZES)
+}
+
+/// Writes a duration so that [`parse_duration`] reads the same, to the millisecond.
+pub(crate) fn format_duration(time: Duration) -> String {
+    in_largest(
+        u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
+        &DURATIONS,
+    )
+}
+
+/// In the largest unit of which it is a whole number; the smallest stands last.
+fn in_largest(amount: u64, units: &[(&str, u64)]) -> String {
+    let fits = |(_, unit): &&(&str, u64)| amount >= *unit && amount.is_multiple_of(*unit);
+    let found = units.iter().find(fits).or(units.last());
+    found.map_or_else(
+        || amount.to_string(),
+        |(name, unit)| format!("{}{name}", amount / unit),
+    )
 }
 
 /// Reads `80%`, `0.8` or `80` as a share of one; for command lines.
@@ -242,6 +258,12 @@ mod tests {
         #[test]
         fn every_size_survives_being_written(bytes: u64) {
             prop_assert_eq!(parse_size(&format_size(bytes)), Ok(bytes));
+        }
+
+        #[test]
+        fn every_duration_survives_being_written(ms: u64) {
+            let time = Duration::from_millis(ms);
+            prop_assert_eq!(parse_duration(&format_duration(time)), Ok(time));
         }
 
         #[test]

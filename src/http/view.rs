@@ -13,14 +13,14 @@ use super::{
         identity::{self, Identity},
     },
 };
-use crate::config::{Config, Limits};
+use crate::config::{Config, NodeLimits};
 
 /// A configuration as far as requests need it.
 pub struct View {
     /// Who is let in as whom.
     pub identity: Identity,
     /// What bounds the node.
-    pub limits: Limits,
+    pub limits: NodeLimits,
     pub(super) bodies: Bodies,
     named_tenants: HashSet<String>,
     weights: HashMap<String, u32>,

@@ -12,15 +12,14 @@ use kvwarden_actors::{
     process::{leadership::Leadership, orphans::Orphan},
     protocol::Configure,
     router::Unnamed,
-    tenant,
 };
 use kvwarden_policy::{
     residency,
-    scheduling::{Bounds, FairSettings, Group, Settings, TenantBounds},
+    scheduling::{Bounds, FairSettings, Settings},
 };
 
 use crate::{
-    config::{Config, GroupConfig, ModelConfig, TenantLimits, change},
+    config::{Config, ModelConfig, change},
     layout::Layout,
     serve::history::Memory,
 };
@@ -68,15 +67,13 @@ pub fn start(
 /// Who is there. The memory is for those who were not.
 #[must_use]
 pub fn configure(config: &Config, memory: &Memory, witness: &Arc<dyn Witness>) -> Configure {
-    let tenants = config.tenants.iter().map(|tenant| {
-        let limits = tenant_limits(&tenant.limits, tenant.group.as_ref());
-        (tenant.id.clone(), limits)
-    });
+    let tenants = config.tenants.iter();
+    let tenants = tenants.map(|tenant| (tenant.id.clone(), tenant.limits.clone()));
     let models = config.models.iter().filter(|model| !model.is_replica());
     Configure {
         tenants: tenants.collect(),
         unnamed: Unnamed {
-            limits: tenant_limits(&config.tenant_defaults, None),
+            limits: config.tenant_defaults.clone(),
             at_most: config.limits.max_unnamed_tenants,
         },
         models: models
@@ -97,31 +94,6 @@ pub fn tuning(config: &Config) -> Tuning {
         orphan_grace: config.limits.orphan_grace,
         start_stall_timeout: config.limits.start_stall_timeout,
         max_saved_kv: config.limits.max_saved_kv,
-    }
-}
-
-fn tenant_limits(limits: &TenantLimits, group: Option<&GroupConfig>) -> tenant::Limits {
-    // Names of tenants hold no spaces, so none is also the name of a group.
-    let group = group.map(|group| Group {
-        name: format!("group {}", group.name).into(),
-        weight: group.weight,
-    });
-    let unbounded = TenantBounds::default();
-    tenant::Limits {
-        priority: limits.priority,
-        weight: limits.weight,
-        group,
-        tiers: limits.service_tiers,
-        requests: limits
-            .rate_limit_rpm
-            .map(|rpm| (rpm, limits.rate_limit_burst.unwrap_or(rpm))),
-        tokens_per_minute: limits.tokens_per_minute,
-        tokens_per_day: limits.tokens_per_day,
-        concurrency: limits.max_concurrent_requests,
-        queued: TenantBounds {
-            requests: limits.max_queued_requests.unwrap_or(unbounded.requests),
-            bytes: limits.max_queued_bytes.unwrap_or(unbounded.bytes),
-        },
     }
 }
 

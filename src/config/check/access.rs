@@ -70,7 +70,7 @@ pub(super) fn auth(
     report: &mut Report,
 ) -> Auth {
     let mut section = report.section(KeyPath::of("auth"));
-    let tenant_header = file.auth.tenant_header.unwrap_or(TenantHeader::Loopback);
+    let tenant_header = file.auth.tenant_header;
     let admin = file.auth.admin_keys.iter().enumerate();
     let admin =
         admin.filter_map(|(index, text)| read_hash(&mut section, "admin_keys", index, text));

@@ -3,7 +3,7 @@
 use Engine::{Attach, Llamacpp, Sglang, SglangCpu, Sim, Vllm, VllmCpu};
 
 use crate::config::{
-    file::{Engine, Model, given},
+    file::{Engine, ModelTable, given},
     report::Section,
 };
 
@@ -84,11 +84,11 @@ const RULES: &[(&str, &[Engine], &str)] = &[
 ];
 
 /// Reports keys that the model's engine has no use for: their author expects something of them.
-pub(super) fn check_fits(section: &mut Section<'_>, model: &Model, engine: Engine) {
+pub(super) fn check_fits(section: &mut Section<'_>, model: &ModelTable, engine: Engine) {
     let given = given(model);
     for (key, fits, why) in RULES {
         // One GPU is true of every engine.
-        let is_true = *key == "tensor_parallel_size" && model.tensor_parallel_size <= Some(1);
+        let is_true = *key == "tensor_parallel_size" && model.tensor_parallel_size <= 1;
         if given.contains_key(*key) && !fits.contains(&engine) && !is_true {
             let engine = engine.name();
             section

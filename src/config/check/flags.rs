@@ -9,25 +9,22 @@ use kvwarden_policy::{
 
 use super::source::PRESETS;
 use crate::config::{
-    file::{Engine, EngineDefaults, Model},
+    file::{Engine, EngineDefaults, ModelTable},
     report::Section,
 };
 
 /// Resolves and checks the numbers of a model.
 pub(super) fn flags(
     section: &mut Section<'_>,
-    model: &Model,
+    model: &ModelTable,
     engine: Engine,
     defaults: &EngineDefaults,
     has_several_models: bool,
 ) -> EngineFlags {
     section.positive("max_model_len", model.max_model_len != Some(0));
-    section.positive(
-        "tensor_parallel_size",
-        model.tensor_parallel_size != Some(0),
-    );
+    section.positive("tensor_parallel_size", model.tensor_parallel_size > 0);
     section.positive("threads", model.threads != Some(0));
-    section.positive("kv_cache", model.kv_cache.is_none_or(|size| size.0 > 0));
+    section.positive("kv_cache", model.kv_cache != Some(0));
     let share = model.gpu_memory_utilization;
     if share.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
         section
@@ -41,11 +38,11 @@ pub(super) fn flags(
         capacity: capacity(section, model, engine),
         max_model_len: model.max_model_len,
         dtype: model.dtype.clone(),
-        tensor_parallel: model.tensor_parallel_size.unwrap_or(1),
+        tensor_parallel: model.tensor_parallel_size,
         gpu_memory_utilization: model.gpu_memory_utilization,
         threads: model.threads,
-        kv_cache_bytes: model.kv_cache.map(|size| size.0),
-        kv_cpu_bytes: model.kv_cpu.map(|size| size.0).filter(|bytes| *bytes > 0),
+        kv_cache_bytes: model.kv_cache,
+        kv_cpu_bytes: model.kv_cpu.filter(|bytes| *bytes > 0),
         kv_ssd_bytes: kv_ssd(section, model, engine),
         rungs: rungs(model, engine, has_several_models),
         extra_args: [&defaults.extra_args[..], &model.extra_args[..]].concat(),
@@ -56,9 +53,9 @@ pub(super) fn flags(
 /// Enough for some long conversations on a small model; the node's own limit is `max_saved_kv`.
 const SAVED_SLOTS: u64 = 512 << 20;
 
-fn kv_ssd(section: &mut Section<'_>, model: &Model, engine: Engine) -> Option<u64> {
+fn kv_ssd(section: &mut Section<'_>, model: &ModelTable, engine: Engine) -> Option<u64> {
     let through_memory = matches!(engine, Engine::Vllm | Engine::Sglang);
-    let given = model.kv_ssd.map(|size| size.0);
+    let given = model.kv_ssd;
     if through_memory && given.is_some_and(|bytes| bytes > 0) && model.kv_cpu.is_none() {
         section
             .problem("kv_ssd", "`kv_ssd` needs `kv_cpu`")
@@ -69,7 +66,7 @@ fn kv_ssd(section: &mut Section<'_>, model: &Model, engine: Engine) -> Option<u6
 }
 
 /// L1 is for who asks for it: it takes as much host memory as the model has weights.
-fn rungs(model: &Model, engine: Engine, has_several_models: bool) -> Rungs {
+fn rungs(model: &ModelTable, engine: Engine, has_several_models: bool) -> Rungs {
     let sleeps = matches!(engine, Engine::Vllm | Engine::Sglang | Engine::Sim);
     match &model.sleep {
         Some(allowed) => allowed.iter().copied().map(Rung::from).collect(),
@@ -79,7 +76,7 @@ fn rungs(model: &Model, engine: Engine, has_several_models: bool) -> Rungs {
 }
 
 /// A number that has a default and makes no sense as zero.
-pub(super) fn at_least_one<N: Default + PartialEq>(
+fn at_least_one<N: Default + PartialEq>(
     section: &mut Section<'_>,
     key: &str,
     value: Option<N>,
@@ -92,7 +89,7 @@ pub(super) fn at_least_one<N: Default + PartialEq>(
 
 /// What the engine is told to do at once. Where it can't be told (SGLang, llama.cpp, an attached
 /// server), vLLM's default step is assumed and nothing of how it cuts long prompts.
-fn capacity(section: &mut Section<'_>, model: &Model, engine: Engine) -> Capacity {
+fn capacity(section: &mut Section<'_>, model: &ModelTable, engine: Engine) -> Capacity {
     let default = default_concurrency(engine);
     let sequences = at_least_one(section, "max_concurrent", model.max_concurrent, default);
     let preset = model.preset.as_deref().unwrap_or(PRESETS[0]);

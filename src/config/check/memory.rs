@@ -5,7 +5,7 @@ use kvwarden_actors::engine::EngineKind;
 use crate::{
     config::{
         ModelConfig, ModelSource, Residency,
-        file::{File, Model},
+        file::{File, ModelTable},
         path::KeyPath,
         report::{Report, Section},
         units::format_size,
@@ -13,9 +13,9 @@ use crate::{
     weights,
 };
 
-pub(super) fn residency(section: &mut Section<'_>, model: &Model) -> Residency {
-    let idle_ttl = model.idle_ttl.map(|text| text.0);
-    section.positive("memory", model.memory.is_none_or(|size| size.0 > 0));
+pub(super) fn residency(section: &mut Section<'_>, model: &ModelTable) -> Residency {
+    let idle_ttl = model.idle_ttl;
+    section.positive("memory", model.memory != Some(0));
     section.positive("idle_ttl", idle_ttl.is_none_or(|ttl| !ttl.is_zero()));
     for (index, gpu) in model.gpus.iter().enumerate() {
         let is_index = gpu.parse::<u32>().is_ok();
@@ -25,14 +25,14 @@ pub(super) fn residency(section: &mut Section<'_>, model: &Model) -> Residency {
                 .help(r#"write an index such as "0" or a UUID as `nvidia-smi -L` prints it"#);
         }
     }
-    let pinned = model.pinned.unwrap_or(false);
+    let pinned = model.pinned;
     if pinned && idle_ttl.is_some() {
         section
             .problem("idle_ttl", "a pinned model is never unloaded")
             .help("leave one out");
     }
     Residency {
-        memory: model.memory.map(|size| size.0),
+        memory: model.memory,
         gpus: model.gpus.clone(),
         pinned,
         idle_ttl,
@@ -41,7 +41,7 @@ pub(super) fn residency(section: &mut Section<'_>, model: &Model) -> Residency {
 
 /// The configured capacity. A model that is larger could never start.
 pub(super) fn gpu_memory(file: &File, models: &[ModelConfig], report: &mut Report) -> Option<u64> {
-    let capacity = file.gpu.memory?.0;
+    let capacity = file.gpu.memory?;
     report
         .section(KeyPath::of("gpu"))
         .positive("memory", capacity > 0);

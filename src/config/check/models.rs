@@ -3,24 +3,22 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use kvwarden_actors::engine::EngineKind;
-use kvwarden_policy::{ModelId, scheduling::Discipline};
+use kvwarden_policy::ModelId;
 
 use super::{
-    Context, LONGEST_MODEL_NAME,
     args::check_owned,
-    check_name,
     fits::{STARTED, check_fits},
-    flags::{at_least_one, flags},
+    flags::flags,
     memory::residency,
-    source::{executable, source},
+    source::{Context, executable, source},
 };
 use crate::config::{
     ModelConfig, ModelSource,
-    file::{Engine, EngineDefaults, File, Model},
+    file::{Engine, EngineDefaults, File, ModelTable},
+    name::{LONGEST_MODEL_NAME, check_name},
     path::KeyPath,
     read::one_of,
     report::{Report, Section},
-    unit_text::DurationText,
 };
 
 /// Only a start in which something moves without an end comes so far; one that stands still is ended
@@ -82,7 +80,7 @@ fn engines(
 
 fn check_names<'f>(
     section: &mut Section<'_>,
-    model: &'f Model,
+    model: &'f ModelTable,
     taken: &mut BTreeMap<&'f str, String>,
 ) {
     let is_broken = section.is_broken("id") || section.is_broken("model_id");
@@ -110,7 +108,7 @@ fn check_names<'f>(
 }
 
 /// The engine of a model that names none.
-pub(crate) fn default_engine(model: &Model) -> Engine {
+pub(crate) fn default_engine(model: &ModelTable) -> Engine {
     let source = model.source.as_ref().or(model.id.as_ref());
     match source.is_some_and(|source| source.ends_with(".gguf")) {
         true => Engine::Llamacpp,
@@ -120,7 +118,7 @@ pub(crate) fn default_engine(model: &Model) -> Engine {
 
 fn resolve(
     section: &mut Section<'_>,
-    model: &Model,
+    model: &ModelTable,
     engines: &BTreeMap<String, EngineDefaults>,
     context: &Context<'_>,
 ) -> ModelConfig {
@@ -140,6 +138,8 @@ fn resolve(
     let own = own.map(|program| executable(section, program, context));
     let executable = own.or_else(|| defaults.executable.clone());
     check_start_timeout(section, model.start_timeout);
+    section.positive("queue_size", model.queue_size > 0);
+    section.positive("long_prompt_tokens", model.long_prompt_tokens > 0);
     let start_timeout = model.start_timeout.or(defaults.start_timeout);
     let stop_grace = model.stop_grace.or(defaults.stop_grace);
     let aliases = model.short_name.iter().chain(&model.aliases);
@@ -153,23 +153,18 @@ fn resolve(
         executable,
         source,
         flags: flags(section, model, engine, defaults, context.has_several_models),
-        start_timeout: start_timeout.map_or(START_TIMEOUT, |text| text.0),
-        stop_grace: stop_grace.map_or(STOP_GRACE, |text| text.0),
-        scheduling: model.scheduling.map(Discipline::from).unwrap_or_default(),
-        queue_size: at_least_one(section, "queue_size", model.queue_size, 1024),
-        long_prompt_tokens: at_least_one(
-            section,
-            "long_prompt_tokens",
-            model.long_prompt_tokens,
-            2048,
-        ),
-        autostart: model.autostart.unwrap_or(true),
+        start_timeout: start_timeout.unwrap_or(START_TIMEOUT),
+        stop_grace: stop_grace.unwrap_or(STOP_GRACE),
+        scheduling: model.scheduling,
+        queue_size: model.queue_size,
+        long_prompt_tokens: model.long_prompt_tokens,
+        autostart: model.autostart,
         residency: residency(section, model),
     }
 }
 
-fn check_start_timeout(section: &mut Section<'_>, timeout: Option<DurationText>) {
-    if timeout.is_some_and(|timeout| timeout.0.is_zero()) {
+fn check_start_timeout(section: &mut Section<'_>, timeout: Option<Duration>) {
+    if timeout == Some(Duration::ZERO) {
         section
             .problem("start_timeout", "no engine starts in no time")
             .help(r#"engines need from seconds to minutes: "5m""#);

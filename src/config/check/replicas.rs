@@ -43,6 +43,10 @@ pub(super) fn join(file: &File, models: &mut [ModelConfig], report: &mut Report)
         };
         let given = given(model);
         for key in SHARED.iter().filter(|key| given.contains_key(**key)) {
+            // A default is there without being said.
+            if !section.stands(key) {
+                continue;
+            }
             section
                 .problem(
                     key,

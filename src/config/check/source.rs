@@ -7,13 +7,23 @@ use std::{
 
 use actix_web::http::Uri;
 
-use super::{Context, LONGEST_MODEL_NAME, is_name};
 use crate::config::{
-    ModelSource,
-    file::{Engine, Model},
+    Environment, ModelSource,
+    file::{Engine, ModelTable},
+    name::{LONGEST_MODEL_NAME, is_name},
     read::one_of,
     report::Section,
 };
+
+/// What the checks may look at besides the file.
+pub(crate) struct Context<'a> {
+    /// The directory that paths in the file start from.
+    pub(crate) base: &'a Path,
+    /// Environment variables.
+    pub(crate) env: &'a Environment,
+    /// Whether there is anybody to make room for.
+    pub(crate) has_several_models: bool,
+}
 
 /// What the simulated engine can imitate.
 pub(super) const PRESETS: [&str; 3] = ["a100-8b", "h100-8b", "tiny"];
@@ -26,7 +36,7 @@ pub(crate) fn is_preset(name: &str) -> bool {
 /// Resolves `source`, `preset` or `url`, whichever the engine goes by.
 pub(super) fn source(
     section: &mut Section<'_>,
-    model: &Model,
+    model: &ModelTable,
     engine: Engine,
     context: &Context<'_>,
 ) -> ModelSource {
@@ -39,7 +49,7 @@ pub(super) fn source(
     }
 }
 
-fn preset(section: &mut Section<'_>, model: &Model) -> ModelSource {
+fn preset(section: &mut Section<'_>, model: &ModelTable) -> ModelSource {
     let name = model.preset.as_deref().unwrap_or(PRESETS[0]);
     if !is_preset(name) {
         section
@@ -51,7 +61,7 @@ fn preset(section: &mut Section<'_>, model: &Model) -> ModelSource {
 
 fn weights(
     section: &mut Section<'_>,
-    model: &Model,
+    model: &ModelTable,
     engine: Engine,
     context: &Context<'_>,
 ) -> ModelSource {
@@ -105,7 +115,7 @@ fn is_hub_id(text: &str) -> bool {
     text.split('/').count() <= 2 && text.split('/').all(part)
 }
 
-fn url(section: &mut Section<'_>, model: &Model, context: &Context<'_>) -> ModelSource {
+fn url(section: &mut Section<'_>, model: &ModelTable, context: &Context<'_>) -> ModelSource {
     if let Some(variable) = &model.api_key_env
         && context.env.get(variable).is_none_or(String::is_empty)
     {

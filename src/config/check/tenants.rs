@@ -1,64 +1,47 @@
 //! Tenants: names, limits and what they inherit.
 
-use kvwarden_actors::router::OTHERS;
-use kvwarden_policy::{TenantId, tier::Tiers};
-use serde_json::{Map, Value};
+use kvwarden_actors::{router::OTHERS, tenant::Limits};
+use kvwarden_policy::{
+    TenantId,
+    scheduling::{Group, TenantBounds},
+    tier::Tiers,
+};
 
-use super::{access::KeyOwners, check_name};
+use super::access::KeyOwners;
 use crate::config::{
-    GroupConfig, TenantConfig, TenantLimits,
-    file::{File, ServiceTier, Tenant, TenantDefaults, given},
+    TenantConfig,
+    file::{File, ServiceTier, TenantTable, given},
+    name::{LONGEST_TENANT_NAME, check_name},
     path::KeyPath,
     read::one_of,
     report::{Report, Section},
-    unit_text::SizeText,
+    unit_text::is_zero,
 };
 
-/// Longest tenant name; it becomes a label of metrics.
-const LONGEST_NAME: usize = 64;
-
-pub(super) fn defaults(table: &TenantDefaults, report: &mut Report) -> TenantLimits {
-    let limits = TenantLimits {
-        priority: table.priority.unwrap_or(0),
-        weight: table.weight.unwrap_or(1),
-        rate_limit_rpm: table.rate_limit_rpm,
-        rate_limit_burst: table.rate_limit_burst,
-        tokens_per_minute: table.tokens_per_minute,
-        tokens_per_day: table.tokens_per_day,
-        max_concurrent_requests: table.max_concurrent_requests,
-        max_queued_requests: table.max_queued_requests,
-        max_queued_bytes: table.max_queued_bytes.map(|SizeText(bytes)| bytes),
-        service_tiers: tiers(table.service_tiers.as_ref(), Tiers::default()),
-    };
+pub(super) fn defaults(file: &File, report: &mut Report) -> Limits {
     let mut section = report.section(KeyPath::of("tenant_defaults"));
-    check_limits(&mut section, &given(table), &limits);
-    limits
+    check_limits(&mut section, &file.tenant_defaults);
+    limits(&file.tenant_defaults, None)
 }
 
-pub(super) fn tenants(
-    file: &File,
-    defaults: &TenantLimits,
-    report: &mut Report,
-) -> Vec<TenantConfig> {
+pub(super) fn tenants(file: &File, report: &mut Report) -> Vec<TenantConfig> {
     check_groups(file, report);
     let mut owners = KeyOwners::default();
     let mut resolved = Vec::with_capacity(file.tenants.len());
     for (name, tenant) in &file.tenants {
         let path = KeyPath::of("tenants").key(name);
-        check_name(&path, name, "tenant", LONGEST_NAME, report);
+        check_name(&path, name, "tenant", LONGEST_TENANT_NAME, report);
         if name == OTHERS {
             report
                 .problem(&path, format!("`{OTHERS}` is taken"))
                 .help("choose another name: this one stands for all that the file does not name");
         }
         let mut section = report.section(path);
-        let limits = inherit(tenant, defaults);
-        check_limits(&mut section, &given(tenant), &limits);
+        check_limits(&mut section, tenant);
         resolved.push(TenantConfig {
             id: TenantId::from(name.as_str()),
             api_keys: owners.read(&mut section, name, &tenant.api_keys),
-            group: group(&mut section, file, tenant),
-            limits,
+            limits: limits(tenant, group(&mut section, file, tenant)),
         });
     }
     resolved
@@ -67,8 +50,8 @@ pub(super) fn tenants(
 fn check_groups(file: &File, report: &mut Report) {
     for (name, group) in &file.groups {
         let path = KeyPath::of("groups").key(name);
-        check_name(&path, name, "group", LONGEST_NAME, report);
-        let is_used = |tenant: &Tenant| tenant.group.as_ref() == Some(name);
+        check_name(&path, name, "group", LONGEST_TENANT_NAME, report);
+        let is_used = |tenant: &TenantTable| tenant.group.as_ref() == Some(name);
         if !file.tenants.values().any(is_used) {
             report
                 .warning(&path, "no tenant belongs to this group")
@@ -76,15 +59,13 @@ fn check_groups(file: &File, report: &mut Report) {
                     "write `group = {name:?}` under a [tenants.NAME], or leave it out"
                 ));
         }
-        report
-            .section(path)
-            .positive("weight", group.weight != Some(0));
+        report.section(path).positive("weight", group.weight > 0);
     }
 }
 
 /// The group that a tenant names, which has to be there: a misspelt one would give it a whole
 /// group's part.
-fn group(section: &mut Section<'_>, file: &File, tenant: &Tenant) -> Option<GroupConfig> {
+fn group(section: &mut Section<'_>, file: &File, tenant: &TenantTable) -> Option<Group> {
     let name = tenant.group.as_ref()?;
     if section.report.is_broken(&KeyPath::of("groups").key(name)) {
         return None;
@@ -100,51 +81,49 @@ fn group(section: &mut Section<'_>, file: &File, tenant: &Tenant) -> Option<Grou
             .help(help);
         return None;
     };
-    Some(GroupConfig {
-        name: name.clone(),
-        weight: group.weight.unwrap_or(1),
+    // Names of tenants hold no spaces, so none is also the name of a group.
+    Some(Group {
+        name: format!("group {name}").into(),
+        weight: group.weight,
     })
 }
 
-fn tiers(listed: Option<&Vec<ServiceTier>>, otherwise: Tiers) -> Tiers {
-    listed.map_or(otherwise, |listed| Tiers {
-        flex: listed.contains(&ServiceTier::Flex),
-        priority: listed.contains(&ServiceTier::Priority),
-    })
-}
-
-fn inherit(tenant: &Tenant, defaults: &TenantLimits) -> TenantLimits {
-    TenantLimits {
-        priority: tenant.priority.unwrap_or(defaults.priority),
-        weight: tenant.weight.unwrap_or(defaults.weight),
-        rate_limit_rpm: tenant.rate_limit_rpm.or(defaults.rate_limit_rpm),
-        rate_limit_burst: tenant.rate_limit_burst.or(defaults.rate_limit_burst),
-        tokens_per_minute: tenant.tokens_per_minute.or(defaults.tokens_per_minute),
-        tokens_per_day: tenant.tokens_per_day.or(defaults.tokens_per_day),
-        max_concurrent_requests: tenant
-            .max_concurrent_requests
-            .or(defaults.max_concurrent_requests),
-        max_queued_requests: tenant.max_queued_requests.or(defaults.max_queued_requests),
-        max_queued_bytes: tenant
-            .max_queued_bytes
-            .map(|SizeText(bytes)| bytes)
-            .or(defaults.max_queued_bytes),
-        service_tiers: tiers(tenant.service_tiers.as_ref(), defaults.service_tiers),
+/// What the keys of a table come to.
+fn limits(table: &TenantTable, group: Option<Group>) -> Limits {
+    let unbounded = TenantBounds::default();
+    Limits {
+        priority: table.priority,
+        weight: table.weight,
+        group,
+        tiers: Tiers {
+            flex: table.service_tiers.contains(&ServiceTier::Flex),
+            priority: table.service_tiers.contains(&ServiceTier::Priority),
+        },
+        requests: table
+            .rate_limit_rpm
+            .map(|rpm| (rpm, table.rate_limit_burst.unwrap_or(rpm))),
+        tokens_per_minute: table.tokens_per_minute,
+        tokens_per_day: table.tokens_per_day,
+        concurrency: table.max_concurrent_requests,
+        queued: TenantBounds {
+            requests: table.max_queued_requests.unwrap_or(unbounded.requests),
+            bytes: table.max_queued_bytes.unwrap_or(unbounded.bytes),
+        },
     }
 }
 
-/// `own` is what stands in this table, `resolved` what it comes to.
-fn check_limits(section: &mut Section<'_>, own: &Map<String, Value>, resolved: &TenantLimits) {
-    for (key, _) in own
-        .iter()
-        .filter(|(key, value)| **value == 0 && *key != "priority")
-    {
-        section
-            .problem(key, "zero would refuse every request")
-            .help("leave the key out for no limit; to shut a tenant out, remove its API keys");
+/// Checks the keys that stand in this table; what it inherits is told where that stands.
+fn check_limits(section: &mut Section<'_>, table: &TenantTable) {
+    let zeros = given(table).into_iter().filter(|(_, value)| is_zero(value));
+    for (key, _) in zeros {
+        if key != "priority" && section.stands(&key) {
+            section
+                .problem(&key, "zero would refuse every request")
+                .help("leave the key out for no limit; to shut a tenant out, remove its API keys");
+        }
     }
-    if own.contains_key("rate_limit_burst")
-        && resolved.rate_limit_rpm.is_none()
+    if section.stands("rate_limit_burst")
+        && table.rate_limit_rpm.is_none()
         && !section.is_broken("rate_limit_rpm")
     {
         section

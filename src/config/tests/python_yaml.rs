@@ -61,9 +61,8 @@ fn every_key_that_counted_counts() {
     assert_eq!(config.listen.to_string(), "127.0.0.1:8001");
     assert_eq!(config.log_level, "warn");
     let limits = &config.tenant_defaults;
-    assert_eq!(limits.rate_limit_rpm, Some(6000));
-    assert_eq!(limits.rate_limit_burst, Some(10));
-    assert_eq!(limits.max_concurrent_requests, Some(512));
+    assert_eq!(limits.requests, Some((6000, 10)));
+    assert_eq!(limits.concurrency, Some(512));
     assert_eq!(limits.priority, 2);
     let model = &config.models[0];
     assert_eq!(model.id.as_str(), "org/Model-8B");
@@ -121,8 +120,8 @@ fn what_it_left_out_has_the_values_it_had() {
     let config = loaded.config;
     assert_eq!(config.listen.to_string(), "0.0.0.0:8080");
     assert_eq!(config.auth.tenant_header, TenantHeader::Always);
-    assert_eq!(config.tenant_defaults.rate_limit_rpm, Some(600));
-    assert_eq!(config.tenant_defaults.max_concurrent_requests, Some(64));
+    assert_eq!(config.tenant_defaults.requests, Some((600, 600)));
+    assert_eq!(config.tenant_defaults.concurrency, Some(64));
     let model = &config.models[0];
     assert_eq!(model.aliases, ["model-8b"]);
     assert_eq!(model.flags.capacity.sequences, 128);

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use crate::config::{file::File, schema::Schema};
+use crate::config::{file::File, path::KeyPath, schema::Schema};
 
 const REFERENCE: &str = include_str!("../reference.md");
 
@@ -19,6 +19,7 @@ The YAML of the Python KVWarden is read as well; its keys without effect give a 
 
 fn generate() -> String {
     let schema = Schema::of::<File>();
+    let defaults = schema.keys(&KeyPath::of("tenant_defaults"));
     let mut out = HEAD.to_owned();
     for table in schema.tables() {
         let heading = match table.key {
@@ -31,9 +32,20 @@ fn generate() -> String {
             describe(table.node)
         );
         for (key, node) in table.node["properties"].as_object().unwrap() {
-            // A table has a section of its own.
-            if !table.key.is_empty() || !is_table(node) {
-                let _ = writeln!(out, "| `{key}` | {} | {} |", kind(node), describe(node));
+            // A table has a section of its own, and what a tenant inherits stands where it comes from.
+            let is_elsewhere = match table.key {
+                "" => is_table(node),
+                "tenants" => defaults.contains(&key.as_str()),
+                _ => false,
+            };
+            if !is_elsewhere {
+                let _ = writeln!(
+                    out,
+                    "| `{key}` | {} | {}{} |",
+                    kind(node),
+                    describe(node),
+                    default(node)
+                );
             }
         }
     }
@@ -41,9 +53,19 @@ fn generate() -> String {
 }
 
 fn is_table(node: &Value) -> bool {
-    ["/$ref", "/items/$ref", "/additionalProperties/$ref"]
-        .iter()
-        .any(|reference| node.pointer(reference).is_some())
+    let parts = ["", "/items", "/additionalProperties"];
+    let mut parts = parts.iter().filter_map(|part| node.pointer(part));
+    parts.any(|part| part.get("$ref").is_some() || part.get("properties").is_some())
+}
+
+/// What the type says itself; a default that depends on others stands in the description.
+fn default(node: &Value) -> String {
+    match &node["default"] {
+        Value::Null => String::new(),
+        Value::Array(list) if list.is_empty() => String::new(),
+        Value::Object(table) if table.is_empty() => String::new(),
+        value => format!(" Default: `{value}`."),
+    }
 }
 
 fn describe(node: &Value) -> String {
@@ -57,13 +79,12 @@ fn kind(node: &Value) -> &str {
     if let Some(title) = node["title"].as_str() {
         return title;
     }
-    let of_option = node["anyOf"].as_array().and_then(|any| any.first());
-    if let Some(inner) = of_option {
-        return if inner.get("$ref").is_some() {
-            "text"
-        } else {
-            kind(inner)
-        };
+    if let Some(inner) = node.pointer("/anyOf/0") {
+        return kind(inner);
+    }
+    // Every type with a name that is no table is one of a few words.
+    if node.get("$ref").is_some() {
+        return "text";
     }
     let name = node["type"].as_str().or_else(|| node["type"][0].as_str());
     match name {
@@ -89,6 +110,26 @@ fn reference_has_every_key_and_no_other() {
         REFERENCE, generated,
         "run `BLESS=1 cargo test reference` and commit {path}"
     );
+}
+
+#[test]
+fn what_tenants_have_in_common_is_said_once_for_all() {
+    let schema = Schema::of::<File>();
+    let of = |path: KeyPath| schema.at(&path).unwrap()["properties"].clone();
+    let (mut one, all) = (
+        of(KeyPath::of("tenants").key("a")),
+        of(KeyPath::of("tenant_defaults")),
+    );
+    let own = ["api_keys", "group"].map(|key| one.as_object_mut().unwrap().remove(key));
+    assert!(own.iter().all(Option::is_some));
+    assert_eq!(one, all);
+    let lines: Vec<_> = REFERENCE
+        .lines()
+        .filter(|line| line.starts_with("| `tokens_per_day`"))
+        .collect();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    // The journal of usage is read at the start.
+    assert!(lines[0].contains("counts on over a restart"), "{lines:?}");
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! Tenants, their groups and keys, and who is let in.
 
-use kvwarden_policy::tier::Tiers;
+use kvwarden_policy::{scheduling::Group, tier::Tiers};
 
 use super::*;
-use crate::config::{GroupConfig, KeyHash, TenantHeader};
+use crate::config::{KeyHash, TenantHeader};
 
 #[test]
 fn tenant_inherits_what_it_does_not_say() {
@@ -23,10 +23,11 @@ tokens_per_day = 1000
     let [a, b] = &load(&format!("{text}{MODEL}")).tenants[..] else {
         panic!("two tenants");
     };
-    assert_eq!((a.limits.rate_limit_rpm, a.limits.priority), (Some(5), 3));
-    assert_eq!((b.limits.rate_limit_rpm, b.limits.priority), (Some(60), 3));
-    assert_eq!(a.limits.max_queued_requests, Some(5));
-    assert_eq!(a.limits.max_queued_bytes, Some(2 << 20));
+    assert_eq!((a.limits.requests, a.limits.priority), (Some((5, 5)), 3));
+    assert_eq!((b.limits.requests, b.limits.priority), (Some((60, 60)), 3));
+    assert_eq!(a.limits.queued.requests, 5);
+    assert_eq!(a.limits.queued.bytes, 2 << 20);
+    assert_eq!(b.limits.queued.bytes, 1 << 20);
     assert_eq!(a.limits.tokens_per_day, Some(1000));
     load(&format!(
         "tenant_defaults.rate_limit_rpm = 60\ntenants.a.rate_limit_burst = 5\n{MODEL}"
@@ -106,10 +107,10 @@ fn tenant_names_fit_into_headers_and_metrics() {
 fn tenant_belongs_to_its_group_with_the_groups_weight() {
     let text = "groups.org.weight = 3\ntenants.a = { group = \"org\", weight = 2 }\ntenants.b = {}";
     let tenants = load(&format!("{text}\n{MODEL}")).tenants;
-    let name = "org".to_owned();
-    assert_eq!(tenants[0].group, Some(GroupConfig { name, weight: 3 }));
+    let name = "group org".into();
+    assert_eq!(tenants[0].limits.group, Some(Group { name, weight: 3 }));
     assert_eq!(tenants[0].limits.weight, 2);
-    assert_eq!(tenants[1].group, None);
+    assert_eq!(tenants[1].limits.group, None);
 }
 
 #[test]
@@ -140,10 +141,10 @@ fn group_that_nobody_belongs_to_is_warned_about() {
 fn service_tiers_are_a_list_of_two_words() {
     let tiers = |list: &str| {
         let text = format!("[tenant_defaults]\nservice_tiers = {list}\n[tenants.a]\n{MODEL}");
-        let Tiers { flex, priority } = load(&text).tenants[0].limits.service_tiers;
+        let Tiers { flex, priority } = load(&text).tenants[0].limits.tiers;
         (flex, priority)
     };
     assert_eq!(tiers(r#"["flex", "priority"]"#), (true, true));
     assert_eq!(tiers("[]"), (false, false));
-    assert_eq!(load(MODEL).tenant_defaults.service_tiers, Tiers::default());
+    assert_eq!(load(MODEL).tenant_defaults.tiers, Tiers::default());
 }

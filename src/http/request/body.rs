@@ -16,7 +16,7 @@ use actix_web::{HttpRequest, http::header, web};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 
-use crate::config::Limits;
+use crate::config::NodeLimits;
 use crate::http::{
     OTHERS,
     refusal::{BadRequest, Failure},
@@ -85,7 +85,7 @@ impl Meter {
 impl Bodies {
     /// `tenants` are those with a bound of their own. What was held `before` still is.
     pub fn new(
-        limits: &Limits,
+        limits: &NodeLimits,
         tenants: impl IntoIterator<Item = String>,
         before: Option<&Self>,
     ) -> Self {
@@ -166,7 +166,7 @@ impl Body {
     pub async fn receive(
         request: &HttpRequest,
         payload: web::Payload,
-        (bodies, limits): (&Bodies, &Limits),
+        (bodies, limits): (&Bodies, &NodeLimits),
         tenant: &str,
     ) -> Result<Self, Failure> {
         require_json(request)?;

@@ -14,13 +14,13 @@ use crate::{TenantId, cost::Usage};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Discipline {
+    /// By service received, work-conserving.
+    #[default]
+    Fair,
     /// By arrival and nothing else: the baseline every claim is measured against.
     Fifo,
     /// Python KVWarden's `drr`: who has fewer requests in the server goes first.
     Drr,
-    /// By service received, work-conserving.
-    #[default]
-    Fair,
 }
 
 /// Names one request from its arrival to its end. Never names another one later.

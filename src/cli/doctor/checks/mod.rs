@@ -17,7 +17,7 @@ use kvwarden_actors::device;
 
 use super::{Check, machine};
 use crate::{
-    config::{Config, Loaded, Overrides, process_environment},
+    config::{Config, Loaded, NodeLimits, Overrides, process_environment},
     install::{
         self, Environment,
         recipe::{RECIPES, Recipe},
@@ -28,9 +28,6 @@ use crate::{
 /// What `kvwarden serve` listens on unless it is told otherwise.
 const DEFAULT_LISTEN: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8000);
-
-/// As in the configuration's defaults.
-const DEFAULT_IN_FLIGHT: usize = 16_384;
 
 /// The engines whose private environments matter.
 #[derive(Clone, Debug)]
@@ -173,9 +170,9 @@ fn gpus(needs: &Needs, engines: &[machine::EngineTree]) -> [Check; 2] {
 }
 
 fn resources(config: Option<&Config>, needs: &Needs) -> [Check; 3] {
-    let in_flight = config.map_or(DEFAULT_IN_FLIGHT, |config| config.limits.max_in_flight);
+    let limits = config.map_or_else(NodeLimits::default, |config| config.limits.clone());
     [
-        limits::open_files(machine::open_files(), in_flight),
+        limits::open_files(machine::open_files(), limits.max_in_flight),
         limits::memory(machine::memory(), needs),
         limits::shared_memory(machine::shared_memory(), needs),
     ]

@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
-    PULSE, Router, Vitals, Witness, device,
+    EngineObserver, PULSE, Router, Vitals, device,
     engine::Order,
     process::{EngineTask, leadership::Leadership, orphans::Orphan},
     protocol::{
@@ -46,7 +46,7 @@ pub struct Params {
     /// Whether this process decides about engines.
     pub leadership: Leadership,
     /// Who is told what the planner orders.
-    pub witness: Arc<dyn Witness>,
+    pub observer: Arc<dyn EngineObserver>,
 }
 
 /// How engines are swapped and left.
@@ -176,7 +176,7 @@ impl Gpu {
         self.planned = Instant::now();
         let orders = self.seats.decide(self.planned.into_std());
         for action in self.seats.plan().orders() {
-            self.params.witness.ordered(action);
+            self.params.observer.ordered(action);
         }
         for (engine, order, what) in orders {
             match what {

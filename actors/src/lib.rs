@@ -9,24 +9,24 @@ pub mod engine;
 pub mod gpu;
 mod ledger;
 pub mod model;
+mod observer;
 pub mod process;
 pub mod protocol;
 pub mod router;
 pub mod tenant;
 mod ticket;
 mod vitals;
-mod witness;
 
 use std::time::Duration;
 
 pub use gpu::Gpu;
 pub use ledger::Ledger;
 pub use model::Model;
+pub use observer::EngineObserver;
 pub use router::Router;
 pub use tenant::Tenant;
 pub use ticket::{Answer, Held, Permit, RateLimits, Refusal, Reservation, Spent, Terms, Ticket};
 pub use vitals::Vitals;
-pub use witness::Witness;
 
 /// How often a model looks at its queue's deadlines and at requests whose client hung up.
 const TICK: Duration = Duration::from_millis(100);

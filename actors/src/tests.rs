@@ -124,7 +124,7 @@ impl Setup {
             is_pinned: false,
             idle_ttl: None,
             rate: residency::Rate::default(),
-            witness: Arc::new(()),
+            observer: Arc::new(()),
         }
     }
 }
@@ -143,7 +143,7 @@ impl Node {
                 ..gpu::Tuning::default()
             },
             leadership: crate::process::leadership::Leadership::sole(),
-            witness: Arc::new(()),
+            observer: Arc::new(()),
         });
         let gpu = gpu.start();
         let router = Router::new(gpu.clone(), Arc::new(())).start();

@@ -36,7 +36,7 @@ const KVWARDEN: Layers = &[
 const ACTORS: Layers = &[
     // The actors and what they say to each other: they know each other by nature.
     &[
-        "gpu", "ledger", "model", "protocol", "router", "tenant", "ticket", "vitals", "witness",
+        "gpu", "ledger", "model", "observer", "protocol", "router", "tenant", "ticket", "vitals",
     ],
     &["process"],
     &["engine"],

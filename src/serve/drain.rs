@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::{
     config::Config,
     http::{Shared, admin::Overview},
-    serve::{signals::Signals, systemd, takeover::incumbent::Heir},
+    serve::{signals::Signals, systemd, takeover::predecessor::Successor},
 };
 
 /// How often the end of a drain is looked for.
@@ -69,13 +69,13 @@ pub async fn stop(config: &Config, router: &Addr<Router>, signals: &mut Signals)
     }
 }
 
-/// Lets running answers end and tells the heir which engines they use. Engines are not touched.
+/// Lets running answers end and tells the successor which engines they use. Engines are not touched.
 pub async fn leave(
     config: &Config,
     shared: &Shared,
     server: &ServerHandle,
     signals: &mut Signals,
-    mut heir: Heir,
+    mut successor: Successor,
 ) {
     let deadline = Instant::now() + config.limits.drain_timeout;
     let router = &shared.router;
@@ -92,7 +92,7 @@ pub async fn leave(
         let Ok(now) = Overview::of(router).await else {
             return tracing::error!("actors do not answer");
         };
-        heir.tell(&now.models).await;
+        successor.tell(&now.models).await;
         progress.tell("handed over", &Left::of(&now, deadline));
         tokio::select! {
             () = &mut ended => return,

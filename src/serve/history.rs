@@ -16,7 +16,7 @@ const INTERVAL: Duration = Duration::from_secs(30);
 /// What is remembered.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Memory {
+pub struct History {
     /// Last requests, by model.
     pub rates: BTreeMap<String, Rate>,
     /// What changing rungs took, by engine.
@@ -25,10 +25,10 @@ pub struct Memory {
     pub succession: Succession,
 }
 
-// === impl Memory ===
+// === impl History ===
 
-impl Memory {
-    /// What was written last. A file that is not there or not understood is no memory.
+impl History {
+    /// What was written last. A file that is not there or not understood is no history.
     #[must_use]
     pub fn load(layout: &Layout) -> Self {
         let path = file(layout);
@@ -71,7 +71,7 @@ impl Memory {
 /// Writes what is known now.
 pub async fn save(router: &Addr<Router>, layout: &Layout) {
     if let Ok(overview) = Overview::of(router).await
-        && let Err(error) = Memory::of(&overview).save(layout)
+        && let Err(error) = History::of(&overview).save(layout)
     {
         tracing::warn!(%error, "what models cost is not remembered");
     }

@@ -1,7 +1,12 @@
-//! The wiring: actors first, then the server, then signals and the order of the end. Nothing here
-//! runs once per request.
+//! The order in which serving begins and ends: actors first, then the HTTP server, then signals.
+//! Nothing here runs once per request.
+//!
+//! Imports run one way: [`signals`], [`systemd`], [`history`], [`observer`], [`greeting`] and
+//! [`prepare`] know none of their siblings; [`wiring`] and [`takeover`] know those, [`reload`] and
+//! [`drain`] know these too, and this module knows all of them.
 
 pub mod drain;
+mod greeting;
 pub mod history;
 pub mod observer;
 pub mod prepare;
@@ -13,7 +18,6 @@ pub mod wiring;
 
 use std::{
     fs::{File, TryLockError},
-    io::Write as _,
     net::TcpListener,
     sync::Arc,
     time::Duration,
@@ -24,37 +28,32 @@ use actix_rt::Arbiter;
 use actix_web::{App, HttpServer, middleware::from_fn, web};
 use anyhow::Context as _;
 use kvwarden_actors::{
-    Ledger, Router, Witness,
-    engine::EngineKind,
-    model::ModelState,
+    EngineObserver, Ledger, Router,
     process::{
         leadership::{InUse, Leadership},
         orphans::{self, Orphan},
     },
 };
-use kvwarden_policy::{ModelId, lifecycle::State};
+use kvwarden_policy::ModelId;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::{task::JoinHandle, time::Instant};
+use tokio::task::JoinHandle;
 
 use self::{
-    observer::Watch,
+    observer::Observer,
     reload::{Reloader, Source},
-    signals::{Signals, Wish},
+    signals::{Signal, Signals},
     takeover::{
-        incumbent::{Door, Heir, Holdings, Incumbent},
-        successor::{self, Predecessor},
+        predecessor::{Handles, Listener, Predecessor, Successor},
+        successor::{self, Handover},
     },
 };
 use crate::{
     config::Config,
-    http::{self, Shared, admin::Overview, upstream::Engines},
+    http::{self, Shared, upstream::Engines},
     journal::{self, UsageLog, events::EventLog},
     layout::Layout,
     metrics::Metrics,
 };
-
-/// How often it is looked whether everything is ready.
-const LOOK: Duration = Duration::from_millis(50);
 
 /// Serves until SIGTERM or SIGINT, or until another process has taken over.
 ///
@@ -79,7 +78,7 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     let (in_use_sender, in_use) = tokio::sync::watch::channel(None);
-    let (holdings, predecessor) = move_in(config, layout, takes_over, in_use_sender).await?;
+    let (handles, handover) = acquire(config, layout, takes_over, in_use_sender).await?;
     let (leadership, leadership_handle) = Leadership::new(in_use);
     let control = Arbiter::new();
     let configured = config.models.iter().map(|model| model.engine_name.clone());
@@ -87,7 +86,7 @@ async fn serve(
     let running: Vec<ModelId> = orphans.iter().map(Orphan::engine).collect();
     let metrics = Arc::new(Metrics::register());
     let events = open_events(config, &metrics)?;
-    let witness: Arc<dyn Witness> = Arc::new(Watch::new(&metrics, events.clone()));
+    let observer: Arc<dyn EngineObserver> = Arc::new(Observer::new(&metrics, events.clone()));
     let usage = open_usage(config, layout, &metrics)?;
     let ledger = ledger(usage.clone());
     let router = wiring::start(
@@ -96,7 +95,7 @@ async fn serve(
         orphans,
         &control,
         leadership.clone(),
-        &witness,
+        &observer,
         ledger,
     );
     let (actors, log) = (router.clone(), events.clone());
@@ -108,11 +107,11 @@ async fn serve(
         leadership.clone(),
     ));
     let (dirs, running_config) = (layout.clone(), config.clone());
-    let reloader = Reloader::new(source, dirs, witness, shared.clone(), running_config);
+    let reloader = Reloader::new(source, dirs, observer, shared.clone(), running_config);
     let reloader = web::Data::new(reloader);
-    let listener = holdings.listener.try_clone()?;
-    if let Some(predecessor) = predecessor {
-        predecessor.relieve().await?;
+    let listener = handles.listener.try_clone()?;
+    if let Some(handover) = handover {
+        handover.finish().await?;
     }
     let server = listen(config, shared.clone(), reloader.clone(), listener)?;
     let handle = server.handle();
@@ -123,20 +122,20 @@ async fn serve(
 
     prepare::what_lacks(config, &router, &running, layout).await?;
     let tasks = look_after(config, layout, &router, events.as_ref(), leadership);
-    let incumbent = Incumbent {
-        holdings: &holdings,
+    let predecessor = Predecessor {
+        handles: &handles,
         router: &router,
         leadership: &leadership_handle,
         events: events.as_deref(),
         layout,
     };
-    let heir = until_the_end(&incumbent, &mut signals, &reloader).await;
+    let successor = until_the_end(&predecessor, &mut signals, &reloader).await;
     let config = &reloader.running().await;
     tasks.iter().for_each(JoinHandle::abort);
-    if let Some(heir) = heir {
-        // Whoever comes after the heir finds the state directory free.
-        drop(holdings);
-        drain::leave(config, &shared, &handle, &mut signals, heir).await;
+    if let Some(successor) = successor {
+        // Whoever serves after the successor finds the state directory free.
+        drop(handles);
+        drain::leave(config, &shared, &handle, &mut signals, successor).await;
     } else {
         drain::stop(config, &router, &mut signals).await;
         history::save(&router, layout).await;
@@ -165,7 +164,7 @@ fn look_after(
     let describing = events.map(|events| observer::describe(router.clone(), events.clone()));
     let mut tasks = vec![
         spawn(remembering),
-        spawn(greet(config.clone(), router.clone())),
+        spawn(greeting::greet(config.clone(), router.clone())),
         spawn(systemd::attend(router.clone())),
     ];
     tasks.extend(describing.map(spawn));
@@ -193,12 +192,12 @@ fn ledger(usage: Option<Arc<UsageLog>>) -> Arc<dyn Ledger> {
 }
 
 /// What it takes to serve: of our own, or of the one that serves until now.
-async fn move_in(
+async fn acquire(
     config: &Config,
     layout: &Layout,
     takes_over: bool,
     in_use: tokio::sync::watch::Sender<InUse>,
-) -> anyhow::Result<(Holdings, Option<Predecessor>)> {
+) -> anyhow::Result<(Handles, Option<Handover>)> {
     let Some(lock) = lock(layout)? else {
         anyhow::ensure!(
             takes_over,
@@ -206,8 +205,8 @@ async fn move_in(
              or give this one its own with KVWARDEN_STATE_DIR",
             layout.state.display()
         );
-        let (holdings, predecessor) = successor::take(layout, config.listen, in_use).await?;
-        return Ok((holdings, Some(predecessor)));
+        let (handles, handover) = successor::take(layout, config.listen, in_use).await?;
+        return Ok((handles, Some(handover)));
     };
     let listener = http::socket::bind(config.listen).with_context(|| {
         format!(
@@ -215,38 +214,38 @@ async fn move_in(
             config.listen
         )
     })?;
-    Ok((Holdings { listener, lock }, None))
+    Ok((Handles { listener, lock }, None))
 }
 
-/// Comes back when it is time to end, with the heir if there is one.
+/// Comes back when it is time to end, with the successor if there is one.
 async fn until_the_end(
-    incumbent: &Incumbent<'_>,
+    predecessor: &Predecessor<'_>,
     signals: &mut Signals,
     reloader: &Reloader,
-) -> Option<Heir> {
-    let mut door = Door::open(incumbent.layout);
+) -> Option<Successor> {
+    let mut listener = Listener::open(predecessor.layout);
     loop {
-        let caller = tokio::select! {
-            caller = door.knock() => caller,
-            wish = signals.next() => match wish {
-                Wish::Stop => return None,
-                Wish::Reload => {
+        let channel = tokio::select! {
+            channel = listener.accept() => channel,
+            signal = signals.next() => match signal {
+                Signal::Stop => return None,
+                Signal::Reload => {
                     // What came of it is told by it.
                     drop(reloader.reload().await);
                     continue;
                 }
-                Wish::Succeed => {
+                Signal::HandOver => {
                     successor::start();
                     continue;
                 }
             },
         };
         let handed_over = tokio::select! {
-            handed_over = incumbent.hand_over(caller) => handed_over,
+            handed_over = predecessor.hand_over(channel) => handed_over,
             () = signals.stop() => return None,
         };
         match handed_over {
-            Ok(heir) => return Some(heir),
+            Ok(successor) => return Some(successor),
             Err(error) => {
                 tracing::warn!(%error, "not handed over; this process goes on");
                 systemd::main_pid(i32::try_from(std::process::id()).ok());
@@ -296,60 +295,6 @@ fn listen(
     .listen(listener)?
     .run();
     Ok(server)
-}
-
-/// Once everything is ready, says what to try.
-async fn greet(config: Config, router: Addr<Router>) {
-    let begun = Instant::now();
-    loop {
-        tokio::time::sleep(LOOK).await;
-        let Ok(now) = Overview::of(&router).await else {
-            return;
-        };
-        if !now.is_ready() {
-            continue;
-        }
-        // One that serves is a better example than one that has to come first.
-        let serves = |model: &&ModelState| model.state == State::Ready;
-        let Some(model) = now.models.iter().find(serves).or(now.models.first()) else {
-            return;
-        };
-        // Nobody is left to greet if stderr is closed.
-        let _ = write!(
-            anstream::stderr(),
-            "{}",
-            greeting(&config, model, begun.elapsed())
-        );
-        return;
-    }
-}
-
-fn greeting(config: &Config, model: &ModelState, took: Duration) -> String {
-    let tenant = config
-        .tenants
-        .iter()
-        .find(|tenant| tenant.api_keys.is_empty());
-    let who = match tenant {
-        Some(tenant) => format!("-H 'X-Tenant-ID: {}' ", tenant.id),
-        None if config.tenants.is_empty() => String::new(),
-        None => "-H 'Authorization: Bearer YOUR_KEY' ".to_owned(),
-    };
-    let name = model
-        .names
-        .get(1)
-        .or(model.names.first())
-        .map_or("", String::as_str);
-    let is_simulated = model.engine == EngineKind::Sim;
-    let simulated = if is_simulated {
-        "\n\n(simulated: the text is made up)"
-    } else {
-        ""
-    };
-    format!(
-        "\nready after {:.1} s. Try:\n\n  curl http://{}/v1/chat/completions {who}\\\n    -H 'content-type: application/json' \\\n    -d '{{\"model\":\"{name}\",\"temperature\":0,\"messages\":[{{\"role\":\"user\",\"content\":\"Write one sentence about the sea.\"}}]}}'{simulated}\n\n",
-        took.as_secs_f64(),
-        config.listen,
-    )
 }
 
 /// Every stream needs two descriptors, and the usual soft limit is 1024.

@@ -9,7 +9,7 @@ use std::{
 
 use actix::Addr;
 use kvwarden_actors::{
-    Router, Witness,
+    EngineObserver, Router,
     protocol::{ListActors, Snapshot},
 };
 use kvwarden_policy::{
@@ -35,7 +35,7 @@ const INTERVAL: Duration = Duration::from_secs(30);
 
 /// Counts how long engines take on their way, and writes down where they went.
 #[derive(Debug)]
-pub struct Watch {
+pub struct Observer {
     wake: Family<OfRung, Histogram>,
     demote: Family<OfRung, Histogram>,
     events: Option<Arc<EventLog>>,
@@ -43,9 +43,9 @@ pub struct Watch {
     since: Mutex<HashMap<ModelId, (State, Instant)>>,
 }
 
-// === impl Watch ===
+// === impl Observer ===
 
-impl Watch {
+impl Observer {
     /// Nothing has happened yet.
     #[must_use]
     pub fn new(metrics: &Metrics, events: Option<Arc<EventLog>>) -> Self {
@@ -91,7 +91,7 @@ impl Watch {
     }
 }
 
-impl Witness for Watch {
+impl EngineObserver for Observer {
     fn became(&self, engine: &ModelId, state: State) {
         self.time(engine, state);
         self.say(engine, What::Became { state });

@@ -122,7 +122,7 @@ fn spawn(mut models: Vec<Wanted>, layout: Layout, patience: Duration) -> std::io
     models.sort_by_key(|wanted| !wanted.is_running && wanted.config.environment.is_some());
     let work = move || {
         loop {
-            models.retain(|wanted| !is_superseded() && !settle(wanted, &layout, patience));
+            models.retain(|wanted| !is_superseded() && !try_prepare(wanted, &layout, patience));
             if models.is_empty() {
                 return;
             }
@@ -136,7 +136,7 @@ fn spawn(mut models: Vec<Wanted>, layout: Layout, patience: Duration) -> std::io
 }
 
 /// Prepares one engine and tells how that went; whether there is nothing more to try.
-fn settle(wanted: &Wanted, layout: &Layout, patience: Duration) -> bool {
+fn try_prepare(wanted: &Wanted, layout: &Layout, patience: Duration) -> bool {
     let reporter = Reporter {
         terminal: install::progress::to_stderr(),
         wanted,

@@ -11,7 +11,7 @@ use std::{
 };
 
 use kvwarden_actors::{
-    Witness,
+    EngineObserver,
     protocol::{ListActors, SetTuning, Snapshot},
     router::RouterState,
 };
@@ -23,7 +23,7 @@ use crate::{
     http::Shared,
     layout::Layout,
     metrics::OfResult,
-    serve::{history::Memory, prepare, wiring},
+    serve::{history::History, prepare, wiring},
 };
 
 /// Where a configuration comes from.
@@ -76,7 +76,7 @@ pub struct Reloaded {
 pub struct Reloader {
     source: Source,
     layout: Layout,
-    witness: Arc<dyn Witness>,
+    observer: Arc<dyn EngineObserver>,
     shared: Arc<Shared>,
     running: Mutex<Config>,
 }
@@ -116,14 +116,14 @@ impl Reloader {
     pub fn new(
         source: Source,
         layout: Layout,
-        witness: Arc<dyn Witness>,
+        observer: Arc<dyn EngineObserver>,
         shared: Arc<Shared>,
         running: Config,
     ) -> Self {
         Self {
             source,
             layout,
-            witness,
+            observer,
             shared,
             running: Mutex::new(running),
         }
@@ -160,16 +160,16 @@ impl Reloader {
         }
         let (source, layout, listen) = (self.source.clone(), self.layout.clone(), running.listen);
         // A slow disk must not hold up whoever shares this thread.
-        let read = move || (source.load_again(listen), Memory::load(&layout));
-        let (loaded, memory) = tokio::task::spawn_blocking(read).await.map_err(failed)?;
+        let read = move || (source.load_again(listen), History::load(&layout));
+        let (loaded, history) = tokio::task::spawn_blocking(read).await.map_err(failed)?;
         let loaded = loaded.map_err(|error| ReloadError::Refused { error })?;
         let warnings = plain(&loaded.render_warnings());
         if !warnings.is_empty() {
             tracing::warn!("{warnings}");
         }
         let (next, changes) = change::plan(running, loaded.config);
-        let configuration = wiring::configure(&next, &memory, &self.witness);
-        router.send(configuration).await.map_err(failed)?;
+        let configure = wiring::configure(&next, &history, &self.observer);
+        router.send(configure).await.map_err(failed)?;
         let actors = router.send(ListActors).await.map_err(failed)?;
         actors.gpu.do_send(SetTuning(wiring::tuning(&next)));
         self.shared.show(&next);

@@ -6,13 +6,13 @@ use tokio::signal::unix::{self, SignalKind};
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum Signal {
     /// SIGTERM, SIGINT: end.
     Stop,
     /// SIGHUP: read the configuration again.
     Reload,
     /// SIGUSR2: let a new process take over.
-    Succeed,
+    HandOver,
 }
 
 /// Signals since it was made.
@@ -39,18 +39,18 @@ impl Signals {
         })
     }
 
-    /// The next wish.
-    pub async fn next(&mut self) -> Wish {
+    /// The next one.
+    pub async fn next(&mut self) -> Signal {
         tokio::select! {
-            _ = self.term.recv() => Wish::Stop,
-            _ = self.int.recv() => Wish::Stop,
-            _ = self.hup.recv() => Wish::Reload,
-            _ = self.usr2.recv() => Wish::Succeed,
+            _ = self.term.recv() => Signal::Stop,
+            _ = self.int.recv() => Signal::Stop,
+            _ = self.hup.recv() => Signal::Reload,
+            _ = self.usr2.recv() => Signal::HandOver,
         }
     }
 
-    /// Comes back when the process is to end, whatever else is wished.
+    /// Comes back when the process is to end, whatever else is asked for.
     pub async fn stop(&mut self) {
-        while self.next().await != Wish::Stop {}
+        while self.next().await != Signal::Stop {}
     }
 }

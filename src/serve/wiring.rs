@@ -6,7 +6,7 @@ use std::sync::Arc;
 use actix::{Actor as _, Addr};
 use actix_rt::Arbiter;
 use kvwarden_actors::{
-    Gpu, Ledger, Router, Witness,
+    EngineObserver, Gpu, Ledger, Router,
     gpu::{self, Tuning},
     model::{self, EngineParams},
     process::{leadership::Leadership, orphans::Orphan},
@@ -21,7 +21,7 @@ use kvwarden_policy::{
 use crate::{
     config::{Config, ModelConfig, change},
     layout::Layout,
-    serve::history::Memory,
+    serve::history::History,
 };
 
 /// Requests that wait for one model, in bytes: a thousand of a megabyte.
@@ -35,7 +35,7 @@ pub fn start(
     orphans: Vec<Orphan>,
     control: &Arbiter,
     leadership: Leadership,
-    witness: &Arc<dyn Witness>,
+    observer: &Arc<dyn EngineObserver>,
     ledger: Arc<dyn Ledger>,
 ) -> Addr<Router> {
     let params = gpu::Params {
@@ -46,27 +46,31 @@ pub fn start(
         memory: config.gpu_memory,
         tuning: tuning(config),
         leadership,
-        witness: witness.clone(),
+        observer: observer.clone(),
     };
-    let mut memory = Memory::load(layout);
-    memory.succession.retain(|engine| {
+    let mut history = History::load(layout);
+    history.succession.retain(|engine| {
         config
             .models
             .iter()
             .any(|model| model.engine_name == *engine)
     });
-    let gpu = Gpu::new(params).remembering(memory.succession.clone());
+    let gpu = Gpu::new(params).remembering(history.succession.clone());
     let gpu = Gpu::start_in_arbiter(&control.handle(), |_| gpu.inheriting(orphans));
     let below = gpu.clone();
     let router = Router::start_in_arbiter(&control.handle(), |_| Router::new(below, ledger));
     gpu.do_send(gpu::SetRouter(router.downgrade()));
-    router.do_send(configure(config, &memory, witness));
+    router.do_send(configure(config, &history, observer));
     router
 }
 
-/// Who is there. The memory is for those who were not.
+/// Who is there. The history is for those who were not.
 #[must_use]
-pub fn configure(config: &Config, memory: &Memory, witness: &Arc<dyn Witness>) -> Configure {
+pub fn configure(
+    config: &Config,
+    history: &History,
+    observer: &Arc<dyn EngineObserver>,
+) -> Configure {
     let tenants = config.tenants.iter();
     let tenants = tenants.map(|tenant| (tenant.id.clone(), tenant.limits.clone()));
     let models = config.models.iter().filter(|model| !model.is_replica());
@@ -77,7 +81,7 @@ pub fn configure(config: &Config, memory: &Memory, witness: &Arc<dyn Witness>) -
             at_most: config.limits.max_unnamed_tenants,
         },
         models: models
-            .map(|model| model_params(model, config, memory, witness.clone()))
+            .map(|model| model_params(model, config, history, observer.clone()))
             .collect(),
     }
 }
@@ -100,8 +104,8 @@ pub fn tuning(config: &Config) -> Tuning {
 fn model_params(
     model: &ModelConfig,
     config: &Config,
-    memory: &Memory,
-    witness: Arc<dyn Witness>,
+    history: &History,
+    observer: Arc<dyn EngineObserver>,
 ) -> model::Params {
     let engines = config.models.iter();
     let engines = engines.filter(|engine| engine.id == model.id);
@@ -116,7 +120,7 @@ fn model_params(
                 name: engine.engine_name.clone(),
                 kind: engine.engine,
                 revision: change::revision(engine),
-                costs: memory.costs.get(engine.engine_name.as_str()).copied(),
+                costs: history.costs.get(engine.engine_name.as_str()).copied(),
             })
             .collect(),
         scheduling: Settings {
@@ -137,11 +141,11 @@ fn model_params(
         autostart: model.autostart,
         is_pinned: model.residency.pinned,
         idle_ttl: model.residency.idle_ttl,
-        rate: memory
+        rate: history
             .rates
             .get(model.id.as_str())
             .cloned()
             .unwrap_or_default(),
-        witness,
+        observer,
     }
 }

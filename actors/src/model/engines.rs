@@ -34,7 +34,7 @@ impl Model {
         replica.is_early &= after.serves_soon();
         if before != after {
             tracing::info!(engine = %replica.engine, "{after}");
-            self.params.witness.became(&replica.engine, after);
+            self.params.observer.became(&replica.engine, after);
             self.resize_queue();
         }
         match effect {

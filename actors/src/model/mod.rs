@@ -30,7 +30,7 @@ use kvwarden_policy::{
 use tokio::time::Instant;
 
 use crate::{
-    Refusal, TICK, Ticket, Vitals, Witness,
+    EngineObserver, Refusal, TICK, Ticket, Vitals,
     engine::{EngineKind, Order},
     protocol::{Drain, Pulse, Resign, Snapshot},
 };
@@ -91,7 +91,7 @@ pub struct Params {
     /// How often it was asked for before this process began.
     pub rate: Rate,
     /// Who is told what becomes of its engines.
-    pub witness: Arc<dyn Witness>,
+    pub observer: Arc<dyn EngineObserver>,
 }
 
 /// One model.

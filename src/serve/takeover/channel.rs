@@ -26,7 +26,7 @@ const LONGEST: usize = 128 << 10;
 const FILES: usize = 128;
 
 /// A connection to the other side.
-pub(super) struct Channel(UnixSeqpacket);
+pub(in crate::serve) struct Channel(UnixSeqpacket);
 
 // === impl Channel ===
 

@@ -4,29 +4,29 @@
 //! successor connects; each message is one packet of JSON on a `SOCK_SEQPACKET` socket.
 //!
 //! ```text
-//!  successor                        incumbent
+//!  successor                        predecessor
 //!     │ ── hello {protocol} ─────────▶ │
 //!     │ ◀── offer {listen} + 2 files ─ │  the listening socket, the lock of the state directory
 //!     │   looks whether it could serve │
 //!     │ ── take ─────────────────────▶ │
 //!     │ ◀──────────── wait {reason} ── │  until nothing changes, or 30 s have passed
-//!     │ ◀──────────────────── yours ── │  from here on the incumbent touches no engine and no file
+//!     │ ◀──────────────────── yours ── │  from here on the predecessor touches no engine
 //!     │   reads the state, builds actors
 //!     │ ── serving ──────────────────▶ │
-//!     │ ◀───────────────── farewell ── │  from here on it is the predecessor, and there is no way back
+//!     │ ◀───────────────── farewell ── │  from here on there is no way back
 //!     │   accepts, adopts engines      │  answers what it has
 //!     │ ◀────────── using {engines} ── │  whenever that changes; these are not stopped
 //!     │ ◀─────────────────────── end ── │
 //! ```
 //!
-//! Until `farewell` either side may hang up or die, and the incumbent goes on as if nothing had
+//! Until `farewell` either side may hang up or die, and the predecessor goes on as if nothing had
 //! happened. The lock is one open file that both hold for a while, so nobody else can get between.
 //!
 //! [`PROTOCOL`] counts versions of this. `hello` with `protocol`, and `refused` with `reason`, stay as
 //! they are in all of them: whoever meets another version says so and ends.
 
 mod channel;
-pub mod incumbent;
+pub mod predecessor;
 mod quiescence;
 pub mod successor;
 
@@ -56,7 +56,7 @@ enum Request {
     Serving,
 }
 
-/// What an incumbent says.
+/// What a predecessor says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "say", rename_all = "snake_case")]
 enum Reply {

@@ -10,8 +10,8 @@ use kvwarden_policy::{ModelId, lifecycle::State};
 pub(super) enum Hindrance {
     /// An engine changes. Neither side could know how that ends.
     Changes(ModelId, State),
-    /// Requests wait for an engine that is not there. The incumbent could not start it any more, so
-    /// they would be refused.
+    /// Requests wait for an engine that is not there. The predecessor could not start it any more,
+    /// so they would be refused.
     Waits(ModelId),
 }
 
@@ -49,7 +49,7 @@ pub(super) fn hindrance(models: &[ModelState]) -> Option<Hindrance> {
 fn worst(models: &[Model<'_>]) -> Option<Hindrance> {
     let changes = models.iter().find_map(|model| {
         let mut engines = model.engines.iter();
-        let (state, _) = engines.find(|(state, is_running)| !is_settled(*state, *is_running))?;
+        let (state, _) = engines.find(|(state, is_running)| !is_quiescent(*state, *is_running))?;
         Some(Hindrance::Changes(model.id.clone(), *state))
     });
     let waits = || {
@@ -61,7 +61,7 @@ fn worst(models: &[Model<'_>]) -> Option<Hindrance> {
 }
 
 /// An engine that starts can be adopted as soon as its shim has written down that there is one.
-fn is_settled(state: State, is_running: bool) -> bool {
+fn is_quiescent(state: State, is_running: bool) -> bool {
     match state {
         State::Fetching
         | State::Cold

@@ -17,22 +17,22 @@ use tokio::{
 };
 
 use super::{
-    ANSWER, PROTOCOL, Reply, Request, TakeoverError, channel::Channel, incumbent::Holdings, socket,
-    unexpected,
+    ANSWER, PROTOCOL, Reply, Request, TakeoverError, channel::Channel, predecessor::Handles,
+    socket, unexpected,
 };
 use crate::{http::socket::bind, layout::Layout};
 
 /// The flag of `kvwarden serve` that makes a successor.
 pub const FLAG: &str = "--takeover";
 
-/// How long the one that serves may take to open its door: it may have begun a moment ago.
+/// How long the one that serves may take to listen: it may have begun a moment ago.
 const OPENING: Duration = Duration::from_secs(5);
 
-/// Pause between two attempts to find the door open or the lock free.
+/// Pause between two attempts to connect.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// The kvwarden that serves until now.
-pub struct Predecessor {
+/// What is left of a takeover: the kvwarden that serves until now has let go of nothing yet.
+pub struct Handover {
     channel: Channel,
     in_use: watch::Sender<InUse>,
 }
@@ -45,7 +45,7 @@ pub async fn take(
     layout: &Layout,
     listen: SocketAddr,
     in_use: watch::Sender<InUse>,
-) -> Result<(Holdings, Predecessor), TakeoverError> {
+) -> Result<(Handles, Handover), TakeoverError> {
     let channel = connect(layout).await?;
     channel
         .say(&Request::Hello {
@@ -62,12 +62,12 @@ pub async fn take(
         }
     };
     tracing::info!(from = version, listen = %theirs, "taking over");
-    let holdings = holdings(files, theirs, listen)?;
+    let handles = handles(files, theirs, listen)?;
     orphans::inspect(&layout.run()).map_err(TakeoverError::Engines)?;
     channel.say(&Request::Take).await?;
     loop {
         match channel.hear(ANSWER).await? {
-            Reply::Yours => return Ok((holdings, Predecessor { channel, in_use })),
+            Reply::Yours => return Ok((handles, Handover { channel, in_use })),
             Reply::Wait { reason } => tracing::info!(reason, "waiting to take over"),
             Reply::Refused { reason } => return Err(TakeoverError::Refused(reason)),
             other @ (Reply::Offer { .. } | Reply::Farewell | Reply::Using { .. }) => {
@@ -90,11 +90,11 @@ async fn connect(layout: &Layout) -> Result<Channel, TakeoverError> {
 }
 
 /// What was handed over, or a socket of our own where the configuration says another address.
-fn holdings(
+fn handles(
     files: Vec<OwnedFd>,
     theirs: SocketAddr,
     listen: SocketAddr,
-) -> Result<Holdings, TakeoverError> {
+) -> Result<Handles, TakeoverError> {
     let files: Result<[OwnedFd; 2], _> = files.try_into();
     let [listener, lock] = files.map_err(|files| {
         TakeoverError::Nonsense(format!("{} open files instead of 2", files.len()))
@@ -104,20 +104,20 @@ fn holdings(
     } else {
         bind(listen).map_err(|source| TakeoverError::Listen { listen, source })?
     };
-    Ok(Holdings {
+    Ok(Handles {
         listener,
         lock: File::from(lock),
     })
 }
 
-// === impl Predecessor ===
+// === impl Handover ===
 
-impl Predecessor {
+impl Handover {
     /// Says that everything is ready, and waits until the other has let go.
     ///
     /// # Errors
     /// It did not, so it goes on serving and this process must not.
-    pub async fn relieve(self) -> Result<(), TakeoverError> {
+    pub async fn finish(self) -> Result<(), TakeoverError> {
         let Self { channel, in_use } = self;
         channel.say(&Request::Serving).await?;
         let last: Reply = channel.hear(ANSWER).await?;

@@ -4,8 +4,8 @@ use std::fmt;
 
 use kvwarden_policy::{ModelId, lifecycle::State, residency::Action};
 
-/// Hears what happens when it happens. It is called on the actors' thread, so it must not wait.
-pub trait Witness: fmt::Debug + Send + Sync {
+/// Is told what happens when it happens. It is called on the actors' thread, so it must not wait.
+pub trait EngineObserver: fmt::Debug + Send + Sync {
     /// An engine's state changed.
     fn became(&self, engine: &ModelId, state: State);
 
@@ -14,7 +14,7 @@ pub trait Witness: fmt::Debug + Send + Sync {
 }
 
 /// Nobody listens.
-impl Witness for () {
+impl EngineObserver for () {
     fn became(&self, _: &ModelId, _: State) {}
 
     fn ordered(&self, _: &Action) {}

@@ -45,23 +45,20 @@ const TELL: Duration = Duration::from_secs(2);
 const BUILD: Duration = Duration::from_secs(30);
 
 /// What makes a process the one that serves here.
-pub struct Holdings {
+pub struct Handles {
     /// Where clients connect.
     pub listener: TcpListener,
     /// Held while nobody else may serve with this state directory.
     pub lock: File,
 }
 
-/// Where successors knock.
-pub struct Door(Option<UnixSeqpacketListener>);
+/// Where successors connect.
+pub struct Listener(Option<UnixSeqpacketListener>);
 
-/// Somebody who wants to take over.
-pub struct Caller(Channel);
-
-/// What it takes to hand over.
-pub struct Incumbent<'a> {
+/// This process, and what it takes to hand over.
+pub struct Predecessor<'a> {
     /// What is handed over.
-    pub holdings: &'a Holdings,
+    pub handles: &'a Handles,
     /// The actors.
     pub router: &'a Addr<Router>,
     /// What takes the leadership over engines from them.
@@ -72,8 +69,8 @@ pub struct Incumbent<'a> {
     pub layout: &'a Layout,
 }
 
-/// Who has taken over.
-pub struct Heir {
+/// The process that has taken over.
+pub struct Successor {
     channel: Channel,
     told: Option<BTreeSet<ModelId>>,
     _silence: Option<Hold>,
@@ -85,10 +82,10 @@ struct Resigned<'a> {
     silence: Option<Hold>,
 }
 
-// === impl Door ===
+// === impl Listener ===
 
-impl Door {
-    /// Opens it. If it can't be, serving goes on all the same.
+impl Listener {
+    /// Listens. If it can't, serving goes on all the same.
     #[must_use]
     pub fn open(layout: &Layout) -> Self {
         let listener = channel::listen(&socket(layout));
@@ -98,13 +95,13 @@ impl Door {
         Self(listener.ok())
     }
 
-    /// The next caller.
-    pub async fn knock(&mut self) -> Caller {
+    /// The next process that wants to take over.
+    pub(in crate::serve) async fn accept(&mut self) -> Channel {
         let Some(listener) = &mut self.0 else {
             return std::future::pending().await;
         };
         match channel::accept(listener).await {
-            Ok(channel) => Caller(channel),
+            Ok(channel) => channel,
             Err(error) => {
                 tracing::warn!(%error, "nobody will be able to take over");
                 self.0 = None;
@@ -114,14 +111,17 @@ impl Door {
     }
 }
 
-// === impl Incumbent ===
+// === impl Predecessor ===
 
-impl Incumbent<'_> {
-    /// Hands over to a caller. Dropped before it returns, it has not.
+impl Predecessor<'_> {
+    /// Hands over to who connected. Dropped before it returns, it has not.
     ///
     /// # Errors
     /// Why not; then everything is as it was.
-    pub async fn hand_over(&self, Caller(channel): Caller) -> Result<Heir, TakeoverError> {
+    pub(in crate::serve) async fn hand_over(
+        &self,
+        channel: Channel,
+    ) -> Result<Successor, TakeoverError> {
         self.offer(&channel).await?;
         systemd::reloading();
         let mut resigned = self.resign(&channel).await?;
@@ -142,14 +142,14 @@ impl Incumbent<'_> {
         systemd::main_pid(channel.peer());
         channel.say(&Reply::Farewell).await?;
         resigned.leadership = None;
-        Ok(Heir {
+        Ok(Successor {
             channel,
             told: None,
             _silence: resigned.silence.take(),
         })
     }
 
-    /// Shows what there is to have, and waits until the caller wants it.
+    /// Shows what there is to have, and waits until the other side wants it.
     async fn offer(&self, channel: &Channel) -> Result<(), TakeoverError> {
         let hello: Request = channel.hear(ANSWER).await?;
         let Request::Hello {
@@ -164,18 +164,18 @@ impl Incumbent<'_> {
             channel.say(&Reply::Refused { reason }).await?;
             return Err(why);
         }
-        let Holdings { listener, lock } = self.holdings;
+        let Handles { listener, lock } = self.handles;
         let offer = Reply::Offer {
             listen: listener.local_addr()?,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let files: [BorrowedFd<'_>; 2] = [listener.as_fd(), lock.as_fd()];
         channel.say_with(&offer, &files).await?;
-        let wish: Request = channel.hear(ANSWER).await?;
-        if wish == Request::Take {
+        let answer: Request = channel.hear(ANSWER).await?;
+        if answer == Request::Take {
             Ok(())
         } else {
-            Err(unexpected(&wish))
+            Err(unexpected(&answer))
         }
     }
 
@@ -251,9 +251,9 @@ impl Drop for Resigned<'_> {
     }
 }
 
-// === impl Heir ===
+// === impl Successor ===
 
-impl Heir {
+impl Successor {
     /// Tells it what is still used, if that has changed.
     pub async fn tell(&mut self, models: &[ModelState]) {
         let engines = used(models);

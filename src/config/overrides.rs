@@ -2,9 +2,12 @@
 
 use std::path::Path;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use kvwarden_actors::engine::EngineKind;
+
 use super::{
     check::{default_engine, is_preset},
-    file::{Engine, File, ModelTable},
+    file::{File, ModelTable},
     path::KeyPath,
     places::Source,
     report::Report,
@@ -18,7 +21,7 @@ pub struct Overrides {
     /// `--port`: the port of `listen`.
     pub port: Option<u16>,
     /// `--engine`: for models that name none.
-    pub engine: Option<Engine>,
+    pub engine: Option<EngineKind>,
     /// `--max-concurrent`: for every model.
     pub max_concurrent: Option<u32>,
     /// `--gpu-budget`: the share of GPU memory that models which name none divide among them.
@@ -76,11 +79,21 @@ impl Overrides {
     }
 }
 
+/// How an engine is named on the command line.
+pub(crate) fn engine_parser() -> impl TypedValueParser<Value = EngineKind> {
+    let values = EngineKind::ALL.map(|kind| {
+        let dialect = kind.dialect();
+        PossibleValue::new(dialect.name).help(dialect.about)
+    });
+    PossibleValuesParser::new(values)
+        .try_map(|name| EngineKind::named(&name).ok_or("no such engine"))
+}
+
 /// Gives every GPU model that names no share of its own an equal part of `budget`.
 fn divide_gpu_budget(budget: f64, file: &mut File, report: &mut Report) {
     let takes = |model: &ModelTable| {
         let engine = model.engine.unwrap_or_else(|| default_engine(model));
-        matches!(engine, Engine::Vllm | Engine::Sglang) && model.gpu_memory_utilization.is_none()
+        engine.dialect().takes("gpu_memory_utilization") && model.gpu_memory_utilization.is_none()
     };
     let sharing = file.models.iter().filter(|model| takes(model)).count();
     let Ok(parts) = u32::try_from(sharing) else {
@@ -98,7 +111,7 @@ fn divide_gpu_budget(budget: f64, file: &mut File, report: &mut Report) {
 }
 
 /// The file that `kvwarden serve MODEL..` stands for.
-pub(crate) fn file_from_models(models: &[String], engine: Option<Engine>) -> File {
+pub(crate) fn file_from_models(models: &[String], engine: Option<EngineKind>) -> File {
     let model = |name: &String| model_from_argument(name, engine);
     File {
         models: models.iter().map(model).collect(),
@@ -107,9 +120,10 @@ pub(crate) fn file_from_models(models: &[String], engine: Option<Engine>) -> Fil
 }
 
 /// As the Python KVWarden did, a hub id also answers to its last part in lower case.
-fn model_from_argument(argument: &str, engine: Option<Engine>) -> ModelTable {
+fn model_from_argument(argument: &str, engine: Option<EngineKind>) -> ModelTable {
     let source = Some(argument.to_owned());
-    if engine == Some(Engine::Sim) && is_preset(argument) {
+    let simulates = engine.is_some_and(|engine| engine.dialect().is_simulated());
+    if simulates && is_preset(argument) {
         return ModelTable {
             id: source.clone(),
             preset: source,

@@ -5,11 +5,12 @@
 
 use std::time::Duration;
 
+use kvwarden_actors::engine::EngineKind;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    file::{Engine, File, ModelTable, TenantTable},
+    file::{File, ModelTable, TenantTable},
     name::{LONGEST_MODEL_NAME, is_name},
     resolved::TenantHeader,
 };
@@ -54,7 +55,8 @@ struct PythonTier {
 struct PythonModel {
     model_id: Option<String>,
     short_name: Option<String>,
-    engine: Option<Engine>,
+    #[schemars(with = "Option<String>")]
+    engine: Option<EngineKind>,
     tensor_parallel_size: Option<u32>,
     gpu_memory_utilization: Option<f64>,
     max_model_len: Option<u32>,
@@ -113,7 +115,7 @@ impl PythonCache {
     /// has is what `gpu_memory_utilization` leaves.
     fn divide(&self, models: &mut [ModelTable]) {
         let offloads =
-            |model: &&mut ModelTable| matches!(model.engine, Some(Engine::Vllm | Engine::Sglang));
+            |model: &&mut ModelTable| model.engine.is_some_and(|engine| engine.dialect().uses_gpu);
         let parts = models.iter_mut().filter(offloads).count();
         let part = |name| {
             let mut tiers = self.tiers.iter();
@@ -147,7 +149,7 @@ impl PythonModel {
         ModelTable {
             short_name: self.short_name.filter(is_new),
             id: self.model_id,
-            engine: Some(self.engine.unwrap_or(Engine::Vllm)),
+            engine: Some(self.engine.unwrap_or(EngineKind::Vllm)),
             tensor_parallel_size: self.tensor_parallel_size.unwrap_or(1),
             gpu_memory_utilization: Some(self.gpu_memory_utilization.unwrap_or(0.85)),
             max_model_len: Some(self.max_model_len.unwrap_or(8192)),

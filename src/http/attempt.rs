@@ -3,7 +3,7 @@
 use actix_web::{HttpResponse, HttpResponseBuilder};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
-use kvwarden_actors::{Permit, engine::EngineKind};
+use kvwarden_actors::Permit;
 use kvwarden_policy::TenantId;
 
 use super::{
@@ -127,24 +127,24 @@ impl Attempt<'_> {
 
     /// Sets the fields that are ours; each attempt sets them anew. Tells whether the engine is asked for a stream.
     fn adapt(&self, ask: &mut Ask<'_>, permit: &Permit) -> bool {
-        let engine = permit.endpoint.kind;
+        let dialect = permit.endpoint.kind.dialect();
         ask.members.set("model", &permit.endpoint.served_name);
         if self.task == Task::Tokenize {
-            tokenize::adapt(&mut ask.members, engine);
+            tokenize::adapt(&mut ask.members, dialect);
         }
         if self.task != Task::Generate {
             return false;
         }
-        if engine.orders_by_priority() {
+        if dialect.quirks.orders_by_priority {
             ask.members.set("priority", &permit.tag());
         }
-        if engine.salts_prefix_cache() {
+        if dialect.quirks.salts_prefix_cache {
             let salt = self.shared.salts.of(self.tenant, self.salt.as_deref());
             ask.members.set("cache_salt", &salt);
         }
         // A stream tells when the prefill is over and how many tokens came, which is what the fair
         // queue goes by, and every engine aborts it when the client hangs up.
-        if ask.stream || !ask.has_tools() || !engine.aborts_unstreamed() {
+        if ask.stream || !ask.has_tools() || !dialect.quirks.aborts_unstreamed {
             ask.set_streaming();
             return true;
         }
@@ -181,7 +181,7 @@ impl Attempt<'_> {
         }
         record.done(usage);
         if self.task == Task::Tokenize {
-            body = tokenize::answer(body, permit.endpoint.kind);
+            body = tokenize::answer(body, permit.endpoint.kind.dialect());
         }
         head.content_type(content_type.unwrap_or_else(|| "application/json".to_owned()));
         Ok(Reached::Whole(head, body))
@@ -190,7 +190,7 @@ impl Attempt<'_> {
     fn head(&self, permit: &Permit, answer: &Answer) -> HttpResponseBuilder {
         let mut response = HttpResponse::build(answer.status);
         refusal::rate_limit_headers(&mut response, &permit.rate_limits());
-        if answer.is_simulated || permit.endpoint.kind == EngineKind::Sim {
+        if answer.is_simulated || permit.endpoint.kind.dialect().is_simulated() {
             response.insert_header(("x-kvwarden-simulated", "true"));
         }
         response

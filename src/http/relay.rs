@@ -8,7 +8,7 @@ use std::{collections::VecDeque, io, pin::Pin, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
-use kvwarden_actors::{Permit, engine::EngineKind};
+use kvwarden_actors::Permit;
 use kvwarden_policy::cost::Usage;
 use serde_json::json;
 
@@ -237,7 +237,13 @@ impl Relay {
 
     /// llama.cpp tells the usage of each choice by itself; the others tell the sum.
     fn count(&mut self, usage: Usage) {
-        let is_per_choice = self.permit.endpoint.kind == EngineKind::LlamaCpp;
+        let is_per_choice = self
+            .permit
+            .endpoint
+            .kind
+            .dialect()
+            .quirks
+            .usage_is_per_choice;
         let before = self
             .usage
             .filter(|_| is_per_choice)

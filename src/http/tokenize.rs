@@ -1,27 +1,27 @@
 //! `/tokenize` in vLLM's form (`prompt` in; `count`, `max_model_len`, `tokens` out) on every engine.
 
 use bytes::Bytes;
-use kvwarden_actors::engine::EngineKind;
+use kvwarden_actors::engine::Dialect;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::request::envelope::Members;
 
 /// llama.cpp calls the prompt `content`, and without it answers with no tokens instead of an error.
-pub fn adapt(members: &mut Members<'_>, engine: EngineKind) {
-    if engine == EngineKind::LlamaCpp {
+pub fn adapt(members: &mut Members<'_>, dialect: &Dialect) {
+    if dialect.quirks.tokenizes_content {
         members.rename("prompt", "content");
     }
 }
 
 /// llama.cpp only lists the tokens.
 #[must_use]
-pub fn answer(body: Bytes, engine: EngineKind) -> Bytes {
+pub fn answer(body: Bytes, dialect: &Dialect) -> Bytes {
     #[derive(Deserialize)]
     struct Tokens {
         tokens: Vec<u32>,
     }
-    if engine != EngineKind::LlamaCpp {
+    if !dialect.quirks.tokenizes_content {
         return body;
     }
     match serde_json::from_slice::<Tokens>(&body) {

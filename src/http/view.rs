@@ -81,7 +81,7 @@ impl View {
 fn model_labels(config: &Config) -> HashMap<String, Labels> {
     let models = config.models.iter().filter(|model| !model.is_replica());
     let labels = models.flat_map(|model| {
-        let labels = (Arc::from(model.id.as_str()), model.engine.as_str());
+        let labels = (Arc::from(model.id.as_str()), model.engine.family());
         let names = [model.id.to_string()]
             .into_iter()
             .chain(model.aliases.clone());

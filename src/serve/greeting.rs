@@ -3,7 +3,7 @@
 use std::{io::Write as _, time::Duration};
 
 use actix::Addr;
-use kvwarden_actors::{Router, engine::EngineKind, model::ModelState};
+use kvwarden_actors::{Router, model::ModelState};
 use kvwarden_policy::lifecycle::State;
 use tokio::time::Instant;
 
@@ -53,7 +53,7 @@ fn greeting(config: &Config, model: &ModelState, took: Duration) -> String {
         .get(1)
         .or(model.names.first())
         .map_or("", String::as_str);
-    let is_simulated = model.engine == EngineKind::Sim;
+    let is_simulated = model.engine.dialect().is_simulated();
     let simulated = if is_simulated {
         "\n\n(simulated: the text is made up)"
     } else {

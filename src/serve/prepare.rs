@@ -14,7 +14,7 @@ use std::{
 use actix::Addr;
 use kvwarden_actors::{
     Model, Router,
-    engine::{Attached, EngineKind, EngineSpec, Launch},
+    engine::{Attached, EngineSpec, Launch},
     model::ModelState,
     protocol::{ListActors, Preparation, Prepared, Snapshot},
 };
@@ -226,7 +226,7 @@ fn program(
             build: build_of(executable)?,
         });
     }
-    if config.engine == EngineKind::Sim {
+    if config.engine.dialect().is_simulated() {
         return Ok(Program {
             program: std::env::current_exe()?,
             prefix: vec!["sim-engine".to_owned()],

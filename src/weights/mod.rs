@@ -7,14 +7,9 @@ mod shape;
 
 use std::path::Path;
 
-use kvwarden_actors::engine::{EngineFlags, EngineKind, Footprint, SGLANG_CPU_KV_TOKENS};
+use kvwarden_actors::engine::{EngineFlags, EngineKind, Footprint, KvRoom, SourceKind};
 use kvwarden_policy::simulation::steps;
 use shape::Shape;
-
-/// What vLLM takes of a GPU by default, and SGLang of most.
-const DEFAULT_SHARE: f64 = 0.9;
-/// What vLLM's CPU build sets aside for KV by default.
-const VLLM_CPU_KV: u64 = 1 << 30;
 
 /// The bytes of a model's weights, and of its KV cache per token if that could be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,11 +27,13 @@ pub fn footprint(
     source: &str,
     memory: Option<u64>,
 ) -> Option<Footprint> {
-    let derived = match kind {
-        EngineKind::Attach => return None,
-        EngineKind::Sim => simulated(source),
-        EngineKind::Vllm | EngineKind::Sglang | EngineKind::LlamaCpp => {
-            read(Path::new(source)).map(|weights| derive(kind, flags, weights))
+    let dialect = kind.dialect();
+    let derived = match dialect.source {
+        SourceKind::Url => return None,
+        SourceKind::Preset => simulated(source),
+        SourceKind::Weights | SourceKind::Gguf => {
+            let room = (dialect.kv_room)(flags);
+            read(Path::new(source)).map(|weights| derive(room, flags, weights))
         }
     };
     let Some(memory) = memory else {
@@ -76,37 +73,24 @@ fn read(path: &Path) -> Option<Weights> {
     weights.inspect_err(told).ok()
 }
 
-fn derive(kind: EngineKind, flags: &EngineFlags, weights: Weights) -> Footprint {
+fn derive(room: KvRoom, flags: &EngineFlags, weights: Weights) -> Footprint {
     let parts = u64::from(flags.tensor_parallel.max(1));
     let tokens = |tokens: u64| {
         let shape = weights.shape.as_ref();
-        shape.map_or(0, |shape| tokens.saturating_mul(shape.kv_bytes_per_token))
+        let all = shape.map_or(0, |shape| tokens.saturating_mul(shape.kv_bytes_per_token));
+        all.div_ceil(parts)
     };
-    let (kv, share) = match (kind, flags.cpu, flags.kv_cache_bytes) {
-        (EngineKind::Vllm, true, bytes) => (bytes.unwrap_or(VLLM_CPU_KV), None),
-        // Set per GPU already.
-        (EngineKind::Vllm, false, Some(bytes)) => (bytes.saturating_mul(parts), None),
-        (EngineKind::Sglang, true, _) => (tokens(SGLANG_CPU_KV_TOKENS.into()), None),
-        (EngineKind::Vllm | EngineKind::Sglang, false, _) => {
-            let share = flags.gpu_memory_utilization.unwrap_or(DEFAULT_SHARE);
-            (0, Some(share))
-        }
-        (EngineKind::LlamaCpp | EngineKind::Sim | EngineKind::Attach, _, _) => {
-            (tokens(llamacpp_context(flags, &weights)), None)
-        }
+    let (kv, share) = match room {
+        KvRoom::Bytes(bytes) => (bytes, None),
+        KvRoom::Tokens(room) => (tokens(room), None),
+        KvRoom::Context => (tokens(weights.shape.map_or(0, |shape| shape.context)), None),
+        KvRoom::Share(share) => (0, Some(share)),
     };
     Footprint {
         weights: weights.bytes.div_ceil(parts),
-        kv: kv.div_ceil(parts),
+        kv,
         share,
     }
-}
-
-/// llama.cpp makes room for the whole context at its start.
-fn llamacpp_context(flags: &EngineFlags, weights: &Weights) -> u64 {
-    let own = || weights.shape.map_or(0, |shape| shape.context);
-    let of_slots = |len: u32| u64::from(len) * flags.capacity.engine_sequences();
-    flags.max_model_len.map_or_else(own, of_slots)
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@ use super::*;
 
 fn flags() -> EngineFlags {
     EngineFlags {
-        cpu: false,
         capacity: Capacity::of_engine(4, 2048, None),
         max_model_len: None,
         dtype: None,

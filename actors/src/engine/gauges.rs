@@ -1,33 +1,41 @@
 //! Engines' `/metrics` pages, as far as they are read: the gauges of requests.
 
-/// Requests an engine computes, by its own account: the gauge of vLLM (and of the simulated
-/// engine), SGLang and llama.cpp.
-pub const RUNNING: [&str; 3] = [
-    "vllm:num_requests_running",
-    "sglang:num_running_reqs",
-    "llamacpp:requests_processing",
-];
+use super::{EngineKind, dialect::Gauges};
+
+/// Requests an engine computes, by its own account.
+#[must_use]
+pub fn running(page: &str, kind: EngineKind) -> Option<f64> {
+    read(page, kind, |gauges| gauges.running)
+}
 
 /// Requests an engine holds back.
-pub const WAITING: [&str; 3] = [
-    "vllm:num_requests_waiting",
-    "sglang:num_queue_reqs",
-    "llamacpp:requests_deferred",
-];
+#[must_use]
+pub fn waiting(page: &str, kind: EngineKind) -> Option<f64> {
+    read(page, kind, |gauges| gauges.waiting)
+}
 
-/// What changes as an engine computes, during a long prompt too. vLLM counts only iterations out of
-/// which a token came, but takes memory for each part of a prompt; `SGLang` counts a prompt's tokens
-/// as they are computed, llama.cpp its calls of `llama_decode`.
-pub const WORK: [&str; 4] = [
-    "vllm:iteration_tokens_total_count",
-    "vllm:kv_cache_usage_perc",
-    "sglang:realtime_tokens_total",
-    "llamacpp:n_decode_total",
-];
+/// What changes as an engine computes.
+#[must_use]
+pub fn work(page: &str, kind: EngineKind) -> Option<f64> {
+    read(page, kind, |gauges| gauges.work)
+}
+
+/// A server of which nothing is known may be any of the engines that are.
+fn read(
+    page: &str,
+    kind: EngineKind,
+    which: fn(&Gauges) -> &'static [&'static str],
+) -> Option<f64> {
+    if let Some(gauges) = &kind.dialect().gauges {
+        return gauge(page, which(gauges));
+    }
+    let known = EngineKind::ALL.into_iter();
+    let mut known = known.filter_map(|kind| kind.dialect().gauges.as_ref());
+    known.find_map(|gauges| gauge(page, which(gauges)))
+}
 
 /// The sum of what goes by one of `names`, over their labels. None if the page has none of it.
-#[must_use]
-pub fn gauge(page: &str, names: &[&str]) -> Option<f64> {
+fn gauge(page: &str, names: &[&str]) -> Option<f64> {
     let values = page.lines().filter_map(|line| {
         let rest = names.iter().find_map(|name| line.strip_prefix(name))?;
         // Another metric may begin with the same name. A label's value may hold a brace.
@@ -53,18 +61,23 @@ mod tests {
                  vllm:kv_cache_usage_perc{{engine=\"0\"}} {usage}\n"
             )
         };
-        assert_ne!(gauge(&page("0.0"), &WORK), gauge(&page("0.011"), &WORK));
+        let work = |usage| work(&page(usage), EngineKind::Vllm);
+        assert_ne!(work("0.0"), work("0.011"));
     }
 
     #[test]
     fn gauges_of_each_engine_are_read() {
-        let page = "# TYPE vllm:num_requests_running gauge\n\
+        let vllm = "# TYPE vllm:num_requests_running gauge\n\
             vllm:num_requests_running{engine=\"0\",model_name=\"a b}\"} 7\n\
             vllm:num_requests_running{engine=\"1\",model_name=\"a b}\"} 2 1700000000000\n\
-            vllm:num_requests_running_total{engine=\"0\"} 99\n\
-            llamacpp:requests_deferred 3\n";
-        assert_eq!(gauge(page, &RUNNING), Some(9.0));
-        assert_eq!(gauge(page, &WAITING), Some(3.0));
-        assert_eq!(gauge("", &WAITING), None);
+            vllm:num_requests_running_total{engine=\"0\"} 99\n";
+        let llamacpp = "llamacpp:requests_deferred 3\n";
+        for kind in [EngineKind::VllmCpu, EngineKind::Attach] {
+            assert_eq!(running(vllm, kind), Some(9.0));
+        }
+        for kind in [EngineKind::LlamaCpp, EngineKind::Attach] {
+            assert_eq!(waiting(llamacpp, kind), Some(3.0));
+            assert_eq!(waiting("", kind), None);
+        }
     }
 }

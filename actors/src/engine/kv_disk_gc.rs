@@ -12,7 +12,7 @@ use std::{
 
 use tokio::task::JoinHandle;
 
-use super::{EngineKind, Launch};
+use super::{KvOnDisk, Launch};
 
 const INTERVAL: Duration = Duration::from_secs(10);
 /// Files removed in one pass at most, which also bounds what a pass remembers.
@@ -21,7 +21,7 @@ const MAX_REMOVED: usize = 10_000;
 const DESCRIPTION: &str = "config.json";
 
 /// Works for as long as it is held.
-pub(crate) struct Collector(JoinHandle<()>);
+pub(crate) struct KvDiskGc(JoinHandle<()>);
 
 /// What a pass found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,11 +32,11 @@ struct Pass {
     removed: u64,
 }
 
-impl Collector {
+impl KvDiskGc {
     /// None where the engine has no such tier. Nothing is removed while `is_leader` says no.
     pub(crate) fn of(launch: &Launch, is_leader: impl Fn() -> bool + 'static) -> Option<Self> {
         let budget = launch.flags.kv_ssd_bytes?;
-        (launch.kind == EngineKind::Vllm).then(|| {
+        (launch.kind.dialect().kv_on_disk == KvOnDisk::FilesWithoutLimit).then(|| {
             Self(actix::spawn(collect(
                 launch.kv_dir.clone(),
                 budget,
@@ -46,7 +46,7 @@ impl Collector {
     }
 }
 
-impl Drop for Collector {
+impl Drop for KvDiskGc {
     fn drop(&mut self) {
         self.0.abort();
     }

@@ -3,14 +3,90 @@
 
 use std::collections::BTreeMap;
 
-use super::{Args, Launch, Start};
+use super::{
+    Args, EngineFlags, Launch, Start,
+    dialect::{
+        API_KEY, Dialect, Gauges, KvOnDisk, KvRoom, MODEL, NAME,
+        Owner::{self, Key},
+        Quirks, ROOT, SourceKind, TLS,
+    },
+};
 
-pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
+pub(super) static DIALECT: Dialect = Dialect {
+    name: "llamacpp",
+    about: "llama.cpp's server",
+    family: "llamacpp",
+    has_recipe: true,
+    source: SourceKind::Gguf,
+    uses_gpu: false,
+    takes: &[
+        "source",
+        "threads",
+        "kv_cpu",
+        "kv_ssd",
+        "memory",
+        "gpus",
+        "executable",
+        "extra_args",
+        "env",
+    ],
+    owns: OWNS,
+    owns_env: &[("LLAMA_API_KEY", API_KEY)],
+    max_concurrent: 4,
+    cuts_prompts: false,
+    kv_on_disk: KvOnDisk::Slots,
+    kv_room: room,
+    args,
+    env,
+    quirks: Quirks {
+        aborts_unstreamed: false,
+        orders_by_priority: false,
+        salts_prefix_cache: false,
+        usage_is_per_choice: true,
+        tokenizes_content: true,
+    },
+    sleep: None,
+    gauges: Some(Gauges {
+        running: &["llamacpp:requests_processing"],
+        waiting: &["llamacpp:requests_deferred"],
+        // Its calls of `llama_decode`.
+        work: &["llamacpp:n_decode_total"],
+    }),
+};
+
+const OWNS: &[(&str, Owner)] = &[
+    ("--model", MODEL),
+    ("-m", MODEL),
+    ("--alias", NAME),
+    ("-a", NAME),
+    ("--api-key-file", API_KEY),
+    ("--ssl-key-file", TLS),
+    ("--ssl-cert-file", TLS),
+    ("--api-prefix", ROOT),
+    ("--ctx-size", Key("max_model_len")),
+    ("-c", Key("max_model_len")),
+    ("--parallel", Key("max_concurrent")),
+    ("-np", Key("max_concurrent")),
+    ("--threads", Key("threads")),
+    ("-t", Key("threads")),
+    ("--threads-batch", Key("threads")),
+    ("--cache-ram", Key("kv_cpu")),
+    ("-cram", Key("kv_cpu")),
+    ("--slot-save-path", Key("kv_ssd")),
+];
+
+/// It makes room for the whole context at its start, and divides that between its slots.
+fn room(flags: &EngineFlags) -> KvRoom {
+    context(flags).map_or(KvRoom::Context, KvRoom::Tokens)
+}
+
+fn context(flags: &EngineFlags) -> Option<u64> {
+    let sequences = flags.capacity.engine_sequences();
+    flags.max_model_len.map(|len| u64::from(len) * sequences)
+}
+
+fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
     let flags = &launch.flags;
-    // llama.cpp divides one context between its slots.
-    let context = flags
-        .max_model_len
-        .map(|len| u64::from(len) * flags.capacity.engine_sequences());
     let slots = flags.kv_ssd_bytes.map(|_| launch.kv_dir.display());
     Args::default()
         .pair("--model", &launch.model)
@@ -24,7 +100,7 @@ pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
         .pair("--sse-ping-interval", 1)
         .word("--metrics")
         .word("--slots")
-        .maybe("--ctx-size", context)
+        .maybe("--ctx-size", context(flags))
         .maybe("--threads", launch.threads())
         .maybe("--threads-batch", launch.threads())
         .maybe("--cache-ram", flags.kv_cpu_bytes.map(|bytes| bytes >> 20))
@@ -32,6 +108,6 @@ pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
         .0
 }
 
-pub(super) fn env(start: Start<'_>) -> BTreeMap<String, String> {
+fn env(_: &Launch, start: Start<'_>) -> BTreeMap<String, String> {
     BTreeMap::from([("LLAMA_API_KEY".to_owned(), start.key.to_owned())])
 }

@@ -1,10 +1,13 @@
 //! The engines kvwarden can run, one module each.
 //!
-//! [`EngineKind`] says what an engine can do, [`EngineSpec`] what a model wants of it, and
+//! [`EngineKind`] names an engine and its [`Dialect`] says all there is to know of it, [`EngineSpec`] says what
+//! a model wants of it, and
 //! [`Launch::command`] turns that into argv and environment: a pure function, so that every
 //! engine's flags are tested without starting one.
 
+mod attach;
 pub mod control;
+mod dialect;
 mod footprint;
 pub mod gauges;
 pub(crate) mod kv_disk_gc;
@@ -24,19 +27,25 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::engine::probe::Canary;
+pub use dialect::{Dialect, KvOnDisk, KvRoom, Owner, SourceKind};
 pub use footprint::Footprint;
 pub use order::{EngineEnd, News, Order, Transition};
-pub use sglang::SGLANG_CPU_KV_TOKENS;
 
-/// An inference engine kvwarden knows how to talk to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// An inference engine kvwarden knows how to talk to, by its name in configurations. What there is to
+/// know of it says its [`Dialect`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum EngineKind {
-    /// vLLM's OpenAI server.
+    /// vLLM on GPUs.
     Vllm,
-    /// SGLang's server.
+    /// vLLM's CPU build.
+    VllmCpu,
+    /// SGLang on GPUs.
     Sglang,
+    /// SGLang on the CPU.
+    SglangCpu,
     /// llama.cpp's server (`llama-server`, or the same from the wheel `xllamacpp`).
+    #[serde(rename = "llamacpp")]
     LlamaCpp,
     /// Our own simulation of a continuous-batching engine.
     Sim,
@@ -45,44 +54,62 @@ pub enum EngineKind {
 }
 
 impl EngineKind {
-    /// The engine's name, in configurations, metrics and messages.
+    /// Every engine.
+    pub const ALL: [Self; 7] = [
+        Self::Vllm,
+        Self::VllmCpu,
+        Self::Sglang,
+        Self::SglangCpu,
+        Self::LlamaCpp,
+        Self::Sim,
+        Self::Attach,
+    ];
+
+    /// What there is to know of it.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub fn dialect(self) -> &'static Dialect {
         match self {
-            Self::Vllm => "vllm",
-            Self::Sglang => "sglang",
-            Self::LlamaCpp => "llamacpp",
-            Self::Sim => "sim",
-            Self::Attach => "attach",
+            Self::Vllm => &vllm::GPU,
+            Self::VllmCpu => &vllm::CPU,
+            Self::Sglang => &sglang::GPU,
+            Self::SglangCpu => &sglang::CPU,
+            Self::LlamaCpp => &llamacpp::DIALECT,
+            Self::Sim => &sim::DIALECT,
+            Self::Attach => &attach::DIALECT,
         }
     }
 
-    /// It stops computing an unstreamed answer when its client hangs up. llama.cpp never does, SGLang
-    /// after seconds.
+    /// The name in configurations, and of its private environment.
     #[must_use]
-    pub fn aborts_unstreamed(self) -> bool {
-        match self {
-            Self::Vllm | Self::Sim | Self::Attach => true,
-            Self::LlamaCpp | Self::Sglang => false,
-        }
+    pub fn name(self) -> &'static str {
+        self.dialect().name
     }
 
-    /// It admits what waits inside it by the request's `priority`, lower first.
+    /// The engine of that name.
     #[must_use]
-    pub fn orders_by_priority(self) -> bool {
-        match self {
-            Self::Vllm | Self::Sglang | Self::Sim => true,
-            Self::LlamaCpp | Self::Attach => false,
-        }
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// It partitions its prefix cache by the request's `cache_salt`.
+    /// The name in metrics and answers, which builds for GPUs and for CPUs share.
     #[must_use]
-    pub fn salts_prefix_cache(self) -> bool {
-        match self {
-            Self::Vllm | Self::Sglang | Self::Sim => true,
-            Self::LlamaCpp | Self::Attach => false,
-        }
+    pub fn family(self) -> &'static str {
+        self.dialect().family
+    }
+
+    /// Writes its family, as `/kvwarden/status` has it.
+    ///
+    /// # Errors
+    /// When the serializer fails.
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde asks for a reference"
+    )]
+    pub(crate) fn serialize_family<S: serde::Serializer>(
+        &self,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.family())
     }
 }
 
@@ -162,8 +189,6 @@ pub struct Launch {
 /// The engine-independent settings of a model; each engine's module spells them its own way.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EngineFlags {
-    /// No GPU: the CPU build of the engine.
-    pub cpu: bool,
     /// What the engine is to do at once.
     pub capacity: Capacity,
     /// Longest context of one sequence, prompt and output together, in tokens.
@@ -239,13 +264,10 @@ impl Launch {
         self.flags.threads.or(all_but_one)
     }
 
-    /// It computes on GPUs. llama.cpp's wheel has no GPU in it.
+    /// It computes on GPUs.
     #[must_use]
     pub fn uses_gpu(&self) -> bool {
-        match self.kind {
-            EngineKind::Vllm | EngineKind::Sglang => !self.flags.cpu,
-            EngineKind::LlamaCpp | EngineKind::Sim | EngineKind::Attach => false,
-        }
+        self.kind.dialect().uses_gpu
     }
 
     /// The same for two starts exactly if their engines serve alike: build, arguments and settings
@@ -276,12 +298,8 @@ impl Launch {
         start: Start<'_>,
         inherited: impl IntoIterator<Item = (String, String)>,
     ) -> Command {
-        let (args, env) = match self.kind {
-            EngineKind::Vllm => (vllm::args(self, start), vllm::env(self, start)),
-            EngineKind::Sglang => (sglang::args(self, start), sglang::env(self, start)),
-            EngineKind::LlamaCpp => (llamacpp::args(self, start), llamacpp::env(start)),
-            EngineKind::Sim | EngineKind::Attach => (sim::args(self, start), sim::env(start)),
-        };
+        let dialect = self.kind.dialect();
+        let (args, env) = ((dialect.args)(self, start), (dialect.env)(self, start));
         let mut whole: BTreeMap<_, _> = inherited
             .into_iter()
             .filter(|(name, _)| is_inherited(name))

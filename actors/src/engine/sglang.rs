@@ -3,40 +3,139 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use kvwarden_policy::lifecycle::Rung;
+use kvwarden_policy::lifecycle::{Rung, Rungs};
+use serde_json::{Value, json};
 
-use super::{Args, Launch, Start};
+use super::{
+    Args, Launch, Start,
+    dialect::{
+        API_KEY, CONFIG, Call, Dialect, Gauges, KvOnDisk, KvRoom, MODEL, NAME, ORDER,
+        Owner::{self, Key, Kvwarden},
+        Quirks, Sleep, SourceKind,
+    },
+    vllm::DEFAULT_SHARE,
+};
 
-pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
+pub(super) static GPU: Dialect = Dialect {
+    name: "sglang",
+    about: "SGLang on GPUs",
+    family: "sglang",
+    has_recipe: true,
+    source: SourceKind::Weights,
+    uses_gpu: true,
+    takes: &[
+        "source",
+        "dtype",
+        "tensor_parallel_size",
+        "gpu_memory_utilization",
+        "kv_cpu",
+        "kv_ssd",
+        "sleep",
+        "memory",
+        "gpus",
+        "executable",
+        "extra_args",
+        "env",
+    ],
+    owns: OWNS,
+    owns_env: OWNS_ENV,
+    max_concurrent: 256,
+    cuts_prompts: false,
+    kv_on_disk: KvOnDisk::Files,
+    kv_room: |flags| KvRoom::Share(flags.gpu_memory_utilization.unwrap_or(DEFAULT_SHARE)),
+    args: gpu_args,
+    env: gpu_env,
+    quirks: QUIRKS,
+    sleep: Some(SLEEP),
+    gauges: Some(GAUGES),
+};
+
+pub(super) static CPU: Dialect = Dialect {
+    name: "sglang-cpu",
+    about: "SGLang on the CPU",
+    family: "sglang",
+    has_recipe: true,
+    source: SourceKind::Weights,
+    uses_gpu: false,
+    takes: &[
+        "source",
+        "dtype",
+        "threads",
+        "memory",
+        "executable",
+        "extra_args",
+        "env",
+    ],
+    owns: OWNS,
+    owns_env: OWNS_ENV,
+    max_concurrent: 8,
+    cuts_prompts: false,
+    kv_on_disk: KvOnDisk::Nowhere,
+    kv_room: |_| KvRoom::Tokens(CPU_KV_TOKENS),
+    args: cpu_args,
+    env: cpu_env,
+    quirks: QUIRKS,
+    // A release kills it.
+    sleep: None,
+    gauges: Some(GAUGES),
+};
+
+const OWNS: &[(&str, Owner)] = &[
+    ("--model", MODEL),
+    ("--model-path", MODEL),
+    ("--served-model-name", NAME),
+    ("--config", CONFIG),
+    (
+        "--device",
+        Kvwarden("`engine` chooses it: `sglang` or `sglang-cpu`"),
+    ),
+    ("--context-length", Key("max_model_len")),
+    ("--max-running-requests", Key("max_concurrent")),
+    ("--dtype", Key("dtype")),
+    ("--tensor-parallel-size", Key("tensor_parallel_size")),
+    ("--tp-size", Key("tensor_parallel_size")),
+    ("--tp", Key("tensor_parallel_size")),
+    ("--mem-fraction-static", Key("gpu_memory_utilization")),
+    ("--enable-hierarchical-cache", Key("kv_cpu")),
+    ("--hicache-size", Key("kv_cpu")),
+    ("--hicache-storage-backend", Key("kv_ssd")),
+    ("--enable-memory-saver", Key("sleep")),
+    ("--enable-weights-cpu-backup", Key("sleep")),
+    ("--schedule-policy", ORDER),
+    ("--enable-priority-scheduling", ORDER),
+    ("--schedule-low-priority-values-first", ORDER),
+    ("--disable-priority-preemption", ORDER),
+    ("--default-priority-value", ORDER),
+];
+
+const KEY_VARIABLE: &str = "KVWARDEN_ENGINE_KEY";
+const OWNS_ENV: &[(&str, Owner)] = &[(KEY_VARIABLE, API_KEY)];
+
+const QUIRKS: Quirks = Quirks {
+    aborts_unstreamed: false,
+    orders_by_priority: true,
+    salts_prefix_cache: true,
+    usage_is_per_choice: false,
+    tokenizes_content: false,
+};
+
+const GAUGES: Gauges = Gauges {
+    running: &["sglang:num_running_reqs"],
+    waiting: &["sglang:num_queue_reqs"],
+    // A prompt's tokens count as they are computed.
+    work: &["sglang:realtime_tokens_total"],
+};
+
+/// Without a GPU SGLang sizes its KV cache from all of the machine's memory; this many tokens are
+/// 0.7 GiB for a 135M model.
+const CPU_KV_TOKENS: u64 = 32_768;
+
+// === start ===
+
+fn gpu_args(launch: &Launch, start: Start<'_>) -> Vec<String> {
     let flags = &launch.flags;
-    let args = Args::default()
-        .pair("--model-path", &launch.model)
-        .pair("--host", "127.0.0.1")
-        .pair("--port", start.port)
-        .pair("--served-model-name", &launch.served_name)
-        .pair("--max-running-requests", flags.capacity.engine_sequences())
-        .word("--enable-metrics")
-        // What queues inside stays in the order of our own queue: lower first, as the tags are. They
-        // differ by thousands, which must not make it throw out what runs.
-        .word("--enable-priority-scheduling")
-        .word("--schedule-low-priority-values-first")
-        .word("--disable-priority-preemption")
-        .pair("--default-priority-value", 0)
-        // `usage.prompt_tokens_details.cached_tokens`: what a prompt really cost.
-        .word("--enable-cache-report")
-        .maybe("--context-length", flags.max_model_len)
-        .maybe("--dtype", flags.dtype.as_ref());
-    if flags.cpu {
-        return args
-            .pair("--device", "cpu")
-            .pair("--attention-backend", "torch_native")
-            .pair("--sampling-backend", "pytorch")
-            .word("--disable-overlap-schedule")
-            .pair("--max-total-tokens", SGLANG_CPU_KV_TOKENS)
-            .0;
-    }
     let parallel = Some(flags.tensor_parallel).filter(|n| *n > 1);
-    let args = args
+    let args = common_args(launch, start)
         .maybe("--tp-size", parallel)
         .maybe("--mem-fraction-static", flags.gpu_memory_utilization)
         .flag_if("--enable-memory-saver", flags.may_sleep())
@@ -57,26 +156,140 @@ pub(super) fn args(launch: &Launch, start: Start<'_>) -> Vec<String> {
         .0
 }
 
-/// Without a GPU SGLang sizes its KV cache from all of the machine's memory; this many tokens are
-/// 0.7 GiB for a 135M model.
-pub const SGLANG_CPU_KV_TOKENS: u32 = 32_768;
+fn cpu_args(launch: &Launch, start: Start<'_>) -> Vec<String> {
+    common_args(launch, start)
+        .pair("--device", "cpu")
+        .pair("--attention-backend", "torch_native")
+        .pair("--sampling-backend", "pytorch")
+        .word("--disable-overlap-schedule")
+        .pair("--max-total-tokens", CPU_KV_TOKENS)
+        .0
+}
 
-pub(super) fn env(launch: &Launch, start: Start<'_>) -> BTreeMap<String, String> {
-    let mut env = BTreeMap::from([("KVWARDEN_ENGINE_KEY".to_owned(), start.key.to_owned())]);
+fn common_args(launch: &Launch, start: Start<'_>) -> Args {
+    let flags = &launch.flags;
+    Args::default()
+        .pair("--model-path", &launch.model)
+        .pair("--host", "127.0.0.1")
+        .pair("--port", start.port)
+        .pair("--served-model-name", &launch.served_name)
+        .pair("--max-running-requests", flags.capacity.engine_sequences())
+        .word("--enable-metrics")
+        // What queues inside stays in the order of our own queue: lower first, as the tags are. They
+        // differ by thousands, which must not make it throw out what runs.
+        .word("--enable-priority-scheduling")
+        .word("--schedule-low-priority-values-first")
+        .word("--disable-priority-preemption")
+        .pair("--default-priority-value", 0)
+        // `usage.prompt_tokens_details.cached_tokens`: what a prompt really cost.
+        .word("--enable-cache-report")
+        .maybe("--context-length", flags.max_model_len)
+        .maybe("--dtype", flags.dtype.as_ref())
+}
+
+fn gpu_env(launch: &Launch, start: Start<'_>) -> BTreeMap<String, String> {
+    let mut env = common_env(launch, start);
+    if let Some(bytes) = launch.flags.kv_ssd_bytes {
+        let mut set = |name: &str, value: String| env.insert(name.to_owned(), value);
+        // It keeps to the limit by itself.
+        let dir = launch.kv_dir.display().to_string();
+        set("SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR", dir);
+        set("SGLANG_HICACHE_FILE_BACKEND_MAX_SIZE", bytes.to_string());
+    }
+    env
+}
+
+fn cpu_env(launch: &Launch, start: Start<'_>) -> BTreeMap<String, String> {
+    let mut env = common_env(launch, start);
+    env.insert("SGLANG_USE_CPU_ENGINE".to_owned(), "1".to_owned());
+    let threads = launch.threads().map(|threads| threads.to_string());
+    env.extend(threads.map(|threads| ("OMP_NUM_THREADS".to_owned(), threads)));
+    env
+}
+
+fn common_env(launch: &Launch, start: Start<'_>) -> BTreeMap<String, String> {
+    let mut env = BTreeMap::from([(KEY_VARIABLE.to_owned(), start.key.to_owned())]);
     if Path::new(&launch.model).is_absolute() {
         env.insert("HF_HUB_OFFLINE".to_owned(), "1".to_owned());
     }
-    if launch.flags.cpu {
-        env.insert("SGLANG_USE_CPU_ENGINE".to_owned(), "1".to_owned());
-        let threads = launch.threads().map(|threads| threads.to_string());
-        env.extend(threads.map(|threads| ("OMP_NUM_THREADS".to_owned(), threads)));
-    }
-    if let Some(bytes) = launch.flags.kv_ssd_bytes {
-        // It keeps to the limit by itself.
-        let dir = launch.kv_dir.display().to_string();
-        env.insert("SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR".to_owned(), dir);
-        let size = bytes.to_string();
-        env.insert("SGLANG_HICACHE_FILE_BACKEND_MAX_SIZE".to_owned(), size);
-    }
     env
+}
+
+// === sleep ===
+
+const SLEEP: Sleep = Sleep {
+    described_at: "/server_info",
+    rungs,
+    down,
+    up,
+};
+
+const ALL: &[&str] = &["kv_cache", "weights", "cuda_graph"];
+
+/// The endpoints are always there; without the memory saver they end in an error.
+fn rungs(info: &Value) -> Rungs {
+    let on = |flag: &str| info[flag] == true;
+    let none = Rungs::default();
+    if !on("enable_memory_saver") {
+        return none;
+    }
+    let parked = none.with(Rung::Parked);
+    match on("enable_weights_cpu_backup") {
+        true => parked.with(Rung::L1),
+        false => parked,
+    }
+}
+
+/// It either backs weights up always or never.
+fn down(from: Rung, to: Rung) -> Option<Vec<Call>> {
+    use Rung::{Cold, L1, L2, Parked, Ready};
+    match (from, to) {
+        (Ready, Parked) => Some(vec![release(&["kv_cache"])]),
+        (Ready, L1) => Some(vec![release(ALL)]),
+        (Parked, L1) => Some(vec![release(&["weights", "cuda_graph"])]),
+        (Ready | Parked, Ready | L2 | Cold) | (Parked, Parked) | (L1 | L2 | Cold, _) => None,
+    }
+}
+
+fn up(from: Rung) -> Vec<Call> {
+    match from {
+        Rung::Parked => vec![resume(&["kv_cache"])],
+        Rung::L1 => vec![resume(ALL)],
+        Rung::L2 | Rung::Ready | Rung::Cold => Vec::new(),
+    }
+}
+
+fn release(tags: &[&str]) -> Call {
+    Call {
+        path: "/release_memory_occupation",
+        body: json!({ "tags": tags }),
+    }
+}
+
+fn resume(tags: &[&str]) -> Call {
+    Call {
+        path: "/resume_memory_occupation",
+        body: json!({ "tags": tags }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_is_released_and_resumed_once() {
+        let tags = |calls: Vec<Call>| {
+            let all = calls.into_iter().map(|call| call.body["tags"].clone());
+            let mut tags: Vec<String> = all
+                .flat_map(|tags| serde_json::from_value::<Vec<String>>(tags).unwrap())
+                .collect();
+            tags.sort();
+            tags
+        };
+        let parked = down(Rung::Ready, Rung::Parked).unwrap();
+        let deeper = down(Rung::Parked, Rung::L1).unwrap();
+        let released = tags([parked, deeper].concat());
+        assert_eq!(released, tags(up(Rung::L1)));
+    }
 }

@@ -43,7 +43,6 @@ fn started_on(launch: &Launch, gpus: &[String]) -> Command {
 
 fn flags() -> EngineFlags {
     EngineFlags {
-        cpu: false,
         capacity: Capacity::of_engine(4, 2048, None),
         max_model_len: None,
         dtype: None,
@@ -59,16 +58,14 @@ fn flags() -> EngineFlags {
     }
 }
 
-const CHILDREN: [EngineKind; 4] = [
-    EngineKind::Vllm,
-    EngineKind::Sglang,
-    EngineKind::LlamaCpp,
-    EngineKind::Sim,
-];
+fn children() -> impl Iterator<Item = EngineKind> {
+    let kinds = EngineKind::ALL.into_iter();
+    kinds.filter(|kind| kind.dialect().is_started())
+}
 
 #[test]
 fn every_engine_listens_on_loopback_and_its_key_is_in_no_argument() {
-    for kind in CHILDREN {
+    for kind in children() {
         let command = started(&launch(kind, flags()));
         let line = command.args.join(" ");
         assert!(
@@ -84,6 +81,16 @@ fn every_engine_listens_on_loopback_and_its_key_is_in_no_argument() {
 }
 
 #[test]
+fn engine_has_one_name_in_every_place() {
+    for kind in EngineKind::ALL {
+        assert_eq!(EngineKind::named(kind.name()), Some(kind));
+        assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+        assert!(kind.name().starts_with(kind.family()));
+    }
+    assert_eq!(EngineKind::named("vllm_cpu"), None);
+}
+
+#[test]
 fn engines_see_no_foreign_secret_but_find_their_gpu() {
     let command = started(&launch(EngineKind::Vllm, flags()));
     assert!(!command.env.contains_key("AWS_SECRET_ACCESS_KEY"));
@@ -92,14 +99,14 @@ fn engines_see_no_foreign_secret_but_find_their_gpu() {
 
 #[test]
 fn engine_sees_the_gpus_it_was_given_and_no_other() {
-    let visible = |kind, cpu| {
-        let launch = launch(kind, EngineFlags { cpu, ..flags() });
+    let visible = |kind| {
+        let launch = launch(kind, flags());
         let command = started_on(&launch, &["0".to_owned(), "2".to_owned()]);
         command.env["CUDA_VISIBLE_DEVICES"].clone()
     };
-    assert_eq!(visible(EngineKind::Vllm, false), "0,2");
-    assert_eq!(visible(EngineKind::Sglang, false), "0,2");
-    assert_eq!(visible(EngineKind::Vllm, true), "1");
+    assert_eq!(visible(EngineKind::Vllm), "0,2");
+    assert_eq!(visible(EngineKind::Sglang), "0,2");
+    assert_eq!(visible(EngineKind::VllmCpu), "1");
 }
 
 #[test]
@@ -132,11 +139,10 @@ fn vllm_with_a_cache_of_fixed_size_starts_beside_others() {
 #[test]
 fn vllm_on_a_cpu_is_told_its_cache_in_whole_gibibytes_and_needs_no_hub() {
     let flags = EngineFlags {
-        cpu: true,
         kv_cache_bytes: Some(3 << 29),
         ..flags()
     };
-    let command = started(&launch(EngineKind::Vllm, flags));
+    let command = started(&launch(EngineKind::VllmCpu, flags));
     assert_eq!(command.env["VLLM_CPU_KVCACHE_SPACE"], "2");
     assert_eq!(command.env["HF_HUB_OFFLINE"], "1");
     assert!(
@@ -176,11 +182,7 @@ fn llamacpp_context_is_per_sequence_times_sequences() {
 }
 
 fn started_on_cores(kind: EngineKind, cores: u32, threads: Option<u32>) -> Command {
-    let flags = EngineFlags {
-        cpu: kind != EngineKind::LlamaCpp,
-        threads,
-        ..flags()
-    };
+    let flags = EngineFlags { threads, ..flags() };
     started(&Launch {
         cores,
         ..launch(kind, flags)
@@ -194,7 +196,7 @@ fn variable<'c>(command: &'c Command, name: &str) -> Option<&'c str> {
 #[test]
 fn vllm_on_few_cores_computes_where_it_schedules_and_leaves_one_to_others() {
     for (cores, threads) in [(1, "1"), (2, "1"), (4, "3")] {
-        let command = started_on_cores(EngineKind::Vllm, cores, None);
+        let command = started_on_cores(EngineKind::VllmCpu, cores, None);
         let line = command.args.join(" ");
         assert!(
             line.contains("--distributed-executor-backend uni"),
@@ -210,7 +212,7 @@ fn vllm_on_few_cores_computes_where_it_schedules_and_leaves_one_to_others() {
         );
         assert_eq!(variable(&command, "OMP_NUM_THREADS"), Some(threads));
     }
-    let many = started_on_cores(EngineKind::Vllm, 5, None);
+    let many = started_on_cores(EngineKind::VllmCpu, 5, None);
     assert!(!many.args.iter().any(|arg| arg.starts_with("--distributed")));
     for name in [
         "VLLM_ENABLE_V1_MULTIPROCESSING",
@@ -223,7 +225,7 @@ fn vllm_on_few_cores_computes_where_it_schedules_and_leaves_one_to_others() {
 
 #[test]
 fn engines_on_few_cores_leave_one_of_them_to_others() {
-    let sglang = |cores| started_on_cores(EngineKind::Sglang, cores, None);
+    let sglang = |cores| started_on_cores(EngineKind::SglangCpu, cores, None);
     assert_eq!(variable(&sglang(2), "OMP_NUM_THREADS"), Some("1"));
     assert_eq!(variable(&sglang(8), "OMP_NUM_THREADS"), None);
     let llamacpp = |cores| {
@@ -238,7 +240,7 @@ fn engines_on_few_cores_leave_one_of_them_to_others() {
 #[test]
 fn author_chooses_threads_however_many_cores_there_are() {
     for cores in [2, 64] {
-        for kind in [EngineKind::Vllm, EngineKind::Sglang] {
+        for kind in [EngineKind::VllmCpu, EngineKind::SglangCpu] {
             let command = started_on_cores(kind, cores, Some(7));
             assert_eq!(variable(&command, "OMP_NUM_THREADS"), Some("7"));
         }
@@ -252,7 +254,6 @@ fn author_chooses_threads_however_many_cores_there_are() {
 #[test]
 fn author_undoes_what_few_cores_ask_for() {
     let flags = EngineFlags {
-        cpu: true,
         extra_args: ["--distributed-executor-backend", "mp"]
             .map(str::to_owned)
             .to_vec(),
@@ -261,7 +262,7 @@ fn author_undoes_what_few_cores_ask_for() {
     };
     let command = started(&Launch {
         cores: 2,
-        ..launch(EngineKind::Vllm, flags)
+        ..launch(EngineKind::VllmCpu, flags)
     });
     assert!(
         command
@@ -339,30 +340,26 @@ fn llamacpp_saves_slots_where_there_is_a_budget_for_them() {
 
 #[test]
 fn sleep_is_prepared_only_where_it_is_allowed_and_frees_something() {
-    let prepared = |kind, cpu, rungs: &[Rung]| {
+    let prepared = |kind, rungs: &[Rung]| {
         let rungs = rungs.iter().copied().collect();
-        let command = started(&launch(
-            kind,
-            EngineFlags {
-                cpu,
-                rungs,
-                ..flags()
-            },
-        ));
+        let command = started(&launch(kind, EngineFlags { rungs, ..flags() }));
         let dev_mode = command.env.contains_key("VLLM_SERVER_DEV_MODE");
         (command.args.join(" "), dev_mode)
     };
-    let (line, dev_mode) = prepared(EngineKind::Vllm, false, &[Rung::L2]);
+    let (line, dev_mode) = prepared(EngineKind::Vllm, &[Rung::L2]);
     assert!(line.contains("--enable-sleep-mode") && dev_mode, "{line}");
-    for (cpu, rungs) in [(true, &[Rung::L2][..]), (false, &[])] {
-        let (line, dev_mode) = prepared(EngineKind::Vllm, cpu, rungs);
+    for (kind, rungs) in [
+        (EngineKind::VllmCpu, &[Rung::L2][..]),
+        (EngineKind::Vllm, &[]),
+    ] {
+        let (line, dev_mode) = prepared(kind, rungs);
         assert!(!line.contains("sleep") && !dev_mode, "{line}");
     }
-    let (line, _) = prepared(EngineKind::Sglang, false, &[Rung::Parked]);
+    let (line, _) = prepared(EngineKind::Sglang, &[Rung::Parked]);
     assert!(line.ends_with("--enable-memory-saver"), "{line}");
-    let (line, _) = prepared(EngineKind::Sglang, false, &[Rung::Parked, Rung::L1]);
+    let (line, _) = prepared(EngineKind::Sglang, &[Rung::Parked, Rung::L1]);
     assert!(line.ends_with("--enable-weights-cpu-backup"), "{line}");
-    let (line, _) = prepared(EngineKind::Sglang, true, &[Rung::Parked, Rung::L1]);
+    let (line, _) = prepared(EngineKind::SglangCpu, &[Rung::Parked, Rung::L1]);
     assert!(!line.contains("memory-saver"), "{line}");
 }
 
@@ -372,5 +369,5 @@ fn sglang_keeps_our_order_and_throws_nothing_out_for_it() {
     let order = "--enable-priority-scheduling --schedule-low-priority-values-first \
                  --disable-priority-preemption";
     assert!(line.contains(order), "{line}");
-    assert!(EngineKind::Sglang.orders_by_priority());
+    assert!(EngineKind::Sglang.dialect().quirks.orders_by_priority);
 }

@@ -62,9 +62,9 @@ async fn poll_forever(endpoint: Arc<Endpoint>, model: WeakAddr<Model>) {
         model.do_send(EngineSays {
             engine: endpoint.model.clone(),
             generation: endpoint.generation,
-            waiting: whole(&page, &gauges::WAITING),
+            waiting: gauges::waiting(&page, endpoint.kind).map(whole),
             // Only whether it changes matters, and a share of memory changes by fractions.
-            work: gauges::gauge(&page, &gauges::WORK).map(f64::to_bits),
+            work: gauges::work(&page, endpoint.kind).map(f64::to_bits),
         });
     }
 }
@@ -84,12 +84,11 @@ async fn poll(client: &Client, endpoint: &Endpoint) -> Poll {
     Poll::Page(String::from_utf8_lossy(&page).into_owned())
 }
 
-fn whole(page: &str, names: &[&str]) -> Option<u64> {
-    let value = gauges::gauge(page, names)?;
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a number of whole things; the cast saturates"
-    )]
-    Some(value as u64)
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a number of whole things; the cast saturates"
+)]
+fn whole(value: f64) -> u64 {
+    value as u64
 }

@@ -144,7 +144,7 @@ impl Replica {
             running: self.occupancy.running,
             ..self.signs
         };
-        if self.endpoint.is_none() || self.kind == EngineKind::Attach {
+        if self.endpoint.is_none() || !self.kind.dialect().is_started() {
             return stall::Verdict::Fine;
         }
         self.stall.look(now.into_std(), signs, timeout)

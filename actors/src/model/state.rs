@@ -113,6 +113,7 @@ pub struct EngineState {
     /// Its name: the model's, or `model#2` for a second one.
     pub engine: ModelId,
     /// Which kind it is.
+    #[serde(serialize_with = "EngineKind::serialize_family")]
     pub kind: EngineKind,
     /// Where it stands.
     #[serde(flatten)]
@@ -150,6 +151,7 @@ pub struct ModelState {
     /// Every name that routes to it, the canonical one first.
     pub names: Vec<String>,
     /// Which engine serves it.
+    #[serde(serialize_with = "EngineKind::serialize_family")]
     pub engine: EngineKind,
     /// Where it stands.
     #[serde(flatten)]

@@ -41,7 +41,7 @@ pub(crate) use task::EngineTask;
 use task::Orders;
 
 use crate::{
-    engine::{EngineEnd, EngineSpec, Launch, News, kv_disk_gc::Collector, saved_kv},
+    engine::{EngineEnd, EngineSpec, Launch, News, kv_disk_gc::KvDiskGc, saved_kv},
     protocol::EngineGone,
 };
 
@@ -70,7 +70,7 @@ impl EngineTask {
             return EngineEnd::new(FailureClass::NotInstalled, reason);
         }
         let leadership = self.params.leadership.clone();
-        let _collector = Collector::of(launch, move || leadership.is_held());
+        let _collector = KvDiskGc::of(launch, move || leadership.is_held());
         match self.bring_up(launch).await {
             Ok(started) => {
                 let record = started.record.clone();

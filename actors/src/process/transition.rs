@@ -10,7 +10,7 @@ use kvwarden_policy::lifecycle::Rung;
 use super::{task::EngineTask, tree::processor_times};
 use crate::{
     device::Held,
-    engine::{Endpoint, EngineKind, News, Transition, control::Control, rungs},
+    engine::{Endpoint, News, Transition, control::Control, rungs},
     gpu::seats::Needs,
 };
 
@@ -86,7 +86,7 @@ async fn processes(token: &str) -> BTreeSet<u32> {
 
 /// Memory that a simulated engine says it holds; none of a real one.
 async fn simulated_bytes(endpoint: &Endpoint) -> Option<u64> {
-    if endpoint.kind != EngineKind::Sim {
+    if !endpoint.kind.dialect().is_simulated() {
         return None;
     }
     let control = Control::new(endpoint);

@@ -1,6 +1,6 @@
 //! What the engine of a model is told.
 
-use kvwarden_actors::engine::EngineFlags;
+use kvwarden_actors::engine::{EngineFlags, EngineKind, KvOnDisk};
 use kvwarden_policy::{
     lifecycle::{Rung, Rungs},
     scheduling::Capacity,
@@ -9,7 +9,7 @@ use kvwarden_policy::{
 
 use super::source::PRESETS;
 use crate::config::{
-    file::{Engine, EngineDefaults, ModelTable},
+    file::{EngineDefaults, ModelTable},
     report::Section,
 };
 
@@ -17,7 +17,7 @@ use crate::config::{
 pub(super) fn flags(
     section: &mut Section<'_>,
     model: &ModelTable,
-    engine: Engine,
+    engine: EngineKind,
     defaults: &EngineDefaults,
     has_several_models: bool,
 ) -> EngineFlags {
@@ -34,7 +34,6 @@ pub(super) fn flags(
     let mut env = defaults.env.clone();
     env.extend(model.env.clone());
     EngineFlags {
-        cpu: matches!(engine, Engine::VllmCpu | Engine::SglangCpu),
         capacity: capacity(section, model, engine),
         max_model_len: model.max_model_len,
         dtype: model.dtype.clone(),
@@ -53,21 +52,25 @@ pub(super) fn flags(
 /// Enough for some long conversations on a small model; the node's own limit is `max_saved_kv`.
 const SAVED_SLOTS: u64 = 512 << 20;
 
-fn kv_ssd(section: &mut Section<'_>, model: &ModelTable, engine: Engine) -> Option<u64> {
-    let through_memory = matches!(engine, Engine::Vllm | Engine::Sglang);
+fn kv_ssd(section: &mut Section<'_>, model: &ModelTable, engine: EngineKind) -> Option<u64> {
+    let kv_on_disk = engine.dialect().kv_on_disk;
+    let through_memory = match kv_on_disk {
+        KvOnDisk::Files | KvOnDisk::FilesWithoutLimit => true,
+        KvOnDisk::Slots | KvOnDisk::Nowhere => false,
+    };
     let given = model.kv_ssd;
     if through_memory && given.is_some_and(|bytes| bytes > 0) && model.kv_cpu.is_none() {
         section
             .problem("kv_ssd", "`kv_ssd` needs `kv_cpu`")
             .help(r#"add `kv_cpu`, such as "8GiB": blocks go to disk by way of host memory"#);
     }
-    let default = (engine == Engine::Llamacpp).then_some(SAVED_SLOTS);
+    let default = (kv_on_disk == KvOnDisk::Slots).then_some(SAVED_SLOTS);
     given.or(default).filter(|bytes| *bytes > 0)
 }
 
 /// L1 is for who asks for it: it takes as much host memory as the model has weights.
-fn rungs(model: &ModelTable, engine: Engine, has_several_models: bool) -> Rungs {
-    let sleeps = matches!(engine, Engine::Vllm | Engine::Sglang | Engine::Sim);
+fn rungs(model: &ModelTable, engine: EngineKind, has_several_models: bool) -> Rungs {
+    let sleeps = engine.dialect().sleep.is_some();
     match &model.sleep {
         Some(allowed) => allowed.iter().copied().map(Rung::from).collect(),
         None if sleeps && has_several_models => Rungs::default().with(Rung::Parked).with(Rung::L2),
@@ -89,20 +92,21 @@ fn at_least_one<N: Default + PartialEq>(
 
 /// What the engine is told to do at once. Where it can't be told (SGLang, llama.cpp, an attached
 /// server), vLLM's default step is assumed and nothing of how it cuts long prompts.
-fn capacity(section: &mut Section<'_>, model: &ModelTable, engine: Engine) -> Capacity {
-    let default = default_concurrency(engine);
+fn capacity(section: &mut Section<'_>, model: &ModelTable, engine: EngineKind) -> Capacity {
+    let dialect = engine.dialect();
+    let default = dialect.max_concurrent;
     let sequences = at_least_one(section, "max_concurrent", model.max_concurrent, default);
     let preset = model.preset.as_deref().unwrap_or(PRESETS[0]);
-    let preset = steps::preset(preset).filter(|_| engine == Engine::Sim);
+    let preset = steps::preset(preset).filter(|_| dialect.is_simulated());
     let default = preset.map_or(STEP_TOKENS, |preset| preset.max_num_batched_tokens);
     let step = at_least_one(section, "step_tokens", model.step_tokens, default);
     let kv_tokens = preset.map(|preset| preset.kv_tokens.into());
     let of_engine = Capacity::of_engine(sequences.into(), step.into(), kv_tokens);
     // No engine starts whose step is smaller than its batch.
     let step_tokens = of_engine.step_tokens.max(of_engine.engine_sequences());
-    let chunk_tokens = match engine {
-        Engine::Vllm | Engine::VllmCpu | Engine::Sim => of_engine.chunk_tokens,
-        Engine::Sglang | Engine::SglangCpu | Engine::Llamacpp | Engine::Attach => step_tokens,
+    let chunk_tokens = match dialect.cuts_prompts {
+        true => of_engine.chunk_tokens,
+        false => step_tokens,
     };
     Capacity {
         step_tokens,
@@ -113,11 +117,3 @@ fn capacity(section: &mut Section<'_>, model: &ModelTable, engine: Engine) -> Ca
 
 /// vLLM's default on most hardware.
 const STEP_TOKENS: u32 = 2048;
-
-fn default_concurrency(engine: Engine) -> u32 {
-    match engine {
-        Engine::Llamacpp => 4,
-        Engine::VllmCpu | Engine::SglangCpu => 8,
-        Engine::Vllm | Engine::Sglang | Engine::Sim | Engine::Attach => 256,
-    }
-}

@@ -1,7 +1,5 @@
 //! Memory: what models take, where they may take it, and whether it can ever be enough.
 
-use kvwarden_actors::engine::EngineKind;
-
 use crate::{
     config::{
         ModelConfig, ModelSource, Residency,
@@ -68,7 +66,7 @@ pub(super) fn gpu_memory(file: &File, models: &[ModelConfig], report: &mut Repor
 
 /// As far as it can be told before anything is fetched.
 fn needed(model: &ModelConfig, capacity: u64) -> u64 {
-    if model.engine == EngineKind::Attach {
+    if !model.engine.dialect().is_started() {
         return 0;
     }
     let source = match &model.source {

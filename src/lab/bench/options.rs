@@ -4,10 +4,11 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::ensure;
 use clap::Args;
+use kvwarden_actors::engine::EngineKind;
 use kvwarden_policy::simulation::steps::{self, Preset};
 
 use super::{arm::Arm, stats::Window, workload::Shape};
-use crate::config::{Engine, units::parse_duration};
+use crate::config::{engine_parser, units::parse_duration};
 
 /// Python KVWarden's own warm-up cut.
 const WARMUP: Duration = Duration::from_secs(10);
@@ -23,8 +24,8 @@ pub const MOST: u32 = 100;
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// The engine to start
-    #[arg(long, default_value = "sim")]
-    pub engine: Engine,
+    #[arg(long, default_value = "sim", value_parser = engine_parser())]
+    pub engine: EngineKind,
     /// What the simulated engine simulates
     #[arg(long, default_value = "a100-8b", value_parser = preset)]
     pub preset: &'static Preset,

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use self::manifest::{Manifest, Origin, Slot};
 use super::{
-    Endpoint, EngineKind, Launch,
+    Endpoint, KvOnDisk, Launch,
     control::{Control, ControlError},
 };
 
@@ -69,7 +69,7 @@ impl<'a> Shelf<'a> {
     /// None where the engine can't or the model may not keep slots.
     pub(crate) fn of(launch: &'a Launch, node_budget: u64) -> Option<Self> {
         let budget = launch.flags.kv_ssd_bytes?;
-        (launch.kind == EngineKind::LlamaCpp).then_some(Self {
+        (launch.kind.dialect().kv_on_disk == KvOnDisk::Slots).then_some(Self {
             launch,
             budget: budget.min(node_budget),
             node_budget,

@@ -24,7 +24,6 @@ fn bench() -> Bench {
     let model = dir.path().join("m.gguf");
     fs::write(&model, b"GGUF and weights").unwrap();
     let flags = EngineFlags {
-        cpu: false,
         capacity: Capacity::of_engine(4, 2048, None),
         max_model_len: Some(2048),
         dtype: None,
@@ -39,7 +38,7 @@ fn bench() -> Bench {
         env: BTreeMap::new(),
     };
     let launch = Launch {
-        kind: EngineKind::LlamaCpp,
+        kind: crate::engine::EngineKind::LlamaCpp,
         program: PathBuf::from("/env/bin/engine"),
         build: "1".to_owned(),
         prefix: Vec::new(),

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use clap::ValueEnum as _;
+use kvwarden_actors::engine::{EngineKind, SourceKind};
 use kvwarden_policy::simulation::steps::{self, Preset};
 use serde_json::{Value, json};
 
 use super::{Arm, Instance};
 use crate::{
-    config::{Config, Engine, Overrides, process_environment},
+    config::{Config, Overrides, process_environment},
     lab::bench::workload::{Party, Role, Workload},
 };
 
@@ -24,7 +24,7 @@ const KEPT: &str = "2m";
 pub struct Base {
     file: Value,
     dir: PathBuf,
-    engine: Engine,
+    engine: EngineKind,
 }
 
 // === impl Base ===
@@ -45,10 +45,10 @@ impl Base {
             .as_str()
             .is_some_and(|source| source.ends_with(".gguf"));
         let named = model["engine"].as_str();
-        let engine = match named.and_then(|name| Engine::from_str(name, false).ok()) {
+        let engine = match named.and_then(EngineKind::named) {
             Some(named) => named,
-            None if is_gguf => Engine::Llamacpp,
-            None => Engine::Vllm,
+            None if is_gguf => EngineKind::LlamaCpp,
+            None => EngineKind::Vllm,
         };
         Ok(Self {
             file,
@@ -61,20 +61,20 @@ impl Base {
     ///
     /// # Errors
     /// When the engine can't be started from here.
-    pub fn of_engine(engine: Engine, preset: &Preset, source: &str) -> anyhow::Result<Self> {
-        let mut model = match engine {
-            Engine::Attach => anyhow::bail!("to bench a running server, give --base-url"),
-            Engine::Sim => json!({
+    pub fn of_engine(engine: EngineKind, preset: &Preset, source: &str) -> anyhow::Result<Self> {
+        let dialect = engine.dialect();
+        let mut model = match dialect.source {
+            SourceKind::Url => anyhow::bail!("to bench a running server, give --base-url"),
+            SourceKind::Preset => json!({
                 "preset": preset.name,
                 "max_concurrent": preset.max_num_seqs,
             }),
-            Engine::Vllm | Engine::Sglang => json!({ "source": source }),
-            // All that a processor's memory holds of a small model's context.
-            Engine::SglangCpu | Engine::VllmCpu | Engine::Llamacpp => json!({
-                "source": source,
-                "max_model_len": 2048,
-            }),
+            SourceKind::Weights | SourceKind::Gguf => json!({ "source": source }),
         };
+        if shares_cores(engine) {
+            // All that a processor's memory holds of a small model's context.
+            model["max_model_len"] = 2048.into();
+        }
         model["id"] = MODEL.into();
         model["engine"] = engine.name().into();
         Ok(Self {
@@ -87,10 +87,7 @@ impl Base {
     /// Whether engine and load generator have to share the machine's processor.
     #[must_use]
     pub fn shares_cores(&self) -> bool {
-        matches!(
-            self.engine,
-            Engine::Llamacpp | Engine::VllmCpu | Engine::SglangCpu
-        )
+        shares_cores(self.engine)
     }
 
     /// Sizes of requests that suit the engine, as part of the goals' own.
@@ -153,6 +150,11 @@ impl Base {
     }
 }
 
+fn shares_cores(engine: EngineKind) -> bool {
+    let dialect = engine.dialect();
+    dialect.has_recipe && !dialect.uses_gpu
+}
+
 fn tenant(instance: Instance<'_>, party: &Party) -> Value {
     let mut tenant = json!({ "weight": party.weight });
     if instance.arm == Arm::Bucket && party.role == Role::Noisy {
@@ -168,18 +170,18 @@ mod tests {
     use super::*;
     use crate::lab::bench::{model::default_source, workload::Shape};
 
-    const ENGINES: [Engine; 6] = [
-        Engine::Sim,
-        Engine::Llamacpp,
-        Engine::VllmCpu,
-        Engine::SglangCpu,
-        Engine::Vllm,
-        Engine::Sglang,
+    const ENGINES: [EngineKind; 6] = [
+        EngineKind::Sim,
+        EngineKind::LlamaCpp,
+        EngineKind::VllmCpu,
+        EngineKind::SglangCpu,
+        EngineKind::Vllm,
+        EngineKind::Sglang,
     ];
 
-    fn config(engine: Engine, arm: Arm) -> (Base, String) {
-        let small = default_source(Engine::Llamacpp).unwrap();
-        let is_llamacpp = engine == Engine::Llamacpp;
+    fn config(engine: EngineKind, arm: Arm) -> (Base, String) {
+        let small = default_source(EngineKind::LlamaCpp).unwrap();
+        let is_llamacpp = engine == EngineKind::LlamaCpp;
         let source = if is_llamacpp { &small } else { "org/model" };
         let base = Base::of_engine(engine, &steps::H100_8B, source).unwrap();
         let floods = Shape::Unequal.floods(3, 1.0);
@@ -220,7 +222,7 @@ mod tests {
 
     #[test]
     fn only_the_bucket_arm_limits_anybody() {
-        let of = |arm| config(Engine::Sim, arm).1;
+        let of = |arm| config(EngineKind::Sim, arm).1;
         assert!(of(Arm::Bucket).contains("rate_limit_rpm = 600"));
         assert!(!of(Arm::Fifo).contains("rate_limit"));
         assert!(of(Arm::Fair).contains("weight = 4"));

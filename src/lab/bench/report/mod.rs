@@ -120,7 +120,7 @@ impl Report {
     #[must_use]
     pub fn new(options: &Options, workload: Workload, capacities: Vec<Capacity>) -> Self {
         let is_own = options.base_url.is_none() && options.config.is_none();
-        let is_simulated = is_own && options.engine == crate::config::Engine::Sim;
+        let is_simulated = is_own && options.engine == kvwarden_actors::engine::EngineKind::Sim;
         let first = workload.of(Role::Noisy).zip(&capacities).next();
         let flood = first.map_or(0.0, |((_, party), one)| {
             party.load.rate / one.requests_per_s

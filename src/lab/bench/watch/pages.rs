@@ -2,11 +2,14 @@
 
 use std::fs;
 
-use kvwarden_actors::engine::gauges::{RUNNING, WAITING, gauge};
+use kvwarden_actors::engine::{EngineKind, gauges};
 use serde_json::Value;
 
 use super::Look;
 use crate::lab::bench::server::get;
+
+/// Of a server that somebody named, it is not known which engine it is.
+const ANY: EngineKind = EngineKind::Attach;
 
 /// Where engines find the key they guard their pages with.
 const KEYS: [&str; 3] = ["VLLM_API_KEY", "LLAMA_API_KEY", "KVWARDEN_ENGINE_KEY"];
@@ -22,8 +25,8 @@ pub(super) struct Engine {
 pub(super) async fn look_into(engine: &Engine, look: &mut Look) {
     let url = format!("{}/metrics", engine.base);
     if let Ok((200, page)) = get(&url, engine.key.as_deref()).await {
-        look.running = gauge(&page, &RUNNING).or(look.running);
-        look.waiting = gauge(&page, &WAITING);
+        look.running = gauges::running(&page, ANY).or(look.running);
+        look.waiting = gauges::waiting(&page, ANY);
     }
 }
 

@@ -295,7 +295,8 @@ impl Shim {
     fn exited(&mut self, ended: Exit) -> ShimEvent {
         let now = Instant::now();
         let Exit { code, signal, .. } = ended;
-        let class = failure::classify(ended, &self.tail.recent(now), self.asked_to_stop);
+        let (log_tail, recent) = (self.tail.lines(now), self.tail.recent(now));
+        let class = failure::classify(ended, &recent, self.asked_to_stop);
         let exit = ShimExit {
             code,
             signal,
@@ -308,7 +309,8 @@ impl Shim {
         ));
         ShimEvent::Exited {
             exit,
-            log_tail: self.tail.lines(now),
+            recent: Some(recent.len().min(log_tail.len())),
+            log_tail,
         }
     }
 

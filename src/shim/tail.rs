@@ -3,22 +3,22 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use kvwarden_policy::failure;
+use kvwarden_policy::failure::{self, Weight};
 use tokio::time::Instant;
 
 /// Enough for a Python traceback with the lines that led to it.
 const LINES: usize = 50;
 const LINE_BYTES: usize = 500;
 
-/// Lines that name a cause and were pushed out by later ones. vLLM's API server prints some 60
-/// lines of traceback after the core's own.
-const CAUSES: usize = 5;
+/// Lines that explain an end and were pushed out by later ones. When a worker of vLLM dies, its core and
+/// its API server print some 160 lines of traceback after the one that says so.
+const KEPT: usize = 6;
 
-/// A cause that was named longer ago has not ended the engine: a handled error, or a sentence a
+/// What was said longer ago has not ended the engine: a handled error, or a sentence a
 /// client smuggled into the log. Long enough for workers to time out on one that died.
 const RECENT: Duration = Duration::from_secs(120);
 
-/// Lines looked at for a cause per second: reading one takes some 20 us, and a flood that is read
+/// Lines weighed per second: reading one takes some 20 us, and a flood that is read
 /// slowly would make the engine wait. No failure prints that many.
 const LOOKS_PER_SECOND: u32 = 1000;
 
@@ -26,7 +26,7 @@ const LOOKS_PER_SECOND: u32 = 1000;
 #[derive(Debug, Default)]
 pub(super) struct Tail {
     lines: VecDeque<Line>,
-    causes: VecDeque<Line>,
+    kept: Vec<Kept>,
     looks: Looks,
     current: Vec<u8>,
     /// A carriage return was seen and what follows it decides: `\r\n` ends the line, anything else
@@ -39,6 +39,13 @@ pub(super) struct Tail {
 struct Looks {
     since: Option<Instant>,
     count: u32,
+}
+
+/// A line that explains an end, and how much.
+#[derive(Debug)]
+struct Kept {
+    weight: Weight,
+    line: Line,
 }
 
 #[derive(Debug)]
@@ -62,11 +69,13 @@ impl Tail {
         self.extend(rest);
     }
 
-    /// The last lines, oldest first; causes that scrolled away recently take the oldest places.
+    /// The last lines, oldest first; what explains an end and scrolled away recently takes the oldest
+    /// places.
     pub(super) fn lines(&self, now: Instant) -> Vec<String> {
-        let causes = self.causes.iter().filter(|line| line.is_recent(now));
+        let kept = self.kept.iter().map(|kept| &kept.line);
+        let kept = kept.filter(|line| line.is_recent(now));
         let current = (!self.current.is_empty()).then(|| readable(&self.current));
-        let mut all: Vec<String> = causes.map(Line::text).collect();
+        let mut all: Vec<String> = kept.map(Line::text).collect();
         let places = LINES - all.len() - usize::from(current.is_some());
         let skipped = self.lines.len().saturating_sub(places);
         all.extend(self.lines.iter().skip(skipped).map(Line::text));
@@ -76,7 +85,8 @@ impl Tail {
 
     /// Only what was printed recently, for judging what ended the engine.
     pub(super) fn recent(&self, now: Instant) -> Vec<String> {
-        let lines = self.causes.iter().chain(&self.lines);
+        let kept = self.kept.iter().map(|kept| &kept.line);
+        let lines = kept.chain(&self.lines);
         lines
             .filter(|line| line.is_recent(now))
             .map(Line::text)
@@ -110,15 +120,29 @@ impl Tail {
         let Some(mut oldest) = self.lines.pop_front() else {
             return Vec::new();
         };
-        if self.looks.allow(now) && failure::cause_in(&oldest.text()).is_some() {
-            if self.causes.len() == CAUSES {
-                self.causes.pop_front();
+        if self.looks.allow(now) {
+            let weight = failure::weigh(&oldest.text());
+            if weight >= Weight::Failure {
+                self.keep(weight, oldest, now);
+                return Vec::new();
             }
-            self.causes.push_back(oldest);
-            return Vec::new();
         }
         oldest.bytes.clear();
         oldest.bytes
+    }
+
+    /// Keeps a line, in the place of the oldest of those that explain least.
+    fn keep(&mut self, weight: Weight, line: Line, now: Instant) {
+        self.kept.retain(|kept| kept.line.is_recent(now));
+        if self.kept.len() >= KEPT {
+            let lightest = self.kept.iter().enumerate();
+            let lightest = lightest.min_by_key(|(_, kept)| kept.weight);
+            match lightest.map(|(at, kept)| (at, kept.weight)) {
+                Some((at, least)) if least <= weight => drop(self.kept.remove(at)),
+                Some(_) | None => return,
+            }
+        }
+        self.kept.push(Kept { weight, line });
     }
 }
 
@@ -215,6 +239,42 @@ mod tests {
         let traceback = "  File \"x.py\", line 1\n".repeat(100);
         let lines = fed(&["torch.OutOfMemoryError: CUDA out of memory.\n", &traceback]);
         assert_eq!(lines.len(), LINES);
+        assert_eq!(lines[0], "torch.OutOfMemoryError: CUDA out of memory.");
+    }
+
+    /// The head of each file says how the engine ended and the sentence that shall be shown.
+    #[test]
+    fn line_that_explains_is_still_there_in_every_log_of_the_corpus() {
+        let dir = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/actors/policy/src/failure/corpus"
+        );
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let (head, log) = text.split_once("\n---\n").unwrap();
+            let field = |name| head.lines().find_map(|line| line.strip_prefix(name));
+            let exit = failure::Exit {
+                code: field("code: ").map(|code| code.parse().unwrap()),
+                signal: field("signal: ").map(|signal| signal.parse().unwrap()),
+                is_oom_killed: false,
+            };
+            let lines = fed(&[log]);
+            let class = failure::classify(exit, &lines, false);
+            let sentence = failure::describe(exit, class, &lines);
+            assert_eq!(Some(&*sentence), field("sentence: "), "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn flood_of_handled_errors_does_not_push_out_a_cause() {
+        let errors = "ValueError: handled\n".repeat(100);
+        let traceback = "  File \"x.py\", line 1\n".repeat(100);
+        let lines = fed(&[
+            "torch.OutOfMemoryError: CUDA out of memory.\n",
+            &errors,
+            &traceback,
+        ]);
         assert_eq!(lines[0], "torch.OutOfMemoryError: CUDA out of memory.");
     }
 

@@ -3,10 +3,15 @@
 //! Engines report what went wrong in prose, so [`SIGNS`] is a table of sentences: taken from the
 //! sources of vLLM 0.32, SGLang 0.5.23, llama.cpp, PyTorch, transformers and `huggingface_hub`, and
 //! from runs that were made to fail. A new sentence is a new row and a new line in the tests.
+//! [`describe`] makes one sentence of an end, with the line of the output that explains it.
+
+mod explain;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+pub use explain::{Weight, describe, weigh};
 
 /// The class of a failure: what an operator has to look at, and whether trying again can help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -169,6 +174,7 @@ const SIGNS: &[(FailureClass, &[&str])] = &[
             "unable to allocate backend buffer",
             "std::bad_alloc",
             "[Errno 12]",
+            "is less than requested memory for kv", // vLLM on a CPU
         ],
     ),
     (
@@ -217,6 +223,8 @@ const SIGNS: &[(FailureClass, &[&str])] = &[
             "failed to load model",
             "error loading model",
             "exiting due to model loading error",
+            "Cannot find an appropriate cached snapshot folder",
+            "no model file at ", // our launcher of llama.cpp
         ],
     ),
     (
@@ -304,8 +312,12 @@ const SIGNS: &[(FailureClass, &[&str])] = &[
 ];
 
 /// SGLang's launcher kills itself with SIGKILL when one of its processes fails
-/// (`launch_phase_sigquit_handler` in its engine.py), so that signal is no kill from outside.
-const OWN_SIGKILL: &str = "Received sigquit from a child process";
+/// (`launch_phase_sigquit_handler` in its engine.py), so that signal is no kill from outside. What it
+/// says while it starts and once it serves.
+const OWN_SIGKILL: &[&str] = &[
+    "Received sigquit from a child process",
+    "It usually means one child failed",
+];
 
 const SIGILL: i32 = 4;
 const SIGKILL: i32 = 9;
@@ -326,6 +338,14 @@ pub struct Exit {
     pub is_oom_killed: bool,
 }
 
+impl Exit {
+    /// The signal that killed it, or the process that a shell reports on.
+    fn signal(self) -> Option<i32> {
+        let of_shell = |code: i32| (code > BY_SIGNAL).then(|| code - BY_SIGNAL);
+        self.signal.or(self.code.and_then(of_shell))
+    }
+}
+
 /// Why an engine ended: its exit, the last lines of its output, oldest first, and whether we had
 /// told it to stop.
 #[must_use]
@@ -339,16 +359,17 @@ pub fn classify(exit: Exit, log_tail: &[String], asked_to_stop: bool) -> Failure
     if let Some(class) = first_sign(log_tail) {
         return class;
     }
-    let of_shell = |code: i32| (code > BY_SIGNAL).then(|| code - BY_SIGNAL);
-    let signal = exit.signal.or(exit.code.and_then(of_shell));
-    match (exit.code, signal) {
+    match (exit.code, exit.signal()) {
         (Some(SHELL_NOT_EXECUTABLE | SHELL_NOT_FOUND), _) => FailureClass::NotInstalled,
         (_, Some(SIGILL)) => FailureClass::Unsupported,
-        (_, Some(SIGKILL)) if !log_tail.iter().any(|line| line.contains(OWN_SIGKILL)) => {
-            FailureClass::Killed
-        }
+        (_, Some(SIGKILL)) if !kills_itself(log_tail) => FailureClass::Killed,
         (_, _) => FailureClass::Crashed,
     }
+}
+
+fn kills_itself(lines: &[String]) -> bool {
+    let says_so = |line: &String| OWN_SIGKILL.iter().any(|sign| line.contains(sign));
+    lines.iter().any(says_so)
 }
 
 /// The cause that a line names, if it names one. A log tail keeps such a line even when later ones

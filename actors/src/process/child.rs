@@ -224,6 +224,7 @@ impl Child {
         ShimEvent::Exited {
             exit,
             log_tail: vec!["kvwarden: the engine's supervisor was killed".into()],
+            recent: None,
         }
     }
 }

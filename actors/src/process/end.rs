@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kvwarden_policy::failure::{self, FailureClass};
+use kvwarden_policy::failure::{self, Exit, FailureClass};
 
 use super::shim::ShimExit;
 use crate::engine::{EngineEnd, Launch};
@@ -21,11 +21,18 @@ pub(super) fn grace(class: FailureClass, launch: &Launch) -> Duration {
     }
 }
 
-/// The end of an engine that never served.
-pub(super) fn of_start(exit: ShimExit, log_tail: Vec<String>) -> EngineEnd {
+/// The end of an engine that never served. `recent` is how many of the last lines can explain it.
+pub(super) fn of_start(exit: ShimExit, log_tail: Vec<String>, recent: Option<usize>) -> EngineEnd {
+    let old = recent.map_or(0, |recent| log_tail.len().saturating_sub(recent));
+    let ended = Exit {
+        code: exit.code,
+        signal: exit.signal,
+        // That is told by the class.
+        is_oom_killed: false,
+    };
     EngineEnd {
         class: exit.class,
-        reason: describe(exit, &log_tail),
+        reason: failure::describe(ended, exit.class, &log_tail[old..]),
         log_tail,
     }
 }
@@ -33,13 +40,17 @@ pub(super) fn of_start(exit: ShimExit, log_tail: Vec<String>) -> EngineEnd {
 /// The end of one that served. Classes that forbid another start are read from the engine's output,
 /// which a prompt can reach if the engine logs requests. Once it served, its model and flags were
 /// evidently fine.
-pub(super) fn of_service(exit: ShimExit, log_tail: Vec<String>) -> EngineEnd {
+pub(super) fn of_service(
+    exit: ShimExit,
+    log_tail: Vec<String>,
+    recent: Option<usize>,
+) -> EngineEnd {
     let class = if exit.class.is_permanent() {
         FailureClass::Crashed
     } else {
         exit.class
     };
-    of_start(ShimExit { class, ..exit }, log_tail)
+    of_start(ShimExit { class, ..exit }, log_tail, recent)
 }
 
 /// The same, with what an operator can do about it.
@@ -51,30 +62,32 @@ pub(super) fn with_advice(end: EngineEnd) -> EngineEnd {
     EngineEnd { reason, ..end }
 }
 
-fn describe(exit: ShimExit, tail: &[String]) -> String {
-    let class = exit.class;
-    let how = match (exit.code, exit.signal) {
-        (_, Some(signal)) => format!("killed by signal {signal}"),
-        (Some(code), None) => format!("exited with code {code}"),
-        (None, None) => "ended".to_owned(),
-    };
-    // Crashes and kills are told by the exit status already.
-    let says_more = !matches!(
-        class,
-        FailureClass::Crashed | FailureClass::Killed | FailureClass::Stopped
-    );
-    let what = if says_more {
-        format!(": {class}")
-    } else {
-        String::new()
-    };
-    // vLLM's last line only says that the cause is above.
-    let cause = tail
-        .iter()
-        .find(|line| failure::cause_in(line) == Some(class));
-    let last = tail.iter().rev().find(|line| !line.trim().is_empty());
-    cause.or(last).map_or_else(
-        || format!("{how}{what}"),
-        |line| format!("{how}{what} ({})", line.trim()),
-    )
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit(class: FailureClass) -> ShimExit {
+        ShimExit {
+            code: Some(1),
+            signal: None,
+            class,
+        }
+    }
+
+    #[test]
+    fn line_from_long_ago_does_not_explain_an_end() {
+        let tail = || vec!["ValueError: handled".to_owned(), "bye".to_owned()];
+        let end = of_start(exit(FailureClass::Crashed), tail(), Some(1));
+        assert_eq!(end.reason, "exited with code 1 (bye)");
+        assert_eq!(end.log_tail, tail());
+        let end = of_start(exit(FailureClass::Crashed), tail(), None);
+        assert_eq!(end.reason, "exited with code 1 (ValueError: handled)");
+    }
+
+    #[test]
+    fn engine_that_served_is_not_barred_by_what_its_output_says() {
+        let tail = vec!["error: unrecognized arguments: --prompt".to_owned()];
+        let end = of_service(exit(FailureClass::BadFlag), tail, None);
+        assert_eq!(end.class, FailureClass::Crashed);
+    }
 }

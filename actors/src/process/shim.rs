@@ -76,6 +76,10 @@ pub enum ShimEvent {
         exit: ShimExit,
         /// The last lines of its output.
         log_tail: Vec<String>,
+        /// How many of them, counted from the end, are new enough to explain it. All, if a shim of an
+        /// earlier version does not say.
+        #[serde(default)]
+        recent: Option<usize>,
     },
 }
 

@@ -191,9 +191,13 @@ impl<'a> Supervisor<'a> {
             Some(ShimEvent::Failed { reason }) => {
                 Some(EngineEnd::new(FailureClass::NotInstalled, reason))
             }
-            Some(ShimEvent::Exited { exit, log_tail }) => Some(match self.stage {
-                Stage::Starting => end::of_start(exit, log_tail),
-                Stage::Serving | Stage::Stopping => end::of_service(exit, log_tail),
+            Some(ShimEvent::Exited {
+                exit,
+                log_tail,
+                recent,
+            }) => Some(match self.stage {
+                Stage::Starting => end::of_start(exit, log_tail, recent),
+                Stage::Serving | Stage::Stopping => end::of_service(exit, log_tail, recent),
             }),
             None => Some(EngineEnd::new(
                 FailureClass::Killed,

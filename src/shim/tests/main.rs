@@ -154,7 +154,7 @@ struct End {
 /// The engine's end, after which nothing comes.
 async fn ended(child: &mut Child) -> End {
     match within(child.next_event()).await {
-        Some(ShimEvent::Exited { exit, log_tail }) => {
+        Some(ShimEvent::Exited { exit, log_tail, .. }) => {
             let ShimExit {
                 code,
                 signal,

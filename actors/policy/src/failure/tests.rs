@@ -1,6 +1,6 @@
 //! What engines really say when they fail.
 
-use super::{Exit, FailureClass, FailureClass::*, cause_in, classify};
+use super::{Exit, FailureClass, FailureClass::*, cause_in, classify, describe};
 
 fn code(code: i32) -> Exit {
     Exit {
@@ -295,4 +295,101 @@ fn what_trying_again_cannot_mend_comes_with_advice() {
 fn sglang_killing_itself_is_not_killed_from_outside() {
     let own = "[2025-11-22 16:23:41] Received sigquit from a child process. It usually means the child failed.";
     assert_eq!(classify(signal(9), &tail(&[own]), false), Crashed);
+}
+
+/// What engines printed when they were made to fail, from a file of `corpus/`: first how they ended,
+/// their class and the sentence that is shown, then the output.
+struct Sample {
+    exit: Exit,
+    class: String,
+    sentence: String,
+    lines: Vec<String>,
+}
+
+fn sample(text: &str) -> Sample {
+    let (head, log) = text.split_once("\n---\n").expect("a head and a log");
+    let field = |name: &str| {
+        let line = head.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|value| value.strip_prefix(": "))
+    };
+    let number = |name| field(name).map(|value| value.parse().expect("a number"));
+    Sample {
+        exit: Exit {
+            code: number("code"),
+            signal: number("signal"),
+            is_oom_killed: false,
+        },
+        class: field("class").expect("a class").to_owned(),
+        sentence: field("sentence").expect("a sentence").to_owned(),
+        lines: log.lines().map(str::to_owned).collect(),
+    }
+}
+
+#[test]
+fn sentence_names_the_line_that_explains_in_every_log_of_the_corpus() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/src/failure/corpus");
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for entry in std::fs::read_dir(dir).expect("the corpus") {
+        let path = entry.expect("an entry").path();
+        let sample = sample(&std::fs::read_to_string(&path).expect("a sample"));
+        let class = classify(sample.exit, &sample.lines, false);
+        let name = serde_json::to_value(class).expect("a class");
+        let sentence = describe(sample.exit, class, &sample.lines);
+        if sentence != sample.sentence || name != sample.class {
+            wrong.push(format!("{}\n  {name}: {sentence}", path.display()));
+        }
+        count += 1;
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(count >= 30, "{count} samples");
+}
+
+fn shown(exit: Exit, lines: &[&str]) -> String {
+    let lines: Vec<String> = lines.iter().map(ToString::to_string).collect();
+    describe(exit, classify(exit, &lines, false), &lines)
+}
+
+#[test]
+fn signal_by_which_a_worker_died_is_named() {
+    let lines = [
+        "(EngineCore pid=1) ERROR 11-30 20:59:44 [multiproc_executor.py:315] Worker proc VllmWorker-0 died unexpectedly (exit code: -4), shutting down executor.",
+        "(EngineCore pid=1) ERROR 11-30 20:59:44 [core.py:1512] RuntimeError: Executor failed.",
+        "/path/multiprocessing/resource_tracker.py:254: UserWarning: resource_tracker: There appear to be 1 leaked shared_memory objects to clean up at shutdown",
+        "  warnings.warn('resource_tracker: There appear to be %d '",
+    ];
+    assert_eq!(
+        shown(code(0), &lines),
+        "exited with code 0 (Worker proc VllmWorker-0 died unexpectedly (exit code: -4), shutting down \
+         executor.); -4 is SIGILL: the CPU refused an instruction"
+    );
+}
+
+#[test]
+fn exception_of_the_worker_explains_more_than_that_it_died() {
+    let lines = [
+        "(Worker pid=2) ERROR 11-30 20:59:44 [multiproc_executor.py:953] Traceback (most recent call last):",
+        "(Worker pid=2) ERROR 11-30 20:59:44 [multiproc_executor.py:953]     raise ValueError(text)",
+        "(Worker pid=2) ERROR 11-30 20:59:44 [multiproc_executor.py:953] ValueError: no kernel for head size 7",
+        "(EngineCore pid=1) ERROR 11-30 20:59:44 [multiproc_executor.py:315] Worker proc VllmWorker-0 died unexpectedly (exit code: 1), shutting down executor.",
+    ];
+    assert_eq!(
+        shown(code(1), &lines),
+        "exited with code 1 (ValueError: no kernel for head size 7)"
+    );
+}
+
+#[test]
+fn progress_and_warnings_explain_nothing() {
+    let lines = [
+        "could not read vocabulary",
+        "Loading safetensors checkpoint shards:  50% Completed | 1/2 [00:01<00:01,  1.10s/it]",
+        "W1130 20:54:32.955000 20409 torch/_library/triton.py:53] Triton not available",
+        "INFO:     Shutting down",
+    ];
+    assert_eq!(
+        shown(code(1), &lines),
+        "exited with code 1 (could not read vocabulary)"
+    );
+    assert_eq!(shown(code(1), &lines[1..]), "exited with code 1");
 }

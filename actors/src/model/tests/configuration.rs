@@ -158,3 +158,67 @@ async fn pin_of_an_operator_outlives_a_file_that_says_the_same_as_before() {
     rig.reclaim("m", Rung::Cold);
     rig.hears("m/1 stop").await;
 }
+
+#[actix_rt::test]
+async fn model_that_was_unloaded_stays_so_when_the_configuration_is_read_again() {
+    let mut rig = Rig::serving(params()).await;
+    rig.reclaim("m", Rung::Cold);
+    rig.hears("m/1 stop").await;
+    rig.exited(1, FailureClass::Stopped);
+    reconfigure(&rig, revised(&["m"], 2));
+    assert_eq!(rig.claim("m").await.state, State::Cold);
+    rig.prepare("m", 2, "v2");
+    rig.hears("m registers").await;
+    pass(SECOND).await;
+    assert_eq!(rig.claim("m").await.state, State::Cold);
+}
+
+#[actix_rt::test]
+async fn engine_that_was_put_to_sleep_while_another_gave_way_gives_way_too() {
+    let both = ["m", "m#2"];
+    let mut rig = Rig::serving(with(&both)).await;
+    reconfigure(&rig, revised(&both, 2));
+    for engine in both {
+        rig.prepare(engine, 2, "v2");
+        rig.hears(&format!("{engine} registers")).await;
+    }
+    rig.hears("m/1 stop").await;
+    rig.target(Target::Sleep(Rung::L1));
+    rig.hears("m#2/1 demote from Ready to L1").await;
+    rig.news("m#2", 1, News::Demoted);
+    rig.hears("m#2/1 stop").await;
+}
+
+#[actix_rt::test]
+async fn engine_that_crashed_is_forgotten_only_after_the_last_that_ran_on_it() {
+    let mut rig = Rig::serving(with(&["m", "m#2"])).await;
+    let on_first = permit(rig.ask()).await;
+    let on_second = permit(rig.ask()).await;
+    rig.exited(1, FailureClass::Crashed);
+    reconfigure(&rig, with(&["m#2"]));
+    rig.hears_nothing_for(SECOND).await;
+    drop(on_first);
+    rig.hears("m unregisters").await;
+    assert_eq!(rig.engine("m#2").await.occupancy.running, 1);
+    drop(on_second);
+    assert_eq!(rig.engine("m#2").await.occupancy.running, 0);
+}
+
+#[actix_rt::test]
+async fn queue_goes_by_the_new_configuration_at_once() {
+    let mut rig = Rig::serving(params()).await;
+    let mut next = params();
+    next.scheduling.bounds.requests = 1;
+    reconfigure(&rig, next);
+    let _running = permit(rig.ask()).await;
+    let mut waits = rig.ask();
+    let why = refusal(rig.ask()).await;
+    assert!(matches!(why, Refusal::TenantQueueFull { .. }), "{why}");
+    let mut next = params();
+    next.scheduling.fair.capacity.sequences = 2;
+    reconfigure(&rig, next);
+    pass(SECOND).await;
+    let _running_too = waits.try_recv().unwrap().unwrap();
+    let _waits = rig.ask();
+    rig.hears_nothing_for(SECOND).await;
+}

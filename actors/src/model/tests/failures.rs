@@ -16,6 +16,13 @@ async fn fails_five_times(rig: &mut Rig) {
 async fn request_whose_engine_died_is_answered_by_the_next() {
     let mut rig = Rig::serving(params()).await;
     let running = permit(rig.ask()).await;
+    rig.model.do_send(EngineSays {
+        engine: "m".into(),
+        generation: Generation(1),
+        waiting: Some(3),
+        work: None,
+    });
+    assert_eq!(rig.state().await.engine_waiting, Some(3));
     rig.exited(1, FailureClass::Crashed);
     let again = running.requeue();
     let state = rig.state().await;
@@ -25,7 +32,7 @@ async fn request_whose_engine_died_is_answered_by_the_next() {
     assert!(state.record.is_failing);
     assert_eq!(state.record.note.unwrap(), "it Crashed");
     assert_eq!(state.record.log_tail, ["last words"]);
-    assert_eq!(state.url, None);
+    assert_eq!((state.url, state.engine_waiting), (None, None));
     let waited = rig.until_it_waits("m").await;
     assert!(SECOND <= waited && waited <= 3 * SECOND, "{waited:?}");
     rig.start("m", 2).await;
@@ -124,4 +131,22 @@ async fn engine_that_ends_while_it_is_stopped_has_not_failed() {
     let record = rig.state().await.record;
     assert_eq!((record.failures, record.note), (0, None));
     assert!(record.log_tail.is_empty());
+}
+
+#[actix_rt::test]
+async fn request_has_one_deadline_however_often_it_is_tried() {
+    let queue_timeout = 10 * SECOND;
+    let rig = Rig::serving(Params {
+        queue_timeout,
+        ..params()
+    })
+    .await;
+    let running = permit(rig.ask()).await;
+    pass(9 * SECOND).await;
+    rig.exited(1, FailureClass::Crashed);
+    let begun = Instant::now();
+    let waited = queue_timeout;
+    let why = refusal(running.requeue()).await;
+    assert_eq!(why, Refusal::QueueTimeout { waited });
+    assert!(is_about(begun.elapsed(), SECOND), "{:?}", begun.elapsed());
 }

@@ -1,5 +1,7 @@
 //! Several engines of one model.
 
+use kvwarden_policy::cost::Usage;
+
 use super::*;
 
 #[actix_rt::test]
@@ -59,4 +61,55 @@ async fn request_wakes_the_engine_that_is_closest_to_serving() {
     assert_eq!(rig.claim("m#2").await.state, waiting);
     assert_eq!(rig.claim("m").await.state, State::Cold, "one is enough");
     assert_eq!(rig.claim("m#2").await.asked_at, None, "said of the first");
+}
+
+#[actix_rt::test]
+async fn request_wakes_no_engine_that_the_configuration_has_no_more() {
+    let rig = Rig::prepared(Params {
+        autostart: false,
+        ..with(&["m", "m#2"])
+    })
+    .await;
+    rig.model.do_send(Reconfigure(Params {
+        autostart: false,
+        ..with(&["m#2"])
+    }));
+    let _waits = rig.ask();
+    let waiting = State::Waiting { from: Rung::Cold };
+    assert_eq!(rig.claim("m#2").await.state, waiting);
+    assert_eq!(rig.engine("m").await.state, State::Cold);
+}
+
+#[actix_rt::test]
+async fn engine_carries_the_prompts_whose_first_token_has_not_come() {
+    let rig = Rig::serving(params()).await;
+    let unacked = async || rig.engine("m").await.occupancy.unacked;
+    let mut running = permit(rig.ask()).await;
+    let guessed = unacked().await;
+    assert!(guessed > 0);
+    running.first_token();
+    assert_eq!(unacked().await, 0);
+    for _ in 0..40 {
+        // Each byte of this prompt is a token, which is more than was guessed.
+        running.report(Usage {
+            prompt_tokens: 400,
+            cached_tokens: 0,
+            completion_tokens: 1,
+        });
+        drop(running);
+        running = permit(rig.ask()).await;
+    }
+    let learned = unacked().await;
+    assert!(learned > 3 * guessed, "{learned} after {guessed}");
+}
+
+#[actix_rt::test]
+async fn request_whose_client_hung_up_is_not_sent() {
+    let rig = Rig::serving(params()).await;
+    let running = permit(rig.ask()).await;
+    drop(rig.ask());
+    let behind = rig.ask();
+    drop(running);
+    drop(permit(behind).await);
+    assert_eq!(rig.state().await.record.dispatched, 2);
 }

@@ -78,3 +78,15 @@ async fn idle_engine_and_somebody_elses_server_are_not_suspected() {
     let _running = permit(rig.ask()).await;
     rig.hears_nothing_for(3 * STALL).await;
 }
+
+#[actix_rt::test]
+async fn engine_after_one_that_hung_is_watched_as_well() {
+    let mut rig = Rig::serving(params()).await;
+    let _reads_on = permit(rig.ask()).await;
+    rig.hears("m/1 probe").await;
+    rig.hears("m/1 give up").await;
+    rig.exited(1, FailureClass::Hung);
+    rig.until_it_waits("m").await;
+    rig.start("m", 2).await;
+    rig.hears("m/2 probe").await;
+}

@@ -132,6 +132,8 @@ async fn engine_loaded_ahead_is_a_hit_once_somebody_asks() {
     rig.prefetch("m");
     rig.hears("m/1 spawn v1 on gpu0").await;
     rig.ready("m", 1);
+    assert!(!rig.claim("m").await.may_prefetch);
+    rig.prefetch("m");
     let counts = |state: ModelState| (state.record.prefetches, state.record.prefetch_hits);
     assert_eq!(counts(rig.state().await), (1, 0));
     drop(permit(rig.ask()).await);

@@ -11,6 +11,7 @@ async fn reclaimed_engine_lets_its_requests_end_and_takes_no_new_ones() {
     assert_eq!(claim.state, State::Draining { to: Rung::Cold });
     assert_eq!((claim.order, claim.in_flight), (rig.orders, 1));
     let mut waiting = rig.ask();
+    rig.reclaim("m", Rung::Cold);
     rig.hears_nothing_for(SECOND).await;
     drop(running);
     rig.hears("m/1 stop").await;
@@ -38,7 +39,8 @@ async fn engine_sleeps_wakes_for_a_request_and_serves_once_it_has_proved_itself(
     rig.hears("m/1 verify").await;
     assert!(answer.try_recv().is_err());
     rig.news("m", 1, News::Verified);
-    drop(permit(answer).await);
+    rig.state().await;
+    drop(answer.try_recv().unwrap().unwrap());
     let record = rig.state().await.record;
     assert_eq!((record.starts, record.reclaimed), (1, 1));
 }
@@ -135,6 +137,8 @@ async fn planner_hears_how_long_nobody_has_wanted_a_model_and_how_long_its_reque
     let running = permit(rig.ask()).await;
     let asked = Instant::now();
     pass(13 * SECOND).await;
+    let claim = rig.claim("m").await;
+    assert!(is_about(claim.idle_for, 13 * SECOND), "{claim:?}");
     drop(running);
     pass(SECOND).await;
     let claim = rig.claim("m").await;

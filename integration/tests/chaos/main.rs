@@ -15,7 +15,7 @@ mod crashes;
 mod faults;
 mod hang_ups;
 mod kills;
-mod real;
+mod real_engines;
 mod reloads;
 mod slow_clients;
 mod soak;

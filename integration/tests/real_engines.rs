@@ -3,7 +3,7 @@
 //! Each engine is started once and every check is a test of its own, named `engine::check`. vLLM
 //! shares its kvwarden with llama.cpp, so that two engines at once cost no second start. The last
 //! check of each engine ends its server. Faults that cost another start are tried on llama.cpp here,
-//! and on the others in `chaos/real.rs`.
+//! and on the others in `chaos/real_engines.rs`.
 
 use std::{
     process::ExitCode,

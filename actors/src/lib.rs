@@ -6,6 +6,7 @@
 
 pub mod device;
 pub mod engine;
+pub mod files;
 pub mod gpu;
 mod ledger;
 pub mod model;

@@ -41,6 +41,7 @@ const ACTORS: Layers = &[
     &["process"],
     &["engine"],
     &["device"],
+    &["files"],
 ];
 
 const POLICY: Layers = &[

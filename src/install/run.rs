@@ -12,9 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kvwarden_actors::process::{
-    startup,
-    tree::{self, ProcessId},
+use kvwarden_actors::{
+    files::{self, Durability, Readers},
+    process::{
+        startup,
+        tree::{self, ProcessId},
+    },
 };
 use kvwarden_policy::startup::{Sign, Startup, Verdict};
 
@@ -144,17 +147,13 @@ fn now() -> Instant {
 
 /// Writes a file whole or not at all, making its directory.
 pub(super) fn write_file(path: &Path, contents: &str) -> Result<(), InstallError> {
-    if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir).map_err(at(dir))?;
-    }
-    let mut part = path.as_os_str().to_owned();
-    part.push(".part");
-    let part = PathBuf::from(part);
-    let mut file = File::create(&part).map_err(at(&part))?;
-    file.write_all(contents.as_bytes())
-        .and_then(|()| file.sync_all())
-        .map_err(at(&part))?;
-    fs::rename(&part, path).map_err(at(path))
+    files::replace(
+        path,
+        contents.as_bytes(),
+        Readers::Umask,
+        Durability::Synced,
+    )
+    .map_err(at(path))
 }
 
 fn shown(command: &Command) -> String {

@@ -4,7 +4,11 @@
 use std::{collections::BTreeMap, io, path::PathBuf, time::Duration};
 
 use actix::Addr;
-use kvwarden_actors::{Router, process::leadership::Leadership};
+use kvwarden_actors::{
+    Router,
+    files::{self, Durability, Readers},
+    process::leadership::Leadership,
+};
 use kvwarden_policy::residency::{Costs, Rate, Succession};
 use serde::{Deserialize, Serialize};
 
@@ -61,10 +65,8 @@ impl History {
     }
 
     fn save(&self, layout: &Layout) -> io::Result<()> {
-        let mut new = tempfile::NamedTempFile::new_in(&layout.state)?;
-        serde_json::to_writer(&mut new, self)?;
-        new.persist(file(layout))?;
-        Ok(())
+        let content = serde_json::to_vec(self)?;
+        files::replace(&file(layout), &content, Readers::Owner, Durability::None)
     }
 }
 

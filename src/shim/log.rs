@@ -1,11 +1,12 @@
 //! The engine's output on disk: three files of at most 10 MiB, and no reason to wait.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
     path::PathBuf,
 };
+
+use kvwarden_actors::files;
 
 /// Size at which a file is put aside. A vLLM start writes some 100 KiB, so one file holds weeks.
 const FILE_BYTES: u64 = 10 << 20;
@@ -103,12 +104,7 @@ impl Log {
 
     /// Only for us: engines log prompts.
     fn reopen(&mut self) -> io::Result<()> {
-        if let Some(dir) = self.path.parent() {
-            fs::create_dir_all(dir)?;
-        }
-        let mut options = OpenOptions::new();
-        let file = options.append(true).create(true).mode(0o600);
-        let file = file.open(&self.path)?;
+        let file = files::append(&self.path)?;
         self.size = file.metadata()?.len();
         self.file = Some(file);
         Ok(())

@@ -2,10 +2,12 @@
 
 use std::{io, path::PathBuf};
 
-use kvwarden_actors::process::{
-    private,
-    shim::{ShimExit, ShimRecord, ShimSpec},
-    tree::ProcessId,
+use kvwarden_actors::{
+    files::{self, Durability, Readers},
+    process::{
+        shim::{ShimExit, ShimRecord, ShimSpec},
+        tree::ProcessId,
+    },
 };
 
 /// The record and where it is kept.
@@ -48,6 +50,7 @@ impl RecordFile {
     }
 
     fn write(&self) -> io::Result<()> {
-        private::write(&self.path, &serde_json::to_vec(&self.content)?)
+        let content = serde_json::to_vec(&self.content)?;
+        files::replace(&self.path, &content, Readers::Owner, Durability::Synced)
     }
 }

@@ -8,7 +8,6 @@
 
 use std::{
     fs, io,
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -31,6 +30,7 @@ use super::{
     },
     tree::{self, ProcessId},
 };
+use crate::files;
 
 /// How long a shim may take from its start to `listening`: a few milliseconds, but a machine that
 /// loads models swaps and stalls.
@@ -271,10 +271,5 @@ async fn connect(socket: &Path) -> Result<Link, LaunchError> {
 
 /// The shim says little on stderr (a panic), and that belongs beside the engine's output.
 fn stderr_to(log: &Path) -> Stdio {
-    if let Some(dir) = log.parent() {
-        let _ = fs::create_dir_all(dir);
-    }
-    let mut options = fs::OpenOptions::new();
-    let file = options.append(true).create(true).mode(0o600).open(log);
-    file.map_or_else(|_| Stdio::null(), Stdio::from)
+    files::append(log).map_or_else(|_| Stdio::null(), Stdio::from)
 }

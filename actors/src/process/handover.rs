@@ -11,8 +11,10 @@ use std::{
 use kvwarden_policy::{DeviceId, lifecycle::Rung};
 use serde::{Deserialize, Serialize};
 
-use super::private;
-use crate::engine::Endpoint;
+use crate::{
+    engine::Endpoint,
+    files::{self, Durability, Readers},
+};
 
 /// One engine, for whoever adopts it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,7 +77,10 @@ impl Handover {
         let path = Self::path(record);
         let content = serde_json::to_vec(self).unwrap_or_default();
         // Off the actors' thread all the same: a busy file system may take its time.
-        let written = tokio::task::spawn_blocking(move || private::replace(&path, &content)).await;
+        let written = tokio::task::spawn_blocking(move || {
+            files::replace(&path, &content, Readers::Owner, Durability::None)
+        });
+        let written = written.await;
         if let Err(error) = written.unwrap_or_else(|error| Err(io::Error::other(error))) {
             tracing::warn!(engine = %self.endpoint.model, %error, "could not be adopted if we died");
         }

@@ -25,7 +25,6 @@ mod end;
 pub mod handover;
 pub mod leadership;
 pub mod orphans;
-pub mod private;
 mod prove;
 pub mod shim;
 mod start;

@@ -179,7 +179,6 @@ mod tests {
 
     use super::*;
     use crate::process::{
-        private,
         shim::{ShimExit, TREE_TOKEN},
         tree::ProcessId,
     };
@@ -200,7 +199,7 @@ mod tests {
                 class: FailureClass::Killed,
             }),
         };
-        private::write(&path, &serde_json::to_vec(&record).unwrap()).unwrap();
+        fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
         path
     }
 

@@ -10,7 +10,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{Launch, Start};
+use crate::{
+    engine::{Launch, Start},
+    files::{self, Durability, Readers},
+};
 
 const MANIFEST: &str = "manifest.json";
 /// Another format has another number; an older one is refused.
@@ -131,9 +134,9 @@ impl Manifest {
 
     /// Half a manifest is never seen under its name.
     pub(super) fn write(&self, dir: &Path) -> io::Result<()> {
-        let unfinished = dir.join("manifest.tmp");
-        fs::write(&unfinished, serde_json::to_vec(self)?)?;
-        fs::rename(unfinished, dir.join(MANIFEST))
+        let content = serde_json::to_vec(self)?;
+        let path = dir.join(MANIFEST);
+        files::replace(&path, &content, Readers::Owner, Durability::None)
     }
 }
 

@@ -10,7 +10,7 @@ use kvwarden_actors::engine::EngineFlags;
 use kvwarden_policy::lifecycle::Rungs;
 use serde::{Deserialize, Serialize};
 
-use super::{Config, ModelConfig};
+use super::{Config, ModelConfig, file::GpuTable};
 
 /// What changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,7 +93,10 @@ fn without_restart(running: &Config, wanted: Config) -> Config {
     Config {
         models: models.collect(),
         listen: running.listen,
-        gpu_memory: running.gpu_memory,
+        gpu: GpuTable {
+            memory: running.gpu.memory,
+            ..wanted.gpu
+        },
         events: running.events,
         keep_usage: running.keep_usage,
         log_level: running.log_level,
@@ -109,7 +112,7 @@ fn needs_restart(running: &Config, wanted: &Config) -> Vec<String> {
         ("log_level", running.log_level != wanted.log_level),
         ("data_dir", running.data_dir != wanted.data_dir),
         ("state_dir", running.state_dir != wanted.state_dir),
-        ("gpu.memory", running.gpu_memory != wanted.gpu_memory),
+        ("gpu.memory", running.gpu.memory != wanted.gpu.memory),
         (
             "log",
             (&running.events, running.keep_usage) != (&wanted.events, wanted.keep_usage),
@@ -128,8 +131,8 @@ fn settings(running: &Config, next: &Config) -> Vec<String> {
     changed(&[
         ("auth", running.auth != next.auth),
         ("limits", running.limits != next.limits),
-        ("gpu.max_wait", running.max_wait != next.max_wait),
-        ("gpu.prefetch", running.prefetch != next.prefetch),
+        ("gpu.max_wait", running.gpu.max_wait != next.gpu.max_wait),
+        ("gpu.prefetch", running.gpu.prefetch != next.gpu.prefetch),
         (
             "tenant_defaults",
             running.tenant_defaults != next.tenant_defaults,

@@ -127,7 +127,7 @@ pub struct NodeLimits {
 }
 
 /// The memory that models share.
-#[derive(Clone, Debug, SmartDefault, PartialEq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, SmartDefault, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct GpuTable {
     /// How much of each GPU's memory there is for engines; where there is no GPU, how much of the machine's memory. Default: all of each GPU's, and no limit where there is none. A change needs a restart.

@@ -18,7 +18,7 @@ use super::{
 /// The top of the file.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
-pub(crate) struct Python {
+pub(crate) struct PythonFile {
     host: Option<String>,
     port: Option<u16>,
     gpu_budget_fraction: Option<f64>,
@@ -76,7 +76,7 @@ struct PythonTenant {
     scheduling: Option<String>,
 }
 
-impl Python {
+impl PythonFile {
     /// The same in the TOML form.
     pub(crate) fn into_file(self) -> File {
         let host = self.host.unwrap_or_else(|| "0.0.0.0".to_owned());

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use kvwarden_actors::{
     engine::{EngineFlags, EngineKind},
-    tenant::Limits,
+    tenant,
 };
 use kvwarden_policy::{ModelId, TenantId, scheduling::Discipline};
 use schemars::JsonSchema;
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
-    file::NodeLimits,
+    file::{GpuTable, NodeLimits},
     problem::{Origin, Problem},
 };
 
@@ -27,16 +27,12 @@ pub struct Config {
     pub limits: NodeLimits,
     /// The models, in the file's order.
     pub models: Vec<ModelConfig>,
-    /// Bytes for engines on each GPU, or on the machine where there is none.
-    pub gpu_memory: Option<u64>,
-    /// How long requests wait for memory that others have, if that is set.
-    pub max_wait: Option<Duration>,
-    /// Whether models are loaded before they are asked.
-    pub prefetch: bool,
+    /// The memory that they share.
+    pub gpu: GpuTable,
     /// The tenants that are named in the file.
     pub tenants: Vec<TenantConfig>,
     /// What a tenant gets that the file does not name.
-    pub tenant_defaults: Limits,
+    pub tenant_defaults: tenant::Limits,
     /// Where events are written down, if they are.
     pub events: Option<EventsConfig>,
     /// How long what requests used is kept, if it is.
@@ -210,7 +206,7 @@ pub struct TenantConfig {
     /// SHA-256 of its API keys.
     pub api_keys: Vec<KeyHash>,
     /// What it may use.
-    pub limits: Limits,
+    pub limits: tenant::Limits,
 }
 
 /// A checked configuration and what its author should know about it.

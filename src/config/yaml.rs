@@ -7,7 +7,7 @@ use super::{
     file::File,
     path::KeyPath,
     places::Source,
-    python::Python,
+    python::PythonFile,
     read::{nearest, read},
     report::Report,
     schema::Schema,
@@ -53,7 +53,7 @@ const NO_EFFECT: [(&str, &str); 10] = [
 
 /// Reads the YAML form into the mirror of the TOML form.
 pub(crate) fn read_yaml(document: &mut Value, repeated: &[KeyPath], report: &mut Report) -> File {
-    let (python, unknown) = read::<Python>(document, report);
+    let (python, unknown) = read::<PythonFile>(document, report);
     warn_repeated(repeated, report);
     warn_unknown(&unknown, report);
     warn_no_effect(document, &KeyPath::root(), "", report);
@@ -93,7 +93,7 @@ fn warn_repeated(repeated: &[KeyPath], report: &mut Report) {
 }
 
 fn warn_unknown(unknown: &[KeyPath], report: &mut Report) {
-    let (python, native) = (Schema::of::<Python>(), Schema::of::<File>());
+    let (python, native) = (Schema::of::<PythonFile>(), Schema::of::<File>());
     for path in unknown {
         let name = path.last_key().unwrap_or_default();
         let help = if native.at(path).is_some() {

@@ -43,7 +43,7 @@ pub fn start(
         shim: "/proc/self/exe".into(),
         run_dir: layout.run(),
         log_dir: layout.logs(),
-        memory: config.gpu_memory,
+        memory: config.gpu.memory,
         tuning: tuning(config),
         leadership,
         observer: observer.clone(),
@@ -91,8 +91,8 @@ pub fn configure(
 pub fn tuning(config: &Config) -> Tuning {
     Tuning {
         residency: residency::Settings {
-            max_wait: config.max_wait,
-            prefetch: config.prefetch,
+            max_wait: config.gpu.max_wait,
+            prefetch: config.gpu.prefetch,
             ..residency::Settings::default()
         },
         orphan_grace: config.limits.orphan_grace,

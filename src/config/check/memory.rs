@@ -38,8 +38,10 @@ pub(super) fn residency(section: &mut Section<'_>, model: &ModelTable) -> Reside
 }
 
 /// The configured capacity. A model that is larger could never start.
-pub(super) fn gpu_memory(file: &File, models: &[ModelConfig], report: &mut Report) -> Option<u64> {
-    let capacity = file.gpu.memory?;
+pub(super) fn check_gpu_memory(file: &File, models: &[ModelConfig], report: &mut Report) {
+    let Some(capacity) = file.gpu.memory else {
+        return;
+    };
     report
         .section(KeyPath::of("gpu"))
         .positive("memory", capacity > 0);
@@ -61,7 +63,6 @@ pub(super) fn gpu_memory(file: &File, models: &[ModelConfig], report: &mut Repor
             section.problem(at, message).help(help);
         }
     }
-    Some(capacity)
 }
 
 /// As far as it can be told before anything is fetched.

@@ -34,16 +34,14 @@ pub(crate) fn check(file: &File, context: &Context<'_>, report: &mut Report) -> 
     let auth = access::auth(file, listen, &tenants, report);
     let mut models = models::models(file, context, report);
     replicas::join(file, &mut models, report);
-    let gpu_memory = memory::gpu_memory(file, &models, report);
+    memory::check_gpu_memory(file, &models, report);
     let under_base = |dir: &std::path::PathBuf| context.base.join(dir);
     Config {
         listen,
         auth,
         limits: limits(&file.limits, report.section(KeyPath::of("limits"))),
         models,
-        gpu_memory,
-        max_wait: file.gpu.max_wait,
-        prefetch: file.gpu.prefetch,
+        gpu: file.gpu,
         tenants,
         tenant_defaults,
         events: events(&file.log, context, report),

@@ -1,6 +1,6 @@
 //! Tenants: names, limits and what they inherit.
 
-use kvwarden_actors::{router::OTHERS, tenant::Limits};
+use kvwarden_actors::{router::OTHERS, tenant};
 use kvwarden_policy::{
     TenantId,
     scheduling::{Group, TenantBounds},
@@ -18,7 +18,7 @@ use crate::config::{
     unit_text::is_zero,
 };
 
-pub(super) fn defaults(file: &File, report: &mut Report) -> Limits {
+pub(super) fn defaults(file: &File, report: &mut Report) -> tenant::Limits {
     let mut section = report.section(KeyPath::of("tenant_defaults"));
     check_limits(&mut section, &file.tenant_defaults);
     limits(&file.tenant_defaults, None)
@@ -89,9 +89,9 @@ fn group(section: &mut Section<'_>, file: &File, tenant: &TenantTable) -> Option
 }
 
 /// What the keys of a table come to.
-fn limits(table: &TenantTable, group: Option<Group>) -> Limits {
+fn limits(table: &TenantTable, group: Option<Group>) -> tenant::Limits {
     let unbounded = TenantBounds::default();
-    Limits {
+    tenant::Limits {
         priority: table.priority,
         weight: table.weight,
         group,

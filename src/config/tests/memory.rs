@@ -22,7 +22,7 @@ fn model_that_can_never_fit_is_refused_with_both_sizes() {
     assert_eq!(own.key.as_str(), "models[0].memory");
     assert_eq!(own.at, Some((6, 10)));
     let config = load(&format!("{text}memory = \"8GiB\"\n"));
-    assert_eq!(config.gpu_memory, Some(8 << 30));
+    assert_eq!(config.gpu.memory, Some(8 << 30));
 }
 
 #[test]

@@ -60,10 +60,8 @@ fn is_table(node: &Value) -> bool {
 
 /// What the type says itself; a default that depends on others stands in the description.
 fn default(node: &Value) -> String {
-    match &node["default"] {
-        Value::Null => String::new(),
-        Value::Array(list) if list.is_empty() => String::new(),
-        Value::Object(table) if table.is_empty() => String::new(),
+    match node["default"].to_string().as_str() {
+        "null" | "[]" | "{}" => String::new(),
         value => format!(" Default: `{value}`."),
     }
 }

@@ -1,15 +1,16 @@
 //! The GPU set of this node: whose engine may start, and the engines that run.
 //!
-//! The actor itself only passes on: what models say of their engines to the planner ([`seats`]), and
-//! what that orders to the models. Each engine has one task ([`process`](crate::process)) that owns its shim, does what
+//! The actor itself only passes on: what models say of their engines and what the driver says to the
+//! planner's [`Tracker`], and what that orders to the models. Each engine has one task ([`process`](crate::process)) that owns its shim, does what
 //! its model says and reports by message.
-
-pub mod seats;
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use actix::{Actor, AsyncContext, Context, Handler, MessageResult, WeakAddr};
-use kvwarden_policy::{Generation, ModelId, lifecycle::State, residency};
+use kvwarden_policy::{
+    Generation, ModelId,
+    residency::{self, Action, OrderKind, Resident, Tracker},
+};
 use serde::Serialize;
 use tokio::{sync::mpsc, time::Instant};
 
@@ -22,9 +23,6 @@ use crate::{
         Unregister,
     },
 };
-
-pub use seats::Resident;
-use seats::Seats;
 
 /// How often it is thought again while an engine waits for a place: the rent of those who wait for it
 /// rises meanwhile, and a wake may take less than this.
@@ -69,7 +67,7 @@ pub struct Gpu {
     engines: HashMap<ModelId, Running>,
     /// Left by an earlier kvwarden, for models that are not prepared yet.
     orphans: HashMap<ModelId, Orphan>,
-    seats: Seats,
+    tracker: Tracker,
     reading: device::Reading,
     reader: device::Reader,
     planned: Instant,
@@ -114,7 +112,7 @@ impl Gpu {
         Self {
             engines: HashMap::new(),
             orphans: HashMap::new(),
-            seats: Seats::new(params.tuning.residency, now.into_std()),
+            tracker: Tracker::new(params.tuning.residency, now.into_std()),
             params,
             router: None,
             reading: device::Reading::NotYet,
@@ -128,7 +126,8 @@ impl Gpu {
     #[must_use]
     pub fn inheriting(mut self, orphans: Vec<Orphan>) -> Self {
         for orphan in orphans {
-            self.seats.inherit(orphan.engine(), orphan.place());
+            let (devices, bytes) = orphan.place();
+            self.tracker.add_orphan(orphan.engine(), devices, bytes);
             self.orphans.insert(orphan.engine(), orphan);
         }
         self
@@ -137,18 +136,18 @@ impl Gpu {
     /// With what an earlier kvwarden saw of who is asked after whom.
     #[must_use]
     pub fn remembering(mut self, succession: residency::Succession) -> Self {
-        self.seats.remember(succession);
+        self.tracker.set_succession(succession);
         self
     }
 
     /// Gives an engine that an earlier kvwarden left to its model.
-    fn bequeath(&mut self, engine: ModelId) {
+    fn offer_orphan(&mut self, engine: ModelId) {
         let Some(orphan) = self.orphans.get(&engine) else {
             return;
         };
         let router = self.router.as_ref().and_then(WeakAddr::upgrade);
         if let Some(router) = router
-            && let Some((order, devices)) = self.seats.bequeath(&engine)
+            && let Some((order, devices)) = self.tracker.offer_orphan(&engine)
         {
             router.do_send(Grant {
                 engine,
@@ -163,7 +162,7 @@ impl Gpu {
     /// Engines whose models took too long to be prepared are ended by their shims.
     fn forget_orphans(&mut self) {
         for (engine, orphan) in self.orphans.extract_if(|_, orphan| !orphan.is_alive()) {
-            self.seats.disinherit(&engine);
+            self.tracker.remove_orphan(&engine);
             actix::spawn(orphan.end());
         }
     }
@@ -174,23 +173,36 @@ impl Gpu {
             return;
         };
         self.planned = Instant::now();
-        let orders = self.seats.decide(self.planned.into_std());
-        for action in self.seats.plan().orders() {
+        let orders = self.tracker.decide(self.planned.into_std());
+        for action in self.tracker.plan().orders() {
+            if let Action::Demote { model, to, why } = action {
+                tracing::info!(engine = %model, %to, ?why, "makes room");
+            }
             self.params.observer.ordered(action);
         }
-        for (engine, order, what) in orders {
-            match what {
-                seats::Order::Grant {
+        for residency::Order {
+            engine,
+            number: order,
+            kind,
+        } in orders
+        {
+            match kind {
+                OrderKind::Grant {
                     devices,
                     is_prefetch,
-                } => router.do_send(Grant {
-                    engine,
-                    order,
-                    devices,
-                    is_prefetch,
-                    inherited: None,
-                }),
-                seats::Order::Reclaim(to) => router.do_send(Reclaim { engine, order, to }),
+                } => {
+                    if is_prefetch {
+                        tracing::info!(%engine, "expected, so it is loaded ahead");
+                    }
+                    router.do_send(Grant {
+                        engine,
+                        order,
+                        devices,
+                        is_prefetch,
+                        inherited: None,
+                    });
+                }
+                OrderKind::Reclaim(to) => router.do_send(Reclaim { engine, order, to }),
             }
         }
     }
@@ -229,8 +241,8 @@ impl Handler<Register> for Gpu {
     fn handle(&mut self, Register { engine, needs }: Register, _: &mut Context<Self>) {
         self.vitals.handled();
         let now = Instant::now().into_std();
-        self.seats.enlist(engine.clone(), needs, now);
-        self.bequeath(engine);
+        self.tracker.register(engine.clone(), needs, now);
+        self.offer_orphan(engine);
     }
 }
 
@@ -239,7 +251,7 @@ impl Handler<Unregister> for Gpu {
 
     fn handle(&mut self, Unregister(engine): Unregister, _: &mut Context<Self>) {
         self.vitals.handled();
-        self.seats.delist(&engine);
+        self.tracker.unregister(&engine);
         if let Some(orphan) = self.orphans.remove(&engine) {
             actix::spawn(orphan.end());
         }
@@ -252,7 +264,7 @@ impl Handler<SetTuning> for Gpu {
     fn handle(&mut self, SetTuning(tuning): SetTuning, _: &mut Context<Self>) {
         self.vitals.handled();
         self.params.tuning = tuning;
-        self.seats.tune(tuning.residency);
+        self.tracker.set_settings(tuning.residency);
         self.plan();
     }
 }
@@ -260,10 +272,11 @@ impl Handler<SetTuning> for Gpu {
 impl Handler<Demand> for Gpu {
     type Result = ();
 
-    fn handle(&mut self, Demand { engine, claim }: Demand, _: &mut Context<Self>) {
+    fn handle(&mut self, Demand { engine, demand }: Demand, _: &mut Context<Self>) {
         self.vitals.handled();
-        let waits = matches!(claim.state, State::Waiting { .. });
-        let is_news = self.seats.claim(&engine, claim, Instant::now().into_std());
+        let waits = demand.is_wanted();
+        let now = Instant::now().into_std();
+        let is_news = self.tracker.update(&engine, demand, now);
         let is_due = waits && self.planned.elapsed() >= REPLAN;
         if (is_news || is_due) && self.params.leadership.is_held() {
             self.plan();
@@ -285,7 +298,7 @@ impl Handler<Spawn> for Gpu {
         let task = EngineTask {
             params: self.params.clone(),
             gpus: self.reading.names(&spawn.devices),
-            bytes: self.seats.charged(&spawn.engine),
+            bytes: self.tracker.charged(&spawn.engine),
             orphan: self.orphans.remove(&spawn.engine),
             spawn,
             gone: ctx.address().recipient(),
@@ -330,7 +343,9 @@ impl Handler<device::Reading> for Gpu {
 
     fn handle(&mut self, reading: device::Reading, _: &mut Context<Self>) {
         self.vitals.handled();
-        self.seats.see(&reading, self.params.memory);
+        if let Some(memory) = reading.memory() {
+            self.tracker.observe(&memory, self.params.memory);
+        }
         self.reading = reading;
         if self.params.leadership.is_held() {
             self.plan();
@@ -350,7 +365,7 @@ impl Handler<Snapshot<residency::Snapshot>> for Gpu {
     type Result = MessageResult<Snapshot<residency::Snapshot>>;
 
     fn handle(&mut self, _: Snapshot<residency::Snapshot>, _: &mut Context<Self>) -> Self::Result {
-        MessageResult(self.seats.snapshot())
+        MessageResult(self.tracker.snapshot())
     }
 }
 
@@ -360,9 +375,9 @@ impl Handler<Snapshot<GpuState>> for Gpu {
     fn handle(&mut self, _: Snapshot<GpuState>, _: &mut Context<Self>) -> Self::Result {
         MessageResult(GpuState {
             engines: self.engines.keys().cloned().collect(),
-            residents: self.seats.residents(),
-            memory: self.seats.memory(),
-            succession: self.seats.succession().clone(),
+            residents: self.tracker.residents(),
+            memory: self.tracker.memory(),
+            succession: self.tracker.succession().clone(),
             devices: self.reading.clone(),
             vitals: self.vitals,
         })

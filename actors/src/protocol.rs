@@ -3,14 +3,15 @@
 //! Handlers return `()` and never await; only [`Snapshot`], [`ListActors`] and [`Locate`] are
 //! questions. A message about an engine carries its [`Generation`].
 
-use std::{marker::PhantomData, sync::Arc, time::Duration};
+use std::{marker::PhantomData, sync::Arc};
 
 use actix::{Addr, Message, WeakRecipient};
 use kvwarden_policy::{
     DeviceId, Generation, ModelId, TenantId,
     cost::RequestSize,
     failure::FailureClass,
-    lifecycle::{Rung, Rungs, State},
+    lifecycle::{Rung, State},
+    residency::{self, Needs},
     scheduling::{Key, Outcome},
 };
 use serde::Serialize;
@@ -19,8 +20,7 @@ use tokio::time::Instant;
 use crate::{
     Gpu, Held, Model, Spent, Tenant, Ticket,
     engine::{EngineSpec, News, Order},
-    gpu::{self, seats::Needs},
-    model,
+    gpu, model,
     router::Unnamed,
     tenant,
 };
@@ -112,42 +112,7 @@ pub struct Demand {
     /// Which engine.
     pub engine: ModelId,
     /// What the planner goes by.
-    pub claim: Claim,
-}
-
-/// What a model says of one of its engines, for the planner.
-#[derive(Clone, Debug)]
-pub struct Claim {
-    /// Where it stands.
-    pub state: State,
-    /// The newest order it has followed, or had no reason to follow any more.
-    pub order: u64,
-    /// How deep it can sleep.
-    pub rungs: Rungs,
-    /// It must stay in memory.
-    pub is_pinned: bool,
-    /// Requests that run on it.
-    pub in_flight: usize,
-    /// Requests that wait for it.
-    pub queued: usize,
-    /// Seconds they have waited, each times its tenant's weight.
-    pub rent: f64,
-    /// How long the oldest of them waits, or an operator.
-    pub oldest_wait: Duration,
-    /// Requests per second, from the last few.
-    pub rate: f64,
-    /// How soon it is wanted again: 1 is at once, 0 never.
-    pub soon: f64,
-    /// When its model was last asked. Said of the first of several engines.
-    pub asked_at: Option<std::time::Instant>,
-    /// It may be loaded before its model is asked again.
-    pub may_prefetch: bool,
-    /// How long nobody has wanted it.
-    pub idle_for: Duration,
-    /// It is stopped when that gets this long.
-    pub idle_ttl: Option<Duration>,
-    /// How long the requests that run will take.
-    pub drain: Duration,
+    pub demand: residency::Demand,
 }
 
 /// Gpu -> Router -> Model: start or wake now.
@@ -156,7 +121,7 @@ pub struct Claim {
 pub struct Grant {
     /// Which engine.
     pub engine: ModelId,
-    /// Names this order in [`Claim::order`].
+    /// Names this order in [`residency::Demand::order`].
     pub order: u64,
     /// Where.
     pub devices: Vec<DeviceId>,
@@ -172,7 +137,7 @@ pub struct Grant {
 pub struct Reclaim {
     /// Which engine.
     pub engine: ModelId,
-    /// Names this order in [`Claim::order`].
+    /// Names this order in [`residency::Demand::order`].
     pub order: u64,
     /// How deep it shall go.
     pub to: Rung,
@@ -402,26 +367,4 @@ pub struct Addresses {
     pub models: Vec<Addr<Model>>,
     /// The GPU set.
     pub gpu: Addr<Gpu>,
-}
-
-impl Default for Claim {
-    fn default() -> Self {
-        Self {
-            state: State::Fetching,
-            order: 0,
-            rungs: Rungs::default(),
-            is_pinned: false,
-            in_flight: 0,
-            queued: 0,
-            rent: 0.0,
-            oldest_wait: Duration::ZERO,
-            rate: 0.0,
-            soon: 0.0,
-            asked_at: None,
-            may_prefetch: false,
-            idle_for: Duration::ZERO,
-            idle_ttl: None,
-            drain: Duration::ZERO,
-        }
-    }
 }

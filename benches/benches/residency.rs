@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use divan::Bencher;
 use kvwarden_policy::{
-    lifecycle::{Rung, Rungs},
-    residency::{ByRung, Costs, Device, Forecast, Model, Settings, Snapshot, plan},
+    lifecycle::{Rung, Rungs, State},
+    residency::{ByRung, Costs, Demand, Device, Forecast, Model, Settings, Snapshot, plan},
     simulation::rng::SplitMix,
 };
 
@@ -44,7 +44,6 @@ fn full(devices: usize, models: usize) -> Snapshot {
             id: format!("model-{index}").into(),
             rung: if is_there { Rung::Ready } else { Rung::Cold },
             is_changing: false,
-            is_wanted: !is_there,
             devices: place.into_iter().collect(),
             width: 1,
             allowed: Vec::new(),
@@ -54,23 +53,30 @@ fn full(devices: usize, models: usize) -> Snapshot {
                 Rung::L1 | Rung::L2 => GIB / 2,
                 Rung::Cold => 0,
             }),
-            rungs: [Rung::Parked, Rung::L1, Rung::L2]
-                .into_iter()
-                .collect::<Rungs>(),
             costs: Costs::prior(ready),
-            drain: Duration::from_secs(2),
-            in_flight: index % 3,
-            queued: usize::from(!is_there),
-            rent: rng.unit(),
-            oldest_wait: Duration::from_secs(rng.next_u64() % 100),
-            rate: rng.unit(),
-            soon: rng.unit(),
             next: Forecast::default(),
-            may_prefetch: true,
             is_promised: false,
-            is_pinned: index % 10 == 9,
-            idle_for: Duration::ZERO,
-            idle_ttl: Some(Duration::from_secs(600)),
+            demand: Demand {
+                state: if is_there {
+                    State::Ready
+                } else {
+                    State::Waiting { from: Rung::Cold }
+                },
+                rungs: [Rung::Parked, Rung::L1, Rung::L2]
+                    .into_iter()
+                    .collect::<Rungs>(),
+                drain: Duration::from_secs(2),
+                in_flight: index % 3,
+                queued: usize::from(!is_there),
+                rent: rng.unit(),
+                oldest_wait: Duration::from_secs(rng.next_u64() % 100),
+                rate: rng.unit(),
+                soon: rng.unit(),
+                may_prefetch: true,
+                is_pinned: index % 10 == 9,
+                idle_ttl: Some(Duration::from_secs(600)),
+                ..Demand::default()
+            },
         });
     }
     // What is left free goes to somebody else, so that everybody who waits needs victims.

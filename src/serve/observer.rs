@@ -171,10 +171,10 @@ fn spec(model: &residency::Model) -> Spec {
         width: model.width,
         allowed: model.allowed.clone(),
         bytes: model.bytes,
-        rungs: model.rungs,
+        rungs: model.demand.rungs,
         costs: model.costs,
-        is_pinned: model.is_pinned,
-        idle_ttl: model.idle_ttl,
+        is_pinned: model.demand.is_pinned,
+        idle_ttl: model.demand.idle_ttl,
     }
 }
 

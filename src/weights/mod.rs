@@ -7,8 +7,8 @@ mod shape;
 
 use std::path::Path;
 
-use kvwarden_actors::engine::{EngineFlags, EngineKind, Footprint, KvRoom, SourceKind};
-use kvwarden_policy::simulation::steps;
+use kvwarden_actors::engine::{EngineFlags, EngineKind, KvRoom, SourceKind};
+use kvwarden_policy::{residency::Footprint, simulation::steps};
 use shape::Shape;
 
 /// The bytes of a model's weights, and of its KV cache per token if that could be told.

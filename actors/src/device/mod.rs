@@ -6,7 +6,10 @@ mod proof;
 mod reader;
 
 use actix::Message;
-use kvwarden_policy::DeviceId;
+use kvwarden_policy::{
+    DeviceId,
+    residency::{DeviceMemory, MemoryReading},
+};
 use serde::{Deserialize, Serialize};
 
 pub use nvidia::Nvidia;
@@ -97,6 +100,25 @@ impl Reading {
         match self {
             Self::Devices { devices } => devices,
             Self::NotYet | Self::NoGpu { .. } | Self::Lost { .. } => &[],
+        }
+    }
+
+    /// What the planner goes by; nothing until somebody asked.
+    #[must_use]
+    pub fn memory(&self) -> Option<MemoryReading> {
+        let memory = |gpu: &DeviceReading| DeviceMemory {
+            id: gpu.uuid.as_str().into(),
+            index: gpu.index,
+            total: gpu.total,
+            used: gpu.used,
+        };
+        match self {
+            Self::NotYet => None,
+            Self::NoGpu { .. } => Some(MemoryReading::HostOnly),
+            Self::Lost { .. } => Some(MemoryReading::Lost),
+            Self::Devices { devices } => {
+                Some(MemoryReading::Devices(devices.iter().map(memory).collect()))
+            }
         }
     }
 

@@ -8,7 +8,6 @@
 mod attach;
 pub mod control;
 mod dialect;
-mod footprint;
 pub mod gauges;
 pub(crate) mod kv_disk_gc;
 mod llamacpp;
@@ -22,13 +21,17 @@ mod vllm;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use kvwarden_policy::{Generation, ModelId, lifecycle::Rungs, scheduling::Capacity};
+use kvwarden_policy::{
+    Generation, ModelId,
+    lifecycle::Rungs,
+    residency::{DeviceSelector, Footprint, Memory, Needs},
+    scheduling::Capacity,
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::engine::probe::Canary;
 pub use dialect::{Dialect, KvOnDisk, KvRoom, Owner, SourceKind};
-pub use footprint::Footprint;
 pub use order::{EngineEnd, News, Order, Transition};
 
 /// An inference engine kvwarden knows how to talk to, by its name in configurations. What there is to
@@ -123,6 +126,29 @@ pub enum EngineSpec {
 }
 
 impl EngineSpec {
+    /// What it takes, before anything is measured.
+    #[must_use]
+    pub fn needs(&self) -> Needs {
+        let (footprint, devices, width) = match self {
+            Self::Attached(_) => (None, DeviceSelector::Unmanaged, 1),
+            Self::Child(launch) => {
+                let devices = if launch.uses_gpu() {
+                    DeviceSelector::Gpus(launch.gpus.clone())
+                } else {
+                    DeviceSelector::Host
+                };
+                let width = launch.flags.tensor_parallel as usize;
+                (launch.footprint, devices, width)
+            }
+        };
+        Needs {
+            memory: Memory::Estimated(footprint.unwrap_or_default()),
+            devices,
+            width,
+            costs: None,
+        }
+    }
+
     /// An engine of the one may stay where the other is wanted: it serves alike and takes as much.
     #[must_use]
     pub fn serves_like(&self, other: &Self) -> bool {

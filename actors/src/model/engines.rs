@@ -8,6 +8,7 @@ use kvwarden_policy::{
     backoff::DOWNLOAD_AGAIN,
     failure::FailureClass,
     lifecycle::{Effect, Event, Rung, State},
+    residency::Needs,
     stall::Stall,
 };
 use tokio::time::Instant;
@@ -16,7 +17,6 @@ use super::{Model, metrics::MetricsPoller, replica::Replica};
 use crate::{
     Refusal,
     engine::{Endpoint, EngineEnd, News, Order, Transition},
-    gpu::seats::Needs,
     protocol::{
         EngineNews, Grant, Preparation, Prepared, Reclaim, Register, SetTarget, Signal, Spawn,
         Target,
@@ -203,7 +203,7 @@ impl Handler<Prepared> for Model {
                 replica.record.note = None;
                 let needs = Needs {
                     costs: replica.costs,
-                    ..Needs::of(&spec)
+                    ..spec.needs()
                 };
                 let before = replica.life.state();
                 let is_new = matches!(before, State::Fetching | State::Broken { .. });

@@ -3,10 +3,10 @@
 //! It never spawns anything. Which request goes next is decided by `policy::scheduling`, to which
 //! engine by `policy::routing`, what to do about an engine by `policy::lifecycle`; the actor only
 //! carries messages between them: `queue` for who waits and runs, `engines` for their lives,
-//! `claim` for what the planner is told, `configure` for a configuration that changes.
+//! `demand` for what the planner is told, `configure` for a configuration that changes.
 
-mod claim;
 mod configure;
+mod demand;
 mod engines;
 mod metrics;
 mod peers;
@@ -35,7 +35,7 @@ use crate::{
     protocol::{Drain, Pulse, Resign, Snapshot},
 };
 
-use claim::Clock;
+use demand::Clock;
 pub use peers::Peers;
 use queue::Running;
 pub use replica::Occupancy;

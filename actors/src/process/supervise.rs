@@ -19,10 +19,7 @@ use super::{
     task::{EngineTask, Orders},
     tree::ProcessId,
 };
-use crate::{
-    engine::{Endpoint, EngineEnd, Launch, News, Order, Transition, saved_kv::Shelf},
-    gpu::seats::Needs,
-};
+use crate::engine::{Endpoint, EngineEnd, Launch, News, Order, Transition, saved_kv::Shelf};
 
 /// What is done to an engine at the moment; one thing at a time.
 type Work<'a> = Pin<Box<dyn Future<Output = Done> + 'a>>;
@@ -296,7 +293,7 @@ impl<'a> Supervisor<'a> {
     fn state_after(&self, what: Transition, news: &News) -> Option<HandoverState> {
         match (what, news) {
             (Transition::Demote { to, .. }, News::Demoted) => {
-                let freed = Needs::of(&self.task.spawn.spec).freed(Rung::Ready, to);
+                let freed = self.task.spawn.spec.needs().freed(Rung::Ready, to);
                 Some(HandoverState::Asleep {
                     rung: to,
                     bytes: self.handover.bytes.saturating_sub(freed),

@@ -11,7 +11,6 @@ use super::{task::EngineTask, tree::processor_times};
 use crate::{
     device::Held,
     engine::{Endpoint, News, Transition, control::Control, rungs},
-    gpu::seats::Needs,
 };
 
 /// How long an engine may take for one call. Moving the weights of a large model takes minutes on a
@@ -53,7 +52,7 @@ impl EngineTask {
         token: &str,
     ) -> Result<(), String> {
         // Its account is an estimate. An engine that gives back less than half of it does not sleep.
-        let expected = Needs::of(&self.spawn.spec).freed(from, to) / 2;
+        let expected = self.spawn.spec.needs().freed(from, to) / 2;
         let simulated = simulated_bytes(endpoint).await;
         // It may have woken since the last reading.
         let (reading, processes) = tokio::join!(self.reader.read(), processes(token));

@@ -6,8 +6,11 @@
 use std::sync::Arc;
 
 use actix_web::{HttpResponse, web};
-use kvwarden_actors::{gpu::Resident, model::EngineState, model::ModelState};
-use kvwarden_policy::{lifecycle::State, residency::Until};
+use kvwarden_actors::model::{EngineState, ModelState};
+use kvwarden_policy::{
+    lifecycle::State,
+    residency::{Resident, Until},
+};
 use serde_json::{Map, Value, json};
 
 use super::Overview;

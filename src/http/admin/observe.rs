@@ -9,12 +9,11 @@ use std::{
 
 use kvwarden_actors::{
     Vitals,
-    gpu::Resident,
     model::{EngineState, ModelState, Record},
 };
 use kvwarden_policy::{
     lifecycle::{Rung, State},
-    residency::Device,
+    residency::{Device, Resident},
 };
 
 use super::Overview;

@@ -8,10 +8,11 @@ use super::Rung;
 use crate::{Generation, failure::FailureClass};
 
 /// Where a model stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum State {
     /// Its engine or its weights are being installed.
+    #[default]
     Fetching,
     /// Nothing runs and nothing is wanted.
     Cold,

@@ -1,10 +1,11 @@
 //! Which models are in memory: who makes room for whom, how deep, and above all when.
 //!
 //! [`plan`] is pure: the same [`Snapshot`] gives the same [`Plan`], so a decision can be replayed
-//! from a log. It is asked again whenever something happened and keeps nothing in between: what it
-//! ordered shows in the next snapshot as a model or device that is changing, and nothing that is
-//! changing is touched. So each device has at most one transition at a time, and each model at most
-//! one start.
+//! from a log. It is asked again whenever something happened and keeps nothing in between; the
+//! [`Tracker`] does: it takes in the [`Demand`] of every model and what the driver says, makes the
+//! snapshot and numbers the orders. What was ordered shows in the next snapshot as a model or device
+//! that is changing, and nothing that is changing is touched. So each device has at most one
+//! transition at a time, and each model at most one start.
 //!
 //! A model in memory is worth what it would cost to be without it ([`value`]). One that waits pays
 //! rent, the seconds its requests have waited. Room is made when the rent, and what is spent anyway,
@@ -14,237 +15,32 @@
 //! nobody waits, who is expected next ([`Succession`]) may come in before it is asked.
 
 mod cost;
+mod demand;
+mod entry;
 mod gaps;
 mod ledger;
-pub mod placement;
+mod needs;
+pub(crate) mod placement;
 pub(crate) mod planner;
 mod prefetch;
 mod rate;
+mod snapshot;
 mod succession;
-pub mod value;
-pub mod victims;
+mod tracker;
+pub(crate) mod value;
+mod victims;
 
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
-
-use serde::{Deserialize, Serialize};
-
-use crate::{
-    DeviceId, ModelId,
-    lifecycle::{Rung, Rungs},
-};
-
 pub use cost::{ByRung, Cost, Costs};
+pub use demand::Demand;
 pub use ledger::{Ledger, Limits};
+pub use needs::{DeviceSelector, DeviceSize, Footprint, HOST, Memory, Needs};
 pub use rate::Rate;
+pub use snapshot::{Action, Device, Model, Plan, Settings, Snapshot, Until, Why};
 pub use succession::{Forecast, Succession};
-
-/// When to swap.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Settings {
-    /// Who has waited this long gets a place ([`Settings::max_wait`]).
-    pub max_wait: Option<Duration>,
-    /// How much of its victims' value a model must outweigh while they are idle.
-    pub idle_factor: f64,
-    /// How much of it in rent while they serve.
-    pub busy_factor: f64,
-    /// Whether who is expected to be asked next is loaded before.
-    pub prefetch: bool,
-}
-
-/// How long a model waits at most where nothing else is said, unless swaps take long.
-const MAX_WAIT: Duration = Duration::from_secs(120);
-/// Swaps that are forced on others so many swaps' time apart leave seven eighths of it for work.
-const MAX_WAIT_SWAPS: u32 = 8;
-
-/// What the planner sees.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Snapshot {
-    /// When to swap.
-    pub settings: Settings,
-    /// GPUs, MIG slices, or what stands for the host's memory.
-    pub devices: Vec<Device>,
-    /// All models, in any state.
-    pub models: Vec<Model>,
-}
-
-/// A device with memory of its own.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Device {
-    /// Which.
-    pub id: DeviceId,
-    /// Bytes that models may have: what the operator gives, less what is kept free.
-    pub capacity: u64,
-    /// Bytes of it that are taken, by models and others ([`Ledger::taken`]).
-    pub taken: u64,
-    /// An engine on it starts, wakes, drains, gives memory back or stops.
-    pub is_changing: bool,
-    /// Memory that should be free is not: nothing may start on it.
-    pub is_quarantined: bool,
-}
-
-/// A model as the planner sees it.
-#[derive(Clone, Debug, Serialize)]
-pub struct Model {
-    /// Which.
-    pub id: ModelId,
-    /// Where it rests, or comes from while it changes.
-    pub rung: Rung,
-    /// It starts, wakes, drains, gives memory back or stops.
-    pub is_changing: bool,
-    /// It waits for a place ([`State::Waiting`](crate::lifecycle::State::Waiting)).
-    pub is_wanted: bool,
-    /// Where it is, each device with the same part of it. None while it is cold.
-    pub devices: Vec<DeviceId>,
-    /// How many devices it is spread over: its tensor-parallel size.
-    pub width: usize,
-    /// Where it may be. Empty: anywhere.
-    pub allowed: Vec<DeviceId>,
-    /// Bytes on each of its devices, by rung: weights, KV cache, and what it was seen to take on top.
-    pub bytes: ByRung<u64>,
-    /// Where it may go: what the engine supports and was not seen to break.
-    pub rungs: Rungs,
-    /// What leaving and coming back costs.
-    pub costs: Costs,
-    /// How long a running request takes to end, on average.
-    pub drain: Duration,
-    /// Requests that run.
-    pub in_flight: usize,
-    /// Requests that wait.
-    pub queued: usize,
-    /// Seconds its requests have waited, each times its tenant's weight.
-    pub rent: f64,
-    /// How long the oldest request waits, or an operator for it to load.
-    pub oldest_wait: Duration,
-    /// Requests per second ([`Rate::per_second`]).
-    pub rate: f64,
-    /// How soon it is wanted again: 1 is at once, 0 never ([`Rate::soon`]).
-    pub soon: f64,
-    /// When it may be the next to be asked ([`Succession`]).
-    pub next: Forecast,
-    /// It may be loaded before it is asked.
-    pub may_prefetch: bool,
-    /// Others went down to make room for it.
-    pub is_promised: bool,
-    /// It must stay where it is.
-    pub is_pinned: bool,
-    /// How long nobody has wanted it.
-    pub idle_for: Duration,
-    /// It is stopped when nobody has wanted it for this long.
-    pub idle_ttl: Option<Duration>,
-}
-
-/// What to do now, in this order.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Plan {
-    /// For models that wait, the most urgent first, and for those that nobody wants.
-    pub actions: Vec<Action>,
-}
-
-/// One step.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case", tag = "action")]
-pub enum Action {
-    /// Grant it these devices: it starts, or wakes where it sleeps.
-    Start {
-        /// Who.
-        model: ModelId,
-        /// Where.
-        devices: Vec<DeviceId>,
-    },
-    /// Reclaim its memory: it lets nobody in, drains and goes down.
-    Demote {
-        /// Who.
-        model: ModelId,
-        /// How deep.
-        to: Rung,
-        /// Why.
-        why: Why,
-    },
-    /// It has to wait.
-    Wait {
-        /// Who.
-        model: ModelId,
-        /// For what.
-        until: Until,
-    },
-}
-
-/// Why a model has to go down.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Why {
-    /// This model is worth more now.
-    Outweighed(ModelId),
-    /// This model is expected to be asked first.
-    Foreseen(ModelId),
-    /// This model has waited long enough: the barrier of [`Settings::max_wait`].
-    Overdue(ModelId),
-    /// Nobody wanted it for its [`Model::idle_ttl`].
-    Idle,
-    /// It sleeps where it can't wake, and could start elsewhere.
-    Stuck,
-}
-
-/// What a model waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Until {
-    /// Devices that it needs are changing.
-    Changed,
-    /// It is not worth yet what its victims are.
-    Worth,
-    /// There is no room even without everything that may go.
-    Room,
-}
-
-// === impl Why ===
-
-impl Why {
-    /// For whom it makes room.
-    #[must_use]
-    pub fn for_whom(&self) -> Option<&ModelId> {
-        match self {
-            Self::Outweighed(model) | Self::Foreseen(model) | Self::Overdue(model) => Some(model),
-            Self::Idle | Self::Stuck => None,
-        }
-    }
-}
-
-// === impl Plan ===
-
-impl Plan {
-    /// Of its actions, those that an engine has to do something about.
-    pub fn orders(&self) -> impl Iterator<Item = &Action> {
-        let is_order = |action: &&Action| !matches!(action, Action::Wait { .. });
-        self.actions.iter().filter(is_order)
-    }
-}
-
-// === impl Settings ===
-
-impl Settings {
-    /// Who has waited this long gets a place: what was set; else two minutes, or eight times what a
-    /// swap takes where that is longer, or devices would do little but load.
-    #[must_use]
-    pub fn max_wait(&self, swap: Duration) -> Duration {
-        let enough = || MAX_WAIT.max(swap * MAX_WAIT_SWAPS);
-        self.max_wait.unwrap_or_else(enough)
-    }
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            max_wait: None,
-            idle_factor: 1.5,
-            busy_factor: 20.0,
-            prefetch: true,
-        }
-    }
-}
+pub use tracker::{DeviceMemory, MemoryReading, Order, OrderKind, Resident, Tracker};
 
 /// What to do, given what there is.
 #[must_use]

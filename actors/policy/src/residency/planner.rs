@@ -20,7 +20,7 @@ pub(crate) struct Planner<'a> {
 }
 
 /// Where a model could go, and who would have to leave.
-pub(crate) struct Place<'a> {
+pub(crate) struct Placement<'a> {
     devices: Vec<usize>,
     pub(crate) victims: Vec<(&'a Model, Choice)>,
     value: f64,
@@ -55,9 +55,9 @@ impl<'a> Planner<'a> {
     /// Those that others made room for, those that have waited long enough, and then whoever serves
     /// most requests per second of loading.
     fn waiting(&self) -> Vec<&'a Model> {
-        let waits = |model: &&Model| model.is_wanted && !model.is_changing;
+        let waits = |model: &&Model| model.is_wanted() && !model.is_changing;
         let mut waiting: Vec<_> = self.snapshot.models.iter().filter(waits).collect();
-        let overdue = |model: &Model| self.is_overdue(model).then_some(model.oldest_wait);
+        let overdue = |model: &Model| self.is_overdue(model).then_some(model.demand.oldest_wait);
         waiting.sort_by(|a, b| {
             let by_wait = overdue(b).cmp(&overdue(a));
             b.is_promised
@@ -124,21 +124,25 @@ impl<'a> Planner<'a> {
 
     fn is_overdue(&self, model: &Model) -> bool {
         let swap = model.costs[model.rung].demote + promotion(model);
-        model.oldest_wait >= self.snapshot.settings.max_wait(swap)
+        model.demand.oldest_wait >= self.snapshot.settings.max_wait(swap)
     }
 
     /// Rent, and the loading that its queue will wait for anyway, against the victims' value.
-    fn is_worth_it(&self, model: &Model, place: &Place<'_>) -> bool {
+    fn is_worth_it(&self, model: &Model, place: &Placement<'_>) -> bool {
         let settings = &self.snapshot.settings;
-        if place.victims.iter().any(|(victim, _)| victim.in_flight > 0) {
-            return model.rent >= settings.busy_factor * place.value;
+        if place
+            .victims
+            .iter()
+            .any(|(victim, _)| victim.demand.in_flight > 0)
+        {
+            return model.demand.rent >= settings.busy_factor * place.value;
         }
-        let loading = count(model.queued) * promotion(model).as_secs_f64();
-        model.rent + loading >= settings.idle_factor * place.value
+        let loading = count(model.demand.queued) * promotion(model).as_secs_f64();
+        model.demand.rent + loading >= settings.idle_factor * place.value
     }
 
     /// The cheapest place; of equal ones the tightest, so that large models find room later.
-    pub(crate) fn best(&self, model: &Model, also_blocked: bool) -> Option<Place<'a>> {
+    pub(crate) fn best(&self, model: &Model, also_blocked: bool) -> Option<Placement<'a>> {
         let sets = placement::sets(model, &self.snapshot.devices);
         let places = sets
             .iter()
@@ -149,7 +153,7 @@ impl<'a> Planner<'a> {
         })
     }
 
-    fn place(&self, model: &Model, set: &[usize], also_blocked: bool) -> Option<Place<'a>> {
+    fn place(&self, model: &Model, set: &[usize], also_blocked: bool) -> Option<Placement<'a>> {
         let devices = &self.snapshot.devices;
         let is_out = |device: &usize| {
             devices[*device].is_quarantined || (self.is_blocked[*device] && !also_blocked)
@@ -166,7 +170,7 @@ impl<'a> Planner<'a> {
         let (models, candidates) = self.candidates(model, set, also_blocked);
         let Victims { chosen, value } = cheapest(&candidates, &needs)?;
         let left_over = |device: &usize| devices[*device].capacity.saturating_sub(after(device));
-        Some(Place {
+        Some(Placement {
             devices: set.to_vec(),
             victims: chosen
                 .into_iter()
@@ -188,7 +192,7 @@ impl<'a> Planner<'a> {
             let on = placement::indices(&model.devices, &self.snapshot.devices);
             let is_blocked = on.iter().any(|device| self.is_blocked[*device]);
             let may_go = model.id != but.id
-                && !model.is_pinned
+                && !model.demand.is_pinned
                 && (also_blocked || !(model.is_changing || is_blocked));
             let here = set
                 .iter()
@@ -204,7 +208,7 @@ impl<'a> Planner<'a> {
     }
 
     fn options(&self, model: &Model) -> Vec<Choice> {
-        let deeper = model.rungs.iter().filter(|rung| *rung > model.rung);
+        let deeper = model.demand.rungs.iter().filter(|rung| *rung > model.rung);
         let choice = |to| Choice {
             to,
             frees: model.bytes[model.rung].saturating_sub(model.bytes[to]),
@@ -213,7 +217,7 @@ impl<'a> Planner<'a> {
         deeper.map(choice).collect()
     }
 
-    pub(crate) fn start(&mut self, model: &Model, place: &Place<'_>) {
+    pub(crate) fn start(&mut self, model: &Model, place: &Placement<'_>) {
         let devices = &self.snapshot.devices;
         self.actions.push(Action::Start {
             model: model.id.clone(),
@@ -226,7 +230,7 @@ impl<'a> Planner<'a> {
         self.block(&place.devices);
     }
 
-    pub(crate) fn evict_for(&mut self, place: &Place<'_>, why: &Why) {
+    pub(crate) fn evict_for(&mut self, place: &Placement<'_>, why: &Why) {
         for (victim, choice) in &place.victims {
             self.demote(victim, choice.to, why.clone());
         }
@@ -250,10 +254,14 @@ impl<'a> Planner<'a> {
     fn stop_the_idle(&mut self) {
         for model in &self.snapshot.models {
             let devices = placement::indices(&model.devices, &self.snapshot.devices);
-            let is_idle = model.in_flight == 0 && model.queued == 0 && !model.is_wanted;
-            let is_over = model.idle_ttl.is_some_and(|ttl| model.idle_for >= ttl);
+            let is_idle =
+                model.demand.in_flight == 0 && model.demand.queued == 0 && !model.is_wanted();
+            let is_over = model
+                .demand
+                .idle_ttl
+                .is_some_and(|ttl| model.demand.idle_for >= ttl);
             let is_at_rest = !model.is_changing && devices.iter().all(|at| !self.is_blocked[*at]);
-            let is_in_memory = model.rung < Rung::Cold && !model.is_pinned;
+            let is_in_memory = model.rung < Rung::Cold && !model.demand.is_pinned;
             if is_in_memory && is_idle && is_over && is_at_rest {
                 self.demote(model, Rung::Cold, Why::Idle);
             }

@@ -2,7 +2,7 @@
 
 use super::{
     Model, Why,
-    planner::{Place, Planner},
+    planner::{Placement, Planner},
     value::promotion,
 };
 use crate::lifecycle::Rung;
@@ -22,14 +22,14 @@ impl<'a> Planner<'a> {
         }
         let can_come = |model: &&'a Model| {
             let is_out = model.rung != Rung::Ready && !model.is_changing;
-            is_out && model.may_prefetch && is_expected(model)
+            is_out && model.demand.may_prefetch && is_expected(model)
         };
         let gain = |model: &'a Model| {
             let place = self.best(model, false)?;
             let is_idle = place
                 .victims
                 .iter()
-                .all(|(victim, _)| victim.in_flight == 0);
+                .all(|(victim, _)| victim.demand.in_flight == 0);
             let gain = self.gain(model, &place);
             (is_idle && gain > 0.0).then_some((gain, model, place))
         };
@@ -50,7 +50,7 @@ impl<'a> Planner<'a> {
     /// model, which takes more than a guess, it waits no longer than the load goes on. If it is for a
     /// victim, it waits for the load and for its own way back; and for any other that is not in memory,
     /// for the load to end.
-    fn gain(&self, model: &Model, place: &Place<'_>) -> f64 {
+    fn gain(&self, model: &Model, place: &Placement<'_>) -> f64 {
         let going = place.victims.iter();
         let demote = going.map(|(victim, choice)| victim.costs[choice.to].demote);
         let takes =
@@ -72,7 +72,7 @@ impl<'a> Planner<'a> {
 
 /// One that waits for memory and that nobody asks for keeps none from others.
 fn is_waited_for(model: &Model) -> bool {
-    model.is_wanted && (model.queued > 0 || !model.oldest_wait.is_zero())
+    model.is_wanted() && (model.demand.queued > 0 || !model.demand.oldest_wait.is_zero())
 }
 
 /// Whether it could be worth it at all, which is soon said: nothing saves more than all of its load.

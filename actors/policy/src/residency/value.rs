@@ -19,48 +19,44 @@ const EXPECTED: f64 = 40.0;
 ///
 /// Who wants it again waits for it, the sooner the surer, and then whoever asks while it comes back
 /// waits too; those who ask while it drains wait for all of it; and its own queue waits.
-#[must_use]
-pub fn value(model: &Model, to: Rung) -> f64 {
-    let (cost, rate) = (round_trip(model, to).as_secs_f64(), model.rate);
+pub(crate) fn value(model: &Model, to: Rung) -> f64 {
+    let (cost, rate) = (round_trip(model, to).as_secs_f64(), model.demand.rate);
     let drain = drain(model);
     let next = model.next.expect(|after| EXPECTED / (EXPECTED + after));
-    let soon = model.soon.max(next);
+    let soon = model.demand.soon.max(next);
     soon * cost * (1.0 + rate * cost / 2.0)
         + rate * drain * (cost + drain / 2.0)
-        + count(model.queued) * cost
+        + count(model.demand.queued) * cost
 }
 
 /// Seconds until the last running request ends: as long as the longest of them, which of `k` with
 /// lengths of the usual spread (exponential) is the `k`-th harmonic number of means.
 fn drain(model: &Model) -> f64 {
-    let running = count(model.in_flight);
+    let running = count(model.demand.in_flight);
     let harmonic = |k: f64| k.ln() + EULER + 0.5 / k;
-    match model.in_flight {
+    match model.demand.in_flight {
         0 => 0.0,
-        1 => model.drain.as_secs_f64(),
-        _ => model.drain.as_secs_f64() * harmonic(running),
+        1 => model.demand.drain.as_secs_f64(),
+        _ => model.demand.drain.as_secs_f64() * harmonic(running),
     }
 }
 
 /// What it costs to go down to `to` from where the model is and to serve again, beyond what it costs
 /// from here.
-#[must_use]
-pub fn round_trip(model: &Model, to: Rung) -> Duration {
+pub(crate) fn round_trip(model: &Model, to: Rung) -> Duration {
     let there = model.costs[to];
     (there.demote + there.promote).saturating_sub(model.costs[model.rung].promote)
 }
 
 /// How long until it serves.
-#[must_use]
-pub fn promotion(model: &Model) -> Duration {
+pub(crate) fn promotion(model: &Model) -> Duration {
     model.costs[model.rung].promote
 }
 
 /// Who goes first among those that wait: requests served per second of loading.
-#[must_use]
-pub fn urgency(model: &Model) -> f64 {
+pub(crate) fn urgency(model: &Model) -> f64 {
     let cost = promotion(model).as_secs_f64();
-    (count(model.queued) + model.rate * cost) / (cost + 1.0)
+    (count(model.demand.queued) + model.demand.rate * cost) / (cost + 1.0)
 }
 
 /// A queue's length in arithmetic.

@@ -13,36 +13,35 @@ const MAX_STEPS: usize = 20_000;
 
 /// A model that may go.
 #[derive(Clone, Debug)]
-pub struct Candidate {
+pub(crate) struct Candidate {
     /// On which of the devices that lack bytes it is, one bit each.
-    pub devices: u32,
+    pub(crate) devices: u32,
     /// How deep it may go.
-    pub options: Vec<Choice>,
+    pub(crate) options: Vec<Choice>,
 }
 
 /// One depth for one victim.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Choice {
+pub(crate) struct Choice {
     /// How deep.
-    pub to: Rung,
+    pub(crate) to: Rung,
     /// Bytes that are then free on each of its devices.
-    pub frees: u64,
+    pub(crate) frees: u64,
     /// What that costs, in seconds; finite and not negative.
-    pub value: f64,
+    pub(crate) value: f64,
 }
 
 /// Who goes how deep: indices of candidates in ascending order.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Victims {
+pub(crate) struct Victims {
     /// The victims.
-    pub chosen: Vec<(usize, Choice)>,
+    pub(crate) chosen: Vec<(usize, Choice)>,
     /// What they are worth together.
-    pub value: f64,
+    pub(crate) value: f64,
 }
 
 /// The cheapest choice that frees `needs[d]` bytes of each device. None if all of them do not.
-#[must_use]
-pub fn cheapest(candidates: &[Candidate], needs: &[u64]) -> Option<Victims> {
+pub(crate) fn cheapest(candidates: &[Candidate], needs: &[u64]) -> Option<Victims> {
     let mut search = Search::new(candidates);
     search.descend(0, needs, 0.0);
     let mut best = search.best?;

@@ -136,10 +136,10 @@ async fn engine_that_is_new_in_the_configuration_comes_beside_those_that_serve()
 async fn model_that_is_to_start_with_the_server_from_now_on_starts_now() {
     let rig = Rig::prepared(lazy()).await;
     reconfigure(&rig, lazy());
-    assert_eq!(rig.claim("m").await.state, State::Cold);
+    assert_eq!(rig.demand("m").await.state, State::Cold);
     reconfigure(&rig, params());
     let waiting = State::Waiting { from: Rung::Cold };
-    assert_eq!(rig.claim("m").await.state, waiting);
+    assert_eq!(rig.demand("m").await.state, waiting);
 }
 
 #[actix_rt::test]
@@ -148,7 +148,7 @@ async fn pin_of_an_operator_outlives_a_file_that_says_the_same_as_before() {
     rig.target(Target::Pin(true));
     reconfigure(&rig, params());
     pass(SECOND).await;
-    assert!(rig.claim("m").await.is_pinned);
+    assert!(rig.demand("m").await.is_pinned);
     let pinned = Params {
         is_pinned: true,
         ..params()
@@ -166,11 +166,11 @@ async fn model_that_was_unloaded_stays_so_when_the_configuration_is_read_again()
     rig.hears("m/1 stop").await;
     rig.exited(1, FailureClass::Stopped);
     reconfigure(&rig, revised(&["m"], 2));
-    assert_eq!(rig.claim("m").await.state, State::Cold);
+    assert_eq!(rig.demand("m").await.state, State::Cold);
     rig.prepare("m", 2, "v2");
     rig.hears("m registers").await;
     pass(SECOND).await;
-    assert_eq!(rig.claim("m").await.state, State::Cold);
+    assert_eq!(rig.demand("m").await.state, State::Cold);
 }
 
 #[actix_rt::test]

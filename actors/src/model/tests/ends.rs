@@ -48,8 +48,8 @@ async fn draining_model_ends_what_sleeps_and_brings_nothing_back() {
     rig.exited(1, FailureClass::Stopped);
     rig.prefetch("m");
     rig.hears_nothing_for(SECOND).await;
-    let claim = rig.claim("m").await;
-    assert_eq!((claim.state, claim.may_prefetch), (State::Cold, false));
+    let demand = rig.demand("m").await;
+    assert_eq!((demand.state, demand.may_prefetch), (State::Cold, false));
 }
 
 #[actix_rt::test]
@@ -58,15 +58,15 @@ async fn draining_model_has_no_target() {
     rig.sleep(Rung::L1).await;
     rig.target(Target::Load);
     assert_eq!(
-        rig.claim("m").await.state,
+        rig.demand("m").await.state,
         State::Waiting { from: Rung::L1 }
     );
     drain(&rig, DEADLINE);
     rig.hears("m/1 stop").await;
     rig.exited(1, FailureClass::Stopped);
-    assert_eq!(rig.claim("m").await.state, State::Cold);
+    assert_eq!(rig.demand("m").await.state, State::Cold);
     rig.hears_nothing_for(SECOND).await;
-    assert_eq!(rig.claim("m").await.state, State::Cold);
+    assert_eq!(rig.demand("m").await.state, State::Cold);
 }
 
 #[actix_rt::test]
@@ -77,10 +77,10 @@ async fn engine_that_crashes_while_it_drains_is_not_started_again() {
     rig.exited(1, FailureClass::Crashed);
     drop(running);
     pass(10 * SECOND).await;
-    assert_eq!(rig.claim("m").await.state, State::Cold);
+    assert_eq!(rig.demand("m").await.state, State::Cold);
     rig.prepare("m", 1, "v1");
     rig.hears("m registers").await;
-    assert_eq!(rig.claim("m").await.state, State::Cold);
+    assert_eq!(rig.demand("m").await.state, State::Cold);
 }
 
 #[actix_rt::test]
@@ -116,7 +116,7 @@ async fn removed_model_forgets_what_operators_wanted_and_rolls_nothing() {
     rig.hears("m is removed").await;
     let state = rig.state().await;
     assert_eq!((state.state, state.engines[0].target), (State::Cold, None));
-    assert!(!rig.claim("m").await.may_prefetch);
+    assert!(!rig.demand("m").await.may_prefetch);
 }
 
 #[actix_rt::test]
@@ -155,12 +155,12 @@ async fn model_that_comes_to_be_prepared_while_it_ends_is_not_started() {
     let draining = Rig::new(params());
     drain(&draining, DEADLINE);
     draining.prepare("m", 1, "v1");
-    assert_eq!(draining.claim("m").await.state, State::Cold);
+    assert_eq!(draining.demand("m").await.state, State::Cold);
     drop(draining);
     let removed = Rig::new(params());
     removed.model.do_send(Remove);
     removed.prepare("m", 1, "v1");
-    assert_eq!(removed.claim("m").await.state, State::Cold);
+    assert_eq!(removed.demand("m").await.state, State::Cold);
 }
 
 #[actix_rt::test]
@@ -186,7 +186,7 @@ async fn draining_model_asks_for_no_place_though_requests_wait() {
     drain(&rig, DEADLINE);
     rig.exited(1, FailureClass::Stopped);
     pass(SECOND).await;
-    assert_eq!(rig.claim("m").await.state, State::Cold);
+    assert_eq!(rig.demand("m").await.state, State::Cold);
 }
 
 #[actix_rt::test]

@@ -72,7 +72,7 @@ async fn five_failures_break_a_model_and_after_a_pause_it_gets_one_more_try() {
     };
     assert_eq!(refusal(waits).await, why);
     assert_eq!(refusal(rig.ask()).await, why);
-    assert_eq!(rig.claim("m").await.queued, 0);
+    assert_eq!(rig.demand("m").await.queued, 0);
     let paused = rig.until_it_waits("m").await;
     assert!((BROKEN..BROKEN + SECOND).contains(&paused), "{paused:?}");
     let waits = rig.ask();

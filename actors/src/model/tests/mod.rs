@@ -18,7 +18,7 @@ use kvwarden_policy::{
     cost::RequestSize,
     failure::FailureClass,
     lifecycle::{Phase, Rung, Rungs, State},
-    residency::Costs,
+    residency::{self, Costs},
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -30,9 +30,9 @@ use crate::{
     Answer, Permit, Refusal, Terms, Ticket,
     engine::{Attached, Endpoint, EngineEnd, EngineKind, EngineSpec, News, Order, Transition},
     protocol::{
-        Claim, Demand, Drain, EngineNews, EngineSays, Enqueue, Grant, Preparation, Prepared,
-        Reclaim, Reconfigure, Register, Remove, Removed, Resign, SetTarget, Signal, Snapshot,
-        Spawn, Target, Unregister,
+        Demand, Drain, EngineNews, EngineSays, Enqueue, Grant, Preparation, Prepared, Reclaim,
+        Reconfigure, Register, Remove, Removed, Resign, SetTarget, Signal, Snapshot, Spawn, Target,
+        Unregister,
     },
     tests::{Setup, permit, refusal},
 };
@@ -46,7 +46,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Takes down what a model says, in place of the router and the GPU set.
 struct Listener {
     said: mpsc::UnboundedSender<String>,
-    claims: Rc<RefCell<HashMap<ModelId, Claim>>>,
+    demands: Rc<RefCell<HashMap<ModelId, residency::Demand>>>,
 }
 
 impl Actor for Listener {
@@ -87,8 +87,8 @@ listens! {
 impl Handler<Demand> for Listener {
     type Result = ();
 
-    fn handle(&mut self, Demand { engine, claim }: Demand, _: &mut Context<Self>) {
-        self.claims.borrow_mut().insert(engine, claim);
+    fn handle(&mut self, Demand { engine, demand }: Demand, _: &mut Context<Self>) {
+        self.demands.borrow_mut().insert(engine, demand);
     }
 }
 
@@ -184,7 +184,7 @@ struct Rig {
     model: Addr<Model>,
     listener: Addr<Listener>,
     said: mpsc::UnboundedReceiver<String>,
-    claims: Rc<RefCell<HashMap<ModelId, Claim>>>,
+    demands: Rc<RefCell<HashMap<ModelId, residency::Demand>>>,
     orders: u64,
 }
 
@@ -192,10 +192,10 @@ impl Rig {
     fn new(params: Params) -> Self {
         tokio::time::pause();
         let (says, said) = mpsc::unbounded_channel();
-        let claims = Rc::default();
+        let demands = Rc::default();
         let listener = Listener {
             said: says,
-            claims: Rc::clone(&claims),
+            demands: Rc::clone(&demands),
         };
         let listener = listener.start();
         let peers = Peers {
@@ -210,7 +210,7 @@ impl Rig {
             model: Model::new(params, peers).start(),
             listener,
             said,
-            claims,
+            demands,
             orders: 0,
         }
     }
@@ -371,16 +371,16 @@ impl Rig {
     }
 
     /// What the planner was told last of an engine, with all said until now.
-    async fn claim(&self, engine: &str) -> Claim {
+    async fn demand(&self, engine: &str) -> residency::Demand {
         self.state().await;
         self.listener.send(Heard).await.unwrap();
-        self.claims.borrow()[&ModelId::from(engine)].clone()
+        self.demands.borrow()[&ModelId::from(engine)].clone()
     }
 
     /// Waits until the planner is asked for a place, and says how long that took.
     async fn until_it_waits(&self, engine: &str) -> Duration {
         let begun = Instant::now();
-        while !matches!(self.claim(engine).await.state, State::Waiting { .. }) {
+        while !matches!(self.demand(engine).await.state, State::Waiting { .. }) {
             assert!(begun.elapsed() < DEADLINE, "{:?}", self.state().await);
             pass(Duration::from_millis(50)).await;
         }

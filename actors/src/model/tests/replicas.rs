@@ -58,9 +58,9 @@ async fn request_wakes_the_engine_that_is_closest_to_serving() {
     let _waits = rig.ask();
     pass(SECOND).await;
     let waiting = State::Waiting { from: Rung::L2 };
-    assert_eq!(rig.claim("m#2").await.state, waiting);
-    assert_eq!(rig.claim("m").await.state, State::Cold, "one is enough");
-    assert_eq!(rig.claim("m#2").await.asked_at, None, "said of the first");
+    assert_eq!(rig.demand("m#2").await.state, waiting);
+    assert_eq!(rig.demand("m").await.state, State::Cold, "one is enough");
+    assert_eq!(rig.demand("m#2").await.asked_at, None, "said of the first");
 }
 
 #[actix_rt::test]
@@ -76,7 +76,7 @@ async fn request_wakes_no_engine_that_the_configuration_has_no_more() {
     }));
     let _waits = rig.ask();
     let waiting = State::Waiting { from: Rung::Cold };
-    assert_eq!(rig.claim("m#2").await.state, waiting);
+    assert_eq!(rig.demand("m#2").await.state, waiting);
     assert_eq!(rig.engine("m").await.state, State::Cold);
 }
 

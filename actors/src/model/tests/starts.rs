@@ -7,14 +7,14 @@ use crate::engine::saved_kv::Kept;
 async fn prepared_model_asks_for_a_place_and_starts_once_where_it_gets_one() {
     let mut rig = Rig::prepared(params()).await;
     let waiting = State::Waiting { from: Rung::Cold };
-    assert_eq!(rig.claim("m").await.state, waiting);
+    assert_eq!(rig.demand("m").await.state, waiting);
     rig.hears_nothing_for(SECOND).await;
     rig.grant("m");
     rig.hears("m/1 spawn v1 on gpu0").await;
-    assert_eq!(rig.claim("m").await.order, 1);
+    assert_eq!(rig.demand("m").await.order, 1);
     rig.grant("m");
     assert_eq!(
-        rig.claim("m").await.order,
+        rig.demand("m").await.order,
         2,
         "what is done is not asked for again"
     );
@@ -38,20 +38,20 @@ async fn engine_registers_with_what_its_moves_were_measured_to_cost() {
 async fn model_that_nobody_asked_for_stays_cold_whatever_it_is_granted() {
     let mut rig = Rig::prepared(lazy()).await;
     rig.grant("m");
-    let claim = rig.claim("m").await;
-    assert_eq!((claim.state, claim.order), (State::Cold, 1));
+    let demand = rig.demand("m").await;
+    assert_eq!((demand.state, demand.order), (State::Cold, 1));
     rig.hears_nothing_for(SECOND).await;
     let answer = rig.ask();
-    let claim = rig.claim("m").await;
-    assert_eq!(claim.state, State::Waiting { from: Rung::Cold });
+    let demand = rig.demand("m").await;
+    assert_eq!(demand.state, State::Waiting { from: Rung::Cold });
     pass(SECOND).await;
-    let claim = rig.claim("m").await;
-    assert!(is_about(claim.oldest_wait, SECOND), "{claim:?}");
-    assert_eq!(claim.queued, 1);
+    let demand = rig.demand("m").await;
+    assert!(is_about(demand.oldest_wait, SECOND), "{demand:?}");
+    assert_eq!(demand.queued, 1);
     rig.start("m", 1).await;
     assert_eq!(generation(&permit(answer).await), 1);
     pass(SECOND).await;
-    assert_eq!(rig.claim("m").await.queued, 0);
+    assert_eq!(rig.demand("m").await.queued, 0);
 }
 
 #[actix_rt::test]
@@ -104,7 +104,7 @@ async fn inherited_engine_that_sleeps_is_left_asleep_until_somebody_asks() {
     rig.hears_nothing_for(SECOND).await;
     assert_eq!(rig.state().await.state, State::Asleep { rung });
     let answer = rig.ask();
-    assert_eq!(rig.claim("m").await.state, State::Waiting { from: rung });
+    assert_eq!(rig.demand("m").await.state, State::Waiting { from: rung });
     rig.grant("m");
     rig.hears("m/7 wake from L1").await;
     rig.news("m", 7, News::Woken);
@@ -128,11 +128,11 @@ async fn inherited_engine_that_proves_useless_is_no_failure_and_the_next_start_i
 #[actix_rt::test]
 async fn engine_loaded_ahead_is_a_hit_once_somebody_asks() {
     let mut rig = Rig::prepared(lazy()).await;
-    assert!(rig.claim("m").await.may_prefetch);
+    assert!(rig.demand("m").await.may_prefetch);
     rig.prefetch("m");
     rig.hears("m/1 spawn v1 on gpu0").await;
     rig.ready("m", 1);
-    assert!(!rig.claim("m").await.may_prefetch);
+    assert!(!rig.demand("m").await.may_prefetch);
     rig.prefetch("m");
     let counts = |state: ModelState| (state.record.prefetches, state.record.prefetch_hits);
     assert_eq!(counts(rig.state().await), (1, 0));
@@ -166,7 +166,7 @@ async fn what_nobody_can_tell_to_be_needed_is_not_loaded_ahead() {
     };
     for params in [with_ttl, with_two] {
         let mut rig = Rig::prepared(params).await;
-        assert!(!rig.claim("m").await.may_prefetch);
+        assert!(!rig.demand("m").await.may_prefetch);
         rig.prefetch("m");
         rig.hears_nothing_for(SECOND).await;
         let state = rig.state().await;

@@ -7,9 +7,9 @@ async fn reclaimed_engine_lets_its_requests_end_and_takes_no_new_ones() {
     let mut rig = Rig::serving(params()).await;
     let running = permit(rig.ask()).await;
     rig.reclaim("m", Rung::Cold);
-    let claim = rig.claim("m").await;
-    assert_eq!(claim.state, State::Draining { to: Rung::Cold });
-    assert_eq!((claim.order, claim.in_flight), (rig.orders, 1));
+    let demand = rig.demand("m").await;
+    assert_eq!(demand.state, State::Draining { to: Rung::Cold });
+    assert_eq!((demand.order, demand.in_flight), (rig.orders, 1));
     let mut waiting = rig.ask();
     rig.reclaim("m", Rung::Cold);
     rig.hears_nothing_for(SECOND).await;
@@ -31,8 +31,8 @@ async fn engine_sleeps_wakes_for_a_request_and_serves_once_it_has_proved_itself(
     rig.sleep(Rung::L1).await;
     rig.hears_nothing_for(SECOND).await;
     let mut answer = rig.ask();
-    let claim = rig.claim("m").await;
-    assert_eq!(claim.state, State::Waiting { from: Rung::L1 });
+    let demand = rig.demand("m").await;
+    assert_eq!(demand.state, State::Waiting { from: Rung::L1 });
     rig.grant("m");
     rig.hears("m/1 wake from L1").await;
     rig.news("m", 1, News::Woken);
@@ -74,7 +74,7 @@ async fn engine_that_does_not_give_its_memory_back_is_stopped_and_never_sent_the
     let state = rig.state().await;
     assert_eq!((state.state, state.record.failures), (State::Cold, 0));
     assert_eq!(state.record.note.unwrap(), "the memory stays taken");
-    assert!(!rig.claim("m").await.rungs.contains(Rung::L1));
+    assert!(!rig.demand("m").await.rungs.contains(Rung::L1));
     assert!(state.engines[0].barred.contains(Rung::L1));
 }
 
@@ -113,9 +113,9 @@ async fn pinned_engine_stays_and_its_order_counts_as_dealt_with() {
     })
     .await;
     rig.reclaim("m", Rung::Cold);
-    let claim = rig.claim("m").await;
-    assert_eq!((claim.state, claim.order), (State::Ready, rig.orders));
-    assert!(claim.is_pinned);
+    let demand = rig.demand("m").await;
+    assert_eq!((demand.state, demand.order), (State::Ready, rig.orders));
+    assert!(demand.is_pinned);
     rig.hears_nothing_for(SECOND).await;
     assert_eq!(rig.state().await.record.reclaimed, 0);
     rig.target(Target::Pin(false));
@@ -131,21 +131,21 @@ async fn planner_hears_how_long_nobody_has_wanted_a_model_and_how_long_its_reque
     })
     .await;
     pass(10 * SECOND).await;
-    let claim = rig.claim("m").await;
-    assert_eq!((claim.asked_at, claim.idle_ttl), (None, Some(BROKEN)));
-    assert!(is_about(claim.idle_for, 10 * SECOND), "{claim:?}");
+    let demand = rig.demand("m").await;
+    assert_eq!((demand.asked_at, demand.idle_ttl), (None, Some(BROKEN)));
+    assert!(is_about(demand.idle_for, 10 * SECOND), "{demand:?}");
     let running = permit(rig.ask()).await;
     let asked = Instant::now();
     pass(13 * SECOND).await;
-    let claim = rig.claim("m").await;
-    assert!(is_about(claim.idle_for, 13 * SECOND), "{claim:?}");
+    let demand = rig.demand("m").await;
+    assert!(is_about(demand.idle_for, 13 * SECOND), "{demand:?}");
     drop(running);
     pass(SECOND).await;
-    let claim = rig.claim("m").await;
-    assert_eq!(claim.asked_at, Some(asked.into_std()));
-    assert!(is_about(claim.idle_for, SECOND), "{claim:?}");
+    let demand = rig.demand("m").await;
+    assert_eq!(demand.asked_at, Some(asked.into_std()));
+    assert!(is_about(demand.idle_for, SECOND), "{demand:?}");
     // An eighth of 13 s, and the rest of the 5 s that are assumed.
-    assert!(is_about(claim.drain, 6 * SECOND), "{claim:?}");
-    assert!(claim.rate > 0.0);
+    assert!(is_about(demand.drain, 6 * SECOND), "{demand:?}");
+    assert!(demand.rate > 0.0);
     rig.hears_nothing_for(SECOND).await;
 }

@@ -60,13 +60,13 @@ async fn operator_waits_for_a_place_like_a_request() {
     rig.sleep(Rung::L1).await;
     rig.target(Target::Load);
     assert_eq!(
-        rig.claim("m").await.state,
+        rig.demand("m").await.state,
         State::Waiting { from: Rung::L1 }
     );
     pass(2 * SECOND).await;
-    let claim = rig.claim("m").await;
-    assert!(is_about(claim.oldest_wait, 2 * SECOND), "{claim:?}");
-    assert_eq!(claim.queued, 0);
+    let demand = rig.demand("m").await;
+    assert!(is_about(demand.oldest_wait, 2 * SECOND), "{demand:?}");
+    assert_eq!(demand.queued, 0);
     rig.grant("m");
     rig.hears("m/1 wake from L1").await;
 }
@@ -80,7 +80,7 @@ async fn engine_that_is_being_stopped_is_loaded_again_at_its_end() {
     rig.exited(1, FailureClass::Stopped);
     let waiting = State::Waiting { from: Rung::Cold };
     assert_eq!(
-        rig.claim("m").await.state,
+        rig.demand("m").await.state,
         waiting,
         "at once, not at the next tick"
     );
@@ -94,7 +94,7 @@ async fn model_that_an_operator_put_away_is_not_loaded_ahead_until_somebody_asks
     rig.target(Target::Sleep(Rung::Cold));
     rig.hears("m/1 stop").await;
     rig.exited(1, FailureClass::Stopped);
-    assert!(!rig.claim("m").await.may_prefetch);
+    assert!(!rig.demand("m").await.may_prefetch);
     rig.prefetch("m");
     rig.hears_nothing_for(SECOND).await;
     drop(rig.ask());
@@ -105,7 +105,7 @@ async fn model_that_an_operator_put_away_is_not_loaded_ahead_until_somebody_asks
     rig.reclaim("m", Rung::Cold);
     rig.hears("m/2 stop").await;
     rig.exited(2, FailureClass::Stopped);
-    assert!(rig.claim("m").await.may_prefetch);
+    assert!(rig.demand("m").await.may_prefetch);
 }
 
 #[actix_rt::test]
@@ -126,6 +126,6 @@ async fn target_set_before_a_model_is_here_decides_instead_of_its_configuration(
     rig.target(Target::Sleep(Rung::Cold));
     rig.prepare("m", 1, "v1");
     rig.hears("m registers").await;
-    assert_eq!(rig.claim("m").await.state, State::Cold);
+    assert_eq!(rig.demand("m").await.state, State::Cold);
     rig.hears_nothing_for(SECOND).await;
 }

@@ -4,3 +4,4 @@ mod exact;
 mod goals;
 mod plans;
 mod traces;
+mod tracker;

@@ -6,12 +6,10 @@ use proptest::prelude::*;
 
 use crate::{
     DeviceId,
-    lifecycle::{Rung, Rungs},
+    lifecycle::{Rung, State},
     residency::{
-        Action, ByRung, Cost, Device, Forecast, Ledger, Limits, Model, Settings, Snapshot, Until,
-        Why,
-        placement::{NeverFits, never_fits},
-        plan,
+        Action, ByRung, Cost, Demand, Device, Forecast, Ledger, Limits, Model, Settings, Snapshot,
+        Until, Why, plan,
     },
 };
 
@@ -33,7 +31,6 @@ fn model(name: &str, gib: u64) -> Model {
         id: name.into(),
         rung: Rung::Cold,
         is_changing: false,
-        is_wanted: false,
         devices: Vec::new(),
         width: 1,
         allowed: Vec::new(),
@@ -43,28 +40,23 @@ fn model(name: &str, gib: u64) -> Model {
             Rung::L1 | Rung::L2 => 1,
             Rung::Cold => 0,
         }),
-        rungs: Rungs::default(),
         costs: ByRung::from_fn(|rung| Cost {
             demote: Duration::ZERO,
             promote: SECOND * [0, 1, 3, 5, 10][rung as usize],
         }),
-        drain: SECOND,
-        in_flight: 0,
-        queued: 0,
-        rent: 0.0,
-        oldest_wait: Duration::ZERO,
-        rate: 0.0,
-        soon: 0.0,
         next: Forecast::default(),
-        may_prefetch: true,
         is_promised: false,
-        is_pinned: false,
-        idle_for: Duration::ZERO,
-        idle_ttl: None,
+        demand: Demand {
+            state: State::Cold,
+            drain: SECOND,
+            may_prefetch: true,
+            ..Demand::default()
+        },
     }
 }
 
 fn ready(name: &str, gib: u64, on: &[usize]) -> Model {
+    let cold = model(name, gib);
     Model {
         rung: Rung::Ready,
         devices: on
@@ -72,19 +64,21 @@ fn ready(name: &str, gib: u64, on: &[usize]) -> Model {
             .map(|index| format!("gpu-{index}").into())
             .collect(),
         width: on.len(),
-        rate: 0.1,
-        soon: 0.25,
-        ..model(name, gib)
+        demand: Demand {
+            state: State::Ready,
+            rate: 0.1,
+            soon: 0.25,
+            ..cold.demand
+        },
+        ..cold
     }
 }
 
 fn wanted(name: &str, gib: u64) -> Model {
-    Model {
-        is_wanted: true,
-        queued: 1,
-        rate: 0.1,
-        ..model(name, gib)
-    }
+    let mut model = model(name, gib);
+    model.demand.state = State::Waiting { from: Rung::Cold };
+    (model.demand.queued, model.demand.rate) = (1, 0.1);
+    model
 }
 
 /// Devices are as full as these models make them.
@@ -145,7 +139,7 @@ fn a_tensor_parallel_model_takes_several_devices_at_once() {
 #[test]
 fn a_victim_goes_no_deeper_than_it_has_to() {
     let mut victim = ready("a", 60, &[0]);
-    victim.rungs = [Rung::Parked, Rung::L1].into_iter().collect();
+    victim.demand.rungs = [Rung::Parked, Rung::L1].into_iter().collect();
     for (gib, depth) in [(40, Rung::Parked), (70, Rung::L1), (80, Rung::Cold)] {
         let snapshot = snapshot(1, vec![victim.clone(), wanted("b", gib)]);
         let demoted = Action::Demote {
@@ -160,15 +154,15 @@ fn a_victim_goes_no_deeper_than_it_has_to() {
 #[test]
 fn a_busy_victim_is_let_be_until_the_wait_is_too_long() {
     let mut busy = ready("a", 60, &[0]);
-    (busy.in_flight, busy.rate) = (8, 2.0);
+    (busy.demand.in_flight, busy.demand.rate) = (8, 2.0);
     let mut waits = wanted("b", 60);
-    waits.rent = 20.0;
+    waits.demand.rent = 20.0;
     let wait = Action::Wait {
         model: "b".into(),
         until: Until::Worth,
     };
     assert_eq!(only(&snapshot(1, vec![busy.clone(), waits.clone()])), wait);
-    waits.oldest_wait = Settings::default().max_wait(SECOND * 10);
+    waits.demand.oldest_wait = Settings::default().max_wait(SECOND * 10);
     let barrier = Action::Demote {
         model: "a".into(),
         to: Rung::Cold,
@@ -181,7 +175,8 @@ fn a_busy_victim_is_let_be_until_the_wait_is_too_long() {
 fn room_that_was_made_for_a_model_is_its_own_though_others_are_more_urgent() {
     let mut rare = wanted("rare", 60);
     let mut hot = wanted("hot", 60);
-    (hot.queued, hot.rate, hot.oldest_wait) = (20, 2.0, SECOND * 1000);
+    let demand = &mut hot.demand;
+    (demand.queued, demand.rate, demand.oldest_wait) = (20, 2.0, SECOND * 1000);
     let first = |models: Vec<Model>| starts(&snapshot(1, models)).remove(0).0;
     assert_eq!(first(vec![rare.clone(), hot.clone()]), "hot");
     rare.is_promised = true;
@@ -243,9 +238,15 @@ fn nobody_is_loaded_ahead_while_it_may_harm() {
         assert_eq!(plan(&snapshot).orders().count(), 0, "{what}");
     };
     quiet("switched off", &|it| it.settings.prefetch = false);
-    quiet("not allowed", &|it| it.models[1].may_prefetch = false);
-    quiet("the victim is busy", &|it| it.models[0].in_flight = 1);
-    quiet("the victim is pinned", &|it| it.models[0].is_pinned = true);
+    quiet("not allowed", &|it| {
+        it.models[1].demand.may_prefetch = false
+    });
+    quiet("the victim is busy", &|it| {
+        it.models[0].demand.in_flight = 1
+    });
+    quiet("the victim is pinned", &|it| {
+        it.models[0].demand.is_pinned = true
+    });
     quiet("the device changes", &|it| it.devices[0].is_changing = true);
     quiet("the victim comes first", &|it| {
         it.models[0].next = Forecast::sure(20.0);
@@ -262,11 +263,9 @@ fn nobody_is_loaded_ahead_while_it_may_harm() {
         it.devices[1].taken = it.models[2].bytes[Rung::Ready];
     });
     quiet("somebody waits", &|it| {
-        it.models.push(Model {
-            is_wanted: true,
-            queued: 1,
-            ..model("waits", 200)
-        });
+        let mut waits = wanted("waits", 200);
+        waits.demand.rate = 0.0;
+        it.models.push(waits);
     });
 }
 
@@ -276,11 +275,9 @@ fn who_waits_while_others_go_down_for_it_drives_nobody_else_out() {
         is_changing: true,
         ..ready("going", 60, &[0])
     };
-    let waits = Model {
-        is_promised: true,
-        rent: 1e6,
-        ..wanted("waits", 60)
-    };
+    let mut waits = wanted("waits", 60);
+    waits.is_promised = true;
+    waits.demand.rent = 1e6;
     let mut two = snapshot(2, vec![going, ready("beside", 60, &[1]), waits]);
     two.devices[0].is_changing = true;
     let wait = Action::Wait {
@@ -293,9 +290,9 @@ fn who_waits_while_others_go_down_for_it_drives_nobody_else_out() {
 #[test]
 fn a_pinned_model_stays_whoever_waits() {
     let mut pinned = ready("a", 60, &[0]);
-    pinned.is_pinned = true;
+    pinned.demand.is_pinned = true;
     let mut waits = wanted("b", 60);
-    waits.oldest_wait = SECOND * 10_000;
+    waits.demand.oldest_wait = SECOND * 10_000;
     let wait = Action::Wait {
         model: "b".into(),
         until: Until::Room,
@@ -306,9 +303,10 @@ fn a_pinned_model_stays_whoever_waits() {
 #[test]
 fn a_sleeper_that_cannot_wake_where_it_is_moves() {
     let mut pinned = ready("a", 60, &[0]);
-    pinned.is_pinned = true;
+    pinned.demand.is_pinned = true;
     let mut sleeper = ready("b", 60, &[0]);
-    (sleeper.rung, sleeper.is_wanted, sleeper.queued) = (Rung::L1, true, 1);
+    (sleeper.rung, sleeper.demand.queued) = (Rung::L1, 1);
+    sleeper.demand.state = State::Waiting { from: Rung::L1 };
     let stuck = Action::Demote {
         model: "b".into(),
         to: Rung::Cold,
@@ -320,7 +318,7 @@ fn a_sleeper_that_cannot_wake_where_it_is_moves() {
 #[test]
 fn who_is_overdue_keeps_devices_from_being_taken_while_one_of_them_changes() {
     let mut large = wanted("large", 70);
-    (large.width, large.oldest_wait) = (2, SECOND * 1000);
+    (large.width, large.demand.oldest_wait) = (2, SECOND * 1000);
     let mut changing = snapshot(2, vec![large, wanted("small", 10)]);
     changing.devices[0].is_changing = true;
     assert_eq!(starts(&changing), []);
@@ -338,28 +336,13 @@ fn nothing_starts_on_a_device_whose_memory_did_not_come_back() {
 #[test]
 fn a_model_that_nobody_wanted_for_long_is_stopped() {
     let mut idle = ready("a", 60, &[0]);
-    (idle.idle_ttl, idle.idle_for) = (Some(SECOND * 60), SECOND * 60);
+    (idle.demand.idle_ttl, idle.demand.idle_for) = (Some(SECOND * 60), SECOND * 60);
     let stopped = Action::Demote {
         model: "a".into(),
         to: Rung::Cold,
         why: Why::Idle,
     };
     assert_eq!(only(&snapshot(1, vec![idle])), stopped);
-}
-
-#[test]
-fn what_can_never_fit_is_told() {
-    let devices = snapshot(2, Vec::new()).devices;
-    assert_eq!(never_fits(&model("a", 80), &devices), None);
-    let too_large = NeverFits::Bytes {
-        wanted: 81,
-        have: 80,
-    };
-    assert_eq!(never_fits(&model("a", 81), &devices), Some(too_large));
-    let mut wide = model("a", 1);
-    wide.width = 4;
-    let too_wide = NeverFits::Devices { wanted: 4, have: 2 };
-    assert_eq!(never_fits(&wide, &devices), Some(too_wide));
 }
 
 #[test]
@@ -385,8 +368,8 @@ fn the_larger_of_what_is_charged_and_what_is_measured_counts() {
 fn calm_snapshot() -> impl Strategy<Value = Snapshot> {
     (any_snapshot(), 0..12_usize).prop_map(|(mut snapshot, next)| {
         for (index, model) in snapshot.models.iter_mut().enumerate() {
-            (model.is_wanted, model.is_changing) = (false, false);
-            (model.queued, model.oldest_wait) = (0, Duration::ZERO);
+            (model.demand.state, model.is_changing) = (State::Cold, false);
+            (model.demand.queued, model.demand.oldest_wait) = (0, Duration::ZERO);
             if index == next {
                 model.next = Forecast::sure(60.0);
             }
@@ -421,12 +404,17 @@ fn any_snapshot() -> impl Strategy<Value = Snapshot> {
             } else {
                 ready(&name, gib, &on)
             };
-            model.rungs = Rung::ALL.into_iter().collect();
-            (model.rung, model.width, model.rate) = (rung, on.len(), rate);
-            (model.is_pinned, model.is_changing) = (is_pinned, is_changing && rung != Rung::Cold);
-            model.in_flight = if rung == Rung::Ready { in_flight } else { 0 };
-            (model.queued, model.is_wanted) = (queued, is_wanted && rung != Rung::Ready);
-            model.oldest_wait = SECOND * u32::try_from(waits).unwrap();
+            (model.rung, model.width) = (rung, on.len());
+            model.is_changing = is_changing && rung != Rung::Cold;
+            let demand = &mut model.demand;
+            if is_wanted && rung != Rung::Ready {
+                demand.state = State::Waiting { from: rung };
+            }
+            demand.rungs = Rung::ALL.into_iter().collect();
+            (demand.rate, demand.is_pinned) = (rate, is_pinned);
+            demand.in_flight = if rung == Rung::Ready { in_flight } else { 0 };
+            demand.queued = queued;
+            demand.oldest_wait = SECOND * u32::try_from(waits).unwrap();
             made.push(model);
         }
         let mut snapshot = snapshot(devices, made);
@@ -450,7 +438,7 @@ proptest! {
                 Action::Start { model, devices } => {
                     let model = find(&model);
                     let is_expected = model.next != Forecast::default();
-                    prop_assert!((model.is_wanted || is_expected) && !model.is_changing);
+                    prop_assert!((model.is_wanted() || is_expected) && !model.is_changing);
                     prop_assert_eq!(devices.len(), model.width);
                     for id in devices {
                         let device = device(&id);
@@ -462,15 +450,15 @@ proptest! {
                 }
                 Action::Demote { model, to, .. } => {
                     let model = find(&model);
-                    prop_assert!(to > model.rung && model.rungs.contains(to));
-                    prop_assert!(!model.is_pinned || model.is_wanted, "a pinned victim");
+                    prop_assert!(to > model.rung && model.demand.rungs.contains(to));
+                    prop_assert!(!model.demand.is_pinned || model.is_wanted(), "a pinned victim");
                     prop_assert!(!model.is_changing);
                     for id in &model.devices {
                         prop_assert!(!device(id).is_changing);
                     }
                     touched.extend(model.devices.iter().cloned());
                 }
-                Action::Wait { model, .. } => prop_assert!(find(&model).is_wanted),
+                Action::Wait { model, .. } => prop_assert!(find(&model).is_wanted()),
             }
         }
         prop_assert_eq!(plan(&snapshot), plan(&snapshot));

@@ -21,8 +21,8 @@ use crate::{
     failure::FailureClass,
     lifecycle::{Effect, Event, Lifecycle, Rung, Rungs, State},
     residency::{
-        Action, ByRung, Costs, Forecast, Ledger, Limits, Model, Plan, Rate, Settings, Snapshot,
-        Succession,
+        Action, ByRung, Costs, Demand, Forecast, Ledger, Limits, Model, Plan, Rate, Settings,
+        Snapshot, Succession,
     },
 };
 
@@ -424,26 +424,29 @@ impl Engine {
             id: spec.id.clone(),
             rung: self.rung,
             is_changing: self.is_changing(),
-            is_wanted: matches!(self.life.state(), State::Waiting { .. }),
             devices: self.devices.clone(),
             width: spec.width,
             allowed: spec.allowed.clone(),
             bytes: spec.bytes,
-            rungs: spec.rungs,
             costs: spec.costs,
-            drain: Duration::from_secs_f64(self.mean_service),
-            in_flight: self.in_flight,
-            queued: self.queue.len(),
-            rent: self.queue.iter().map(waits).sum(),
-            oldest_wait: oldest.unwrap_or_default(),
-            rate: self.rate.per_second(now),
-            soon: self.rate.soon(now),
             is_promised: self.is_promised,
             next: Forecast::default(),
-            may_prefetch: spec.idle_ttl.is_none(),
-            is_pinned: spec.is_pinned,
-            idle_for: now - last,
-            idle_ttl: spec.idle_ttl,
+            demand: Demand {
+                state: self.life.state(),
+                rungs: spec.rungs,
+                drain: Duration::from_secs_f64(self.mean_service),
+                in_flight: self.in_flight,
+                queued: self.queue.len(),
+                rent: self.queue.iter().map(waits).sum(),
+                oldest_wait: oldest.unwrap_or_default(),
+                rate: self.rate.per_second(now),
+                soon: self.rate.soon(now),
+                may_prefetch: spec.idle_ttl.is_none(),
+                is_pinned: spec.is_pinned,
+                idle_for: now - last,
+                idle_ttl: spec.idle_ttl,
+                ..Demand::default()
+            },
         }
     }
 }

@@ -223,9 +223,9 @@ impl Policy {
         let mut waiting: Vec<&Model> = snapshot
             .models
             .iter()
-            .filter(|model| model.is_wanted && !model.is_changing)
+            .filter(|model| model.is_wanted() && !model.is_changing)
             .collect();
-        waiting.sort_by_key(|model| std::cmp::Reverse(model.oldest_wait));
+        waiting.sort_by_key(|model| std::cmp::Reverse(model.demand.oldest_wait));
         if self.name == PolicyName::Ollama {
             waiting.truncate(1);
         }
@@ -289,7 +289,9 @@ impl Policy {
         let mut others: Vec<(f64, &Model)> = snapshot
             .models
             .iter()
-            .filter(|other| !other.is_pinned && !other.is_changing && other.rung != Rung::Cold)
+            .filter(|other| {
+                !other.demand.is_pinned && !other.is_changing && other.rung != Rung::Cold
+            })
             .filter(|other| on(other).iter().any(|at| set.contains(at)))
             .map(|other| (self.score(other, position(snapshot, other), now), other))
             .collect();
@@ -316,7 +318,9 @@ impl Policy {
         let book = &self.books[index];
         let age = (now - book.last).as_secs_f64();
         match self.name {
-            PolicyName::Ollama => by_name(index) + if model.in_flight > 0 { 1.0 } else { 0.0 },
+            PolicyName::Ollama => {
+                by_name(index) + if model.demand.in_flight > 0 { 1.0 } else { 0.0 }
+            }
             PolicyName::Lfu => book.uses,
             PolicyName::Gdsf => book.gdsf,
             PolicyName::KvwardenPy => {

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
-use kvwarden_policy::lifecycle::State;
+use kvwarden_policy::{lifecycle::State, residency};
 use tokio::time::Instant;
 
 use super::Model;
-use crate::protocol::{Claim, Demand};
+use crate::protocol::Demand;
 
 impl Model {
     /// Tells where an engine stands and how much it is wanted.
@@ -14,15 +14,15 @@ impl Model {
         if let Some(router) = self.peers.demand.upgrade() {
             router.do_send(Demand {
                 engine: self.replicas[at].engine.clone(),
-                claim: self.claim(at, Instant::now()),
+                demand: self.demand_of(at, Instant::now()),
             });
         }
     }
 
-    fn claim(&self, at: usize, now: Instant) -> Claim {
+    fn demand_of(&self, at: usize, now: Instant) -> residency::Demand {
         let replica = &self.replicas[at];
         let oldest = self.queue.oldest_wait(now.into_std()).unwrap_or_default();
-        Claim {
+        residency::Demand {
             state: replica.life.state(),
             order: replica.order,
             rungs: replica.life.rungs(),

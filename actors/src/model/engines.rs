@@ -229,14 +229,15 @@ impl Handler<Grant> for Model {
     fn handle(&mut self, grant: Grant, ctx: &mut Context<Self>) {
         self.vitals.handled();
         if let Some(at) = self.replica(&grant.engine) {
-            let replica = &mut self.replicas[at];
-            replica.order = grant.order;
-            replica.devices = grant.devices;
+            self.replicas[at].devices = grant.devices;
+            // The order is followed only once it starts: that it waits, said under this order, would
+            // read as that it did not take the place.
             if grant.is_prefetch && self.may_prefetch(at) {
                 self.apply(at, Event::Wanted, ctx);
                 self.replicas[at].record.prefetches += 1;
                 self.replicas[at].is_early = true;
             }
+            self.replicas[at].order = grant.order;
             let event = grant.inherited.map_or(Event::Granted, Event::Inherited);
             self.apply(at, event, ctx);
             self.demand(at);

@@ -46,7 +46,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Takes down what a model says, in place of the router and the GPU set.
 struct Listener {
     said: mpsc::UnboundedSender<String>,
-    demands: Rc<RefCell<HashMap<ModelId, residency::Demand>>>,
+    demands: Rc<RefCell<HashMap<ModelId, Vec<residency::Demand>>>>,
 }
 
 impl Actor for Listener {
@@ -88,7 +88,8 @@ impl Handler<Demand> for Listener {
     type Result = ();
 
     fn handle(&mut self, Demand { engine, demand }: Demand, _: &mut Context<Self>) {
-        self.demands.borrow_mut().insert(engine, demand);
+        let mut demands = self.demands.borrow_mut();
+        demands.entry(engine).or_default().push(demand);
     }
 }
 
@@ -184,7 +185,7 @@ struct Rig {
     model: Addr<Model>,
     listener: Addr<Listener>,
     said: mpsc::UnboundedReceiver<String>,
-    demands: Rc<RefCell<HashMap<ModelId, residency::Demand>>>,
+    demands: Rc<RefCell<HashMap<ModelId, Vec<residency::Demand>>>>,
     orders: u64,
 }
 
@@ -370,11 +371,16 @@ impl Rig {
         engines.into_iter().find(is_it).unwrap()
     }
 
-    /// What the planner was told last of an engine, with all said until now.
-    async fn demand(&self, engine: &str) -> residency::Demand {
+    /// All that the planner was told of an engine until now.
+    async fn demands(&self, engine: &str) -> Vec<residency::Demand> {
         self.state().await;
         self.listener.send(Heard).await.unwrap();
         self.demands.borrow()[&ModelId::from(engine)].clone()
+    }
+
+    /// What the planner was told last of an engine.
+    async fn demand(&self, engine: &str) -> residency::Demand {
+        self.demands(engine).await.pop().unwrap()
     }
 
     /// Waits until the planner is asked for a place, and says how long that took.

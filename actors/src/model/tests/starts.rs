@@ -126,6 +126,19 @@ async fn inherited_engine_that_proves_useless_is_no_failure_and_the_next_start_i
 }
 
 #[actix_rt::test]
+async fn engine_loaded_ahead_follows_its_order_only_when_it_starts() {
+    let mut rig = Rig::prepared(lazy()).await;
+    rig.prefetch("m");
+    rig.hears("m/1 spawn v1 on gpu0").await;
+    let demands = rig.demands("m").await;
+    let waiting = demands.iter().filter(|demand| demand.is_wanted());
+    let under: Vec<u64> = waiting.map(|demand| demand.order).collect();
+    // The tracker would take its place back from one that rests under the order that gave it.
+    assert_eq!(under, [0]);
+    assert_eq!(rig.demand("m").await.order, rig.orders);
+}
+
+#[actix_rt::test]
 async fn engine_loaded_ahead_is_a_hit_once_somebody_asks() {
     let mut rig = Rig::prepared(lazy()).await;
     assert!(rig.demand("m").await.may_prefetch);

@@ -41,7 +41,7 @@ impl FakeTree {
              shift 2\n\
              for arg; do\n\
              shift\n\
-             case $arg in --enable-prompt-tokens-details|--enforce-eager) ;; *) set -- \"$@\" \"$arg\";; esac\n\
+             case $arg in --enable-prompt-tokens-details|--enforce-eager|--distributed-executor-backend|uni) ;; *) set -- \"$@\" \"$arg\";; esac\n\
              done\n\
              exec {} sim-engine --preset tiny \"$@\"\n",
             kvwarden().display()

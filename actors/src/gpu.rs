@@ -17,7 +17,7 @@ use tokio::{sync::mpsc, time::Instant};
 use crate::{
     EngineObserver, PULSE, Router, Vitals, device,
     engine::Order,
-    process::{EngineTask, leadership::Leadership, orphans::Orphan},
+    process::{self, EngineTask, leadership::Leadership, orphans::Orphan},
     protocol::{
         Demand, EngineGone, Grant, Pulse, Reclaim, Register, SetTuning, Signal, Snapshot, Spawn,
         Unregister,
@@ -45,6 +45,21 @@ pub struct Params {
     pub leadership: Leadership,
     /// Who is told what the planner orders.
     pub observer: Arc<dyn EngineObserver>,
+}
+
+impl Params {
+    /// What the task of an engine goes by.
+    fn of_tasks(&self) -> process::Params {
+        process::Params {
+            shim: self.shim.clone(),
+            run_dir: self.run_dir.clone(),
+            log_dir: self.log_dir.clone(),
+            leadership: self.leadership.clone(),
+            orphan_grace: self.tuning.orphan_grace,
+            start_stall_timeout: self.tuning.start_stall_timeout,
+            max_saved_kv: self.tuning.max_saved_kv,
+        }
+    }
 }
 
 /// How engines are swapped and left.
@@ -296,7 +311,7 @@ impl Handler<Spawn> for Gpu {
         };
         self.engines.insert(spawn.engine.clone(), running);
         let task = EngineTask {
-            params: self.params.clone(),
+            params: self.params.of_tasks(),
             gpus: self.reading.names(&spawn.devices),
             bytes: self.tracker.charged(&spawn.engine),
             orphan: self.orphans.remove(&spawn.engine),

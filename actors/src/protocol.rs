@@ -5,7 +5,7 @@
 
 use std::{marker::PhantomData, sync::Arc};
 
-use actix::{Addr, Message, WeakRecipient};
+use actix::{Addr, Message};
 use kvwarden_policy::{
     DeviceId, Generation, ModelId, TenantId,
     cost::RequestSize,
@@ -19,11 +19,13 @@ use tokio::time::Instant;
 
 use crate::{
     Gpu, Held, Model, Spent, Tenant, Ticket,
-    engine::{EngineSpec, News, Order},
+    engine::{EngineSpec, Order},
     gpu, model,
     router::Unnamed,
     tenant,
 };
+
+pub use crate::engine::{EngineGone, EngineNews, Spawn};
 
 // === a request ===
 
@@ -143,22 +145,6 @@ pub struct Reclaim {
     pub to: Rung,
 }
 
-/// Model -> Gpu: start this engine, or take it over if it was left running.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Spawn {
-    /// Which engine.
-    pub engine: ModelId,
-    /// Which start this is.
-    pub generation: Generation,
-    /// What to start.
-    pub spec: Arc<EngineSpec>,
-    /// Where; empty: wherever it likes.
-    pub devices: Vec<DeviceId>,
-    /// Where news of it goes.
-    pub news: WeakRecipient<EngineNews>,
-}
-
 /// Model -> Gpu: an order to a live engine.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -169,28 +155,6 @@ pub struct Signal {
     pub generation: Generation,
     /// What it shall do.
     pub what: Order,
-}
-
-/// Gpu -> Model: what became of an engine.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct EngineNews {
-    /// Which engine.
-    pub engine: ModelId,
-    /// Which start this is about.
-    pub generation: Generation,
-    /// What happened.
-    pub what: News,
-}
-
-/// Engine task -> Gpu: nothing is left of this engine.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct EngineGone {
-    /// Which engine.
-    pub engine: ModelId,
-    /// Which start of it.
-    pub generation: Generation,
 }
 
 /// admin -> Router -> Model: what an operator wants.

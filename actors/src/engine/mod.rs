@@ -32,7 +32,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::engine::probe::Canary;
 pub use dialect::{Dialect, KvOnDisk, KvRoom, Owner, SourceKind};
-pub use order::{EngineEnd, News, Order, Transition};
+pub use order::{EngineEnd, EngineGone, EngineNews, News, Order, Spawn, Transition};
 
 /// An inference engine kvwarden knows how to talk to, by its name in configurations. What there is to
 /// know of it says its [`Dialect`].

@@ -1,13 +1,31 @@
-//! What a live engine is told, and what becomes of it.
+//! What the task of an engine is told, and what it tells.
 
 use std::sync::Arc;
 
+use actix::{Message, WeakRecipient};
 use kvwarden_policy::{
+    DeviceId, Generation, ModelId,
     failure::FailureClass,
     lifecycle::{Phase, Rung},
 };
 
-use super::{Endpoint, saved_kv::Kept};
+use super::{Endpoint, EngineSpec, saved_kv::Kept};
+
+/// Model -> Gpu: start this engine, or take it over if it was left running.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Spawn {
+    /// Which engine.
+    pub engine: ModelId,
+    /// Which start this is.
+    pub generation: Generation,
+    /// What to start.
+    pub spec: Arc<EngineSpec>,
+    /// Where; empty: wherever it likes.
+    pub devices: Vec<DeviceId>,
+    /// Where news of it goes.
+    pub news: WeakRecipient<EngineNews>,
+}
 
 /// What a live engine can be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +57,18 @@ pub enum Transition {
     },
     /// Answer the canary as it did when it was new.
     Verify,
+}
+
+/// Gpu -> Model: what became of an engine.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct EngineNews {
+    /// Which engine.
+    pub engine: ModelId,
+    /// Which start this is about.
+    pub generation: Generation,
+    /// What happened.
+    pub what: News,
 }
 
 /// What can become of an engine.
@@ -89,6 +119,16 @@ pub enum News {
     Saved(Kept),
     /// It ended, and nothing of it is left.
     Exited(EngineEnd),
+}
+
+/// Engine task -> Gpu: nothing is left of this engine.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct EngineGone {
+    /// Which engine.
+    pub engine: ModelId,
+    /// Which start of it.
+    pub generation: Generation,
 }
 
 /// How an engine ended.

@@ -36,12 +36,11 @@ pub mod tree;
 
 use kvwarden_policy::failure::FailureClass;
 
-pub(crate) use task::EngineTask;
 use task::Orders;
+pub(crate) use task::{EngineTask, Params};
 
-use crate::{
-    engine::{EngineEnd, EngineSpec, Launch, News, kv_disk_gc::KvDiskGc, saved_kv},
-    protocol::EngineGone,
+use crate::engine::{
+    EngineEnd, EngineGone, EngineSpec, Launch, News, kv_disk_gc::KvDiskGc, saved_kv,
 };
 
 impl EngineTask {

@@ -43,7 +43,7 @@ impl EngineTask {
             }
         };
         let rungs = rungs::supported(endpoint, launch.flags.rungs).await;
-        if let Some(shelf) = Shelf::of(launch, self.params.tuning.max_saved_kv) {
+        if let Some(shelf) = Shelf::of(launch, self.params.max_saved_kv) {
             self.tell(News::Restored(shelf.restore(endpoint).await));
         }
         Ok(Endpoint {

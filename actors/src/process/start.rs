@@ -9,12 +9,9 @@ use super::{
     handover::{Handover, HandoverState},
     orphans::{self, Orphan},
     shim::ShimSpec,
-    task::EngineTask,
+    task::{EngineTask, Params},
 };
-use crate::{
-    engine::{Endpoint, EngineEnd, Launch, Start},
-    gpu::Params,
-};
+use crate::engine::{Endpoint, EngineEnd, Launch, Start};
 
 /// A running engine, and what is written down of it for a kvwarden that comes after us.
 pub(super) struct Started {
@@ -123,7 +120,9 @@ impl EngineTask {
         // Short, since the path of a Unix socket ends at 107 bytes.
         let short = &token[..8];
         let Params {
-            run_dir, tuning, ..
+            run_dir,
+            orphan_grace,
+            ..
         } = &self.params;
         ShimSpec {
             model: self.spawn.engine.to_string(),
@@ -134,7 +133,7 @@ impl EngineTask {
             socket: run_dir.join(format!("{short}.sock")),
             record: run_dir.join(format!("{short}.json")),
             log: self.log(),
-            orphan_grace: tuning.orphan_grace,
+            orphan_grace: *orphan_grace,
             token,
         }
     }

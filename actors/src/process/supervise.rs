@@ -104,7 +104,7 @@ pub(super) async fn until_end(
 
 /// Waits until the engine should have started: nothing moves in it, or it took too long in any case.
 async fn overdue(task: &EngineTask, shim: Option<ProcessId>, launch: &Launch) -> EngineEnd {
-    let patience = task.params.tuning.start_stall_timeout;
+    let patience = task.params.start_stall_timeout;
     let stalled = async {
         match shim {
             Some(shim) => startup::stalled(patience, shim, task.log()).await,
@@ -276,7 +276,7 @@ impl<'a> Supervisor<'a> {
             (Some(Order::Stop) | None, Stage::Serving) => {
                 self.stage = Stage::Stopping;
                 Box::pin(async move {
-                    if let Some(shelf) = Shelf::of(launch, task.params.tuning.max_saved_kv) {
+                    if let Some(shelf) = Shelf::of(launch, task.params.max_saved_kv) {
                         task.tell(News::Saved(shelf.save(&endpoint).await));
                     }
                     Done::Prepared

@@ -1,23 +1,44 @@
 //! The task of one engine: what it is given and how it tells.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use actix::Recipient;
 use tokio::sync::mpsc;
 
 use super::{
     handover::{Handover, HandoverState},
+    leadership::Leadership,
     orphans::Orphan,
 };
 use crate::{
     device::Reader,
-    engine::{News, Order},
-    gpu::Params,
-    protocol::{EngineGone, EngineNews, Spawn},
+    engine::{EngineGone, EngineNews, News, Order, Spawn},
 };
 
 /// What an engine is told to do.
 pub(super) type Orders = mpsc::UnboundedReceiver<Order>;
+
+/// How engines are run on this node.
+#[derive(Clone, Debug)]
+pub(crate) struct Params {
+    /// The executable that has the subcommand `shim`: our own.
+    pub(crate) shim: PathBuf,
+    /// Where shims listen and keep their records.
+    pub(crate) run_dir: PathBuf,
+    /// Where engines' output goes.
+    pub(crate) log_dir: PathBuf,
+    /// Whether this process decides about engines.
+    pub(crate) leadership: Leadership,
+    /// How long engines outlive us if we die without stopping them.
+    pub(crate) orphan_grace: Duration,
+    /// How long nothing may move in an engine that starts.
+    pub(crate) start_stall_timeout: Duration,
+    /// Bytes of disk for KV that stopped engines leave behind, all models together.
+    pub(crate) max_saved_kv: u64,
+}
 
 /// One engine to run.
 pub(crate) struct EngineTask {
@@ -70,7 +91,7 @@ impl EngineTask {
     /// Writes down what a successor would need, if engines outlive us at all.
     pub(super) async fn note(&self, record: &Path, handover: &mut Handover, state: HandoverState) {
         handover.state = state;
-        if !self.params.tuning.orphan_grace.is_zero() && self.is_leader() {
+        if !self.params.orphan_grace.is_zero() && self.is_leader() {
             handover.write(record).await;
         }
     }

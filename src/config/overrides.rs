@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use kvwarden_actors::engine::EngineKind;
+use kvwarden_actors::engine::{EngineKind, SourceKind};
 
 use super::{
     check::{default_engine, is_preset},
@@ -81,10 +81,10 @@ impl Overrides {
 
 /// How an engine is named on the command line.
 pub(crate) fn engine_parser() -> impl TypedValueParser<Value = EngineKind> {
-    let values = EngineKind::ALL.map(|kind| {
-        let dialect = kind.dialect();
-        PossibleValue::new(dialect.name).help(dialect.about)
-    });
+    // A command does not fit behind an option.
+    let dialects = EngineKind::ALL.map(EngineKind::dialect).into_iter();
+    let dialects = dialects.filter(|dialect| dialect.source != SourceKind::Command);
+    let values = dialects.map(|dialect| PossibleValue::new(dialect.name).help(dialect.about));
     PossibleValuesParser::new(values)
         .try_map(|name| EngineKind::named(&name).ok_or("no such engine"))
 }

@@ -14,7 +14,7 @@ use std::{
 use actix::Addr;
 use kvwarden_actors::{
     Model, Router,
-    engine::{Attached, EngineSpec, Launch},
+    engine::{Attached, EngineFlags, EngineSpec, Launch, command::OwnServer},
     model::ModelState,
     protocol::{ListActors, Preparation, Prepared, Snapshot},
 };
@@ -183,6 +183,11 @@ fn prepare(
         ModelSource::Url { .. } => return Err(PrepareError::Mismatch("a URL needs no engine")),
     };
     let memory = config.residency.memory;
+    let own = config.flags.own.as_deref().map(|own| OwnServer {
+        data_dir: layout.data.display().to_string(),
+        ..own.clone()
+    });
+    let served_name = own.as_ref().and_then(|own| own.served_name.clone());
     Ok(EngineSpec::Child(Box::new(Launch {
         kind: config.engine,
         footprint: weights::footprint(config.engine, &config.flags, &model, memory),
@@ -191,8 +196,11 @@ fn prepare(
         prefix,
         build,
         model,
-        served_name: config.id.to_string(),
-        flags: config.flags.clone(),
+        served_name: served_name.unwrap_or_else(|| config.id.to_string()),
+        flags: EngineFlags {
+            own: own.map(Box::new),
+            ..config.flags.clone()
+        },
         gpus: config.residency.gpus.clone(),
         cores: usable_cores(),
         start_timeout: config.start_timeout,

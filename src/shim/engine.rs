@@ -3,14 +3,14 @@
 use std::{
     collections::BTreeSet,
     fs::File,
-    io::{self, PipeReader},
+    io::{self, PipeReader, PipeWriter},
     os::{fd::AsFd, unix::process::CommandExt},
     process::{Command, Stdio},
 };
 
 use kvwarden_actors::process::{
     cgroup::Cgroup,
-    shim::{KEEP_ENVIRON, ShimSpec, TREE_TOKEN},
+    shim::{KEEP_ENVIRON, ShimSpec, StopCommand, TREE_TOKEN},
     tree::Table,
 };
 use nix::{
@@ -39,6 +39,10 @@ pub(super) struct Engine {
     ended: Option<Ended>,
     token: String,
     cgroup: Option<Cgroup>,
+    /// The command that ends it, while that runs.
+    stop: Option<Pid>,
+    /// Where that writes to.
+    output: PipeWriter,
 }
 
 impl Engine {
@@ -57,7 +61,7 @@ impl Engine {
             .env(KEEP_ENVIRON, "1")
             .stdin(Stdio::null())
             .stdout(input.try_clone()?)
-            .stderr(input);
+            .stderr(input.try_clone()?);
         let shim = unistd::getpid();
         // SAFETY: `become_engine` runs between fork and exec; it makes system calls and returns
         // plain error numbers, so it neither allocates nor takes a lock.
@@ -70,6 +74,8 @@ impl Engine {
                     ended: None,
                     token: spec.token.clone(),
                     cgroup,
+                    stop: None,
+                    output: input,
                 };
                 Ok((engine, output))
             }
@@ -97,6 +103,27 @@ impl Engine {
         self.cgroup.as_ref().is_some_and(Cgroup::has_oom_kill)
     }
 
+    /// Runs the command that ends it, as a part of its tree.
+    pub(super) fn run_stop(&mut self, stop: &StopCommand) -> io::Result<()> {
+        let child = Command::new(&stop.program)
+            .args(&stop.args)
+            .env_clear()
+            .envs(&stop.env)
+            .env(TREE_TOKEN, &self.token)
+            .stdin(Stdio::null())
+            .stdout(self.output.try_clone()?)
+            .stderr(self.output.try_clone()?)
+            .spawn()?;
+        let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+        self.stop = Some(Pid::from_raw(pid));
+        Ok(())
+    }
+
+    /// The command that ends it has not come to its end.
+    pub(super) fn is_being_stopped(&self) -> bool {
+        self.stop.is_some()
+    }
+
     /// SIGTERM to the main process alone: it knows how to end the others.
     pub(super) fn terminate(&self) {
         if self.ended.is_none() {
@@ -116,6 +143,7 @@ impl Engine {
                 Ok(WaitStatus::StillAlive) => return true,
                 Err(Errno::ECHILD) => {
                     self.ended_with(self.main, None, None);
+                    self.stop = None;
                     return false;
                 }
                 // Reaped, but by a real-time signal, which nix can't name.
@@ -128,6 +156,7 @@ impl Engine {
     }
 
     fn ended_with(&mut self, pid: Pid, code: Option<i32>, signal: Option<i32>) {
+        self.stop = self.stop.filter(|stop| *stop != pid);
         if pid == self.main {
             self.ended.get_or_insert(Ended { code, signal });
         }

@@ -234,12 +234,14 @@ impl Shim {
     }
 
     /// A stop during a stop can only shorten it.
-    fn stop(&mut self, engine: &Engine, grace: Duration) {
+    fn stop(&mut self, engine: &mut Engine, grace: Duration) {
         let by = Instant::now().checked_add(grace);
         match (self.stage, by) {
             (Stage::Running, by) => {
                 self.asked_to_stop = true;
-                engine.terminate();
+                if !self.run_stop(engine) {
+                    engine.terminate();
+                }
                 // A grace beyond the clock's end is no grace to rely on.
                 let kill_at = by.unwrap_or_else(|| Instant::now() + SHORT_GRACE);
                 self.stage = Stage::Stopping { kill_at };
@@ -252,12 +254,33 @@ impl Shim {
         }
     }
 
+    /// Runs the engine's own command to end it, once; whether there is one that runs.
+    fn run_stop(&mut self, engine: &mut Engine) -> bool {
+        let Some(stop) = self.spec.stop.take() else {
+            return false;
+        };
+        let run = engine.run_stop(&stop);
+        if let Err(error) = &run {
+            self.note(&format!("can't run {}: {error}", stop.program.display()));
+        }
+        run.is_ok()
+    }
+
     fn child_ended(&mut self, engine: &mut Engine) {
+        let was_being_stopped = engine.is_being_stopped();
         engine.reap();
-        match self.stage {
+        let stage = self.stage;
+        match stage {
+            Stage::Running if engine.ended().is_some() && self.run_stop(engine) => {
+                let kill_at = Instant::now() + SHORT_GRACE;
+                self.stage = Stage::Stopping { kill_at };
+            }
+            Stage::Stopping { .. } if engine.is_being_stopped() => {}
             Stage::Running | Stage::Stopping { .. } if engine.ended().is_some() => {
                 self.sweep(engine, FIRST_PAUSE);
             }
+            // What it left of the engine is told in turn.
+            Stage::Stopping { .. } if was_being_stopped => engine.terminate(),
             // What was killed is being reaped: look again now instead of at the next pause.
             Stage::Sweeping { .. } => self.sweep(engine, FIRST_PAUSE),
             Stage::Running | Stage::Stopping { .. } | Stage::Gone => {}

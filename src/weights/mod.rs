@@ -30,6 +30,7 @@ pub fn footprint(
     let dialect = kind.dialect();
     let derived = match dialect.source {
         SourceKind::Url => return None,
+        SourceKind::Command => None,
         SourceKind::Preset => simulated(source),
         SourceKind::Weights | SourceKind::Gguf => {
             let room = (dialect.kv_room)(flags);

@@ -17,6 +17,7 @@ fn flags() -> EngineFlags {
         kv_cpu_bytes: None,
         kv_ssd_bytes: None,
         rungs: Rungs::default(),
+        own: None,
         extra_args: Vec::new(),
         env: BTreeMap::new(),
     }

@@ -60,6 +60,8 @@ pub enum SourceKind {
     Gguf,
     /// The key `preset`: there are no weights, and it simulates.
     Preset,
+    /// The key `command`, which may mention the key `source`.
+    Command,
     /// The key `url`: somebody else runs it.
     Url,
 }

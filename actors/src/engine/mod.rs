@@ -6,6 +6,7 @@
 //! engine's flags are tested without starting one.
 
 mod attach;
+pub mod command;
 pub mod control;
 mod dialect;
 pub mod gauges;
@@ -30,7 +31,7 @@ use kvwarden_policy::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::engine::probe::Canary;
+use crate::engine::{command::OwnServer, probe::Canary};
 pub use dialect::{Dialect, KvOnDisk, KvRoom, Owner, SourceKind};
 pub use order::{EngineEnd, EngineGone, EngineNews, News, Order, Spawn, Transition};
 
@@ -54,11 +55,13 @@ pub enum EngineKind {
     Sim,
     /// An OpenAI-compatible server that someone else runs.
     Attach,
+    /// A server that the author's own command starts.
+    Command,
 }
 
 impl EngineKind {
     /// Every engine.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Vllm,
         Self::VllmCpu,
         Self::Sglang,
@@ -66,6 +69,7 @@ impl EngineKind {
         Self::LlamaCpp,
         Self::Sim,
         Self::Attach,
+        Self::Command,
     ];
 
     /// What there is to know of it.
@@ -79,6 +83,7 @@ impl EngineKind {
             Self::LlamaCpp => &llamacpp::DIALECT,
             Self::Sim => &sim::DIALECT,
             Self::Attach => &attach::DIALECT,
+            Self::Command => &command::DIALECT,
         }
     }
 
@@ -235,6 +240,8 @@ pub struct EngineFlags {
     pub kv_ssd_bytes: Option<u64>,
     /// How deep the engine may be put to sleep instead of being stopped.
     pub rungs: Rungs,
+    /// A server of the author's own, on the engine `command`.
+    pub own: Option<Box<OwnServer>>,
     /// Appended as they are.
     pub extra_args: Vec<String>,
     /// Added to the engine's environment.
@@ -293,7 +300,14 @@ impl Launch {
     /// It computes on GPUs.
     #[must_use]
     pub fn uses_gpu(&self) -> bool {
-        self.kind.dialect().uses_gpu
+        self.kind.dialect().uses_gpu || self.asks_for("devices")
+    }
+
+    /// Its author asks for what that name stands for.
+    fn asks_for(&self, name: &str) -> bool {
+        let command = self.flags.own.iter().flat_map(|own| &own.command);
+        let mut words = command.chain(self.flags.env.values());
+        words.any(|word| command::placeholders(word).any(|found| found == name))
     }
 
     /// The same for two starts exactly if their engines serve alike: build, arguments and settings
@@ -336,13 +350,38 @@ impl Launch {
             whole.insert("CUDA_DEVICE_ORDER".to_owned(), "PCI_BUS_ID".to_owned());
             whole.insert("CUDA_VISIBLE_DEVICES".to_owned(), start.gpus.join(","));
         }
-        whole.extend(self.flags.env.clone());
+        whole.extend(self.authors_env(start));
         let args = self.prefix.iter().cloned().chain(args);
         Command {
             program: self.program.clone(),
             args: args.chain(self.flags.extra_args.iter().cloned()).collect(),
             env: whole,
         }
+    }
+}
+
+impl Launch {
+    /// What ends it where a signal to its own processes does not.
+    #[must_use]
+    pub fn stop_command(
+        &self,
+        start: Start<'_>,
+        inherited: impl IntoIterator<Item = (String, String)>,
+    ) -> Option<Command> {
+        let (program, args) = command::stop(self, start)?;
+        let Command { env, .. } = self.command(start, inherited);
+        let program = PathBuf::from(program);
+        Some(Command { program, args, env })
+    }
+
+    fn authors_env(&self, start: Start<'_>) -> BTreeMap<String, String> {
+        let mut env = self.flags.env.clone();
+        if self.flags.own.is_some() {
+            for value in env.values_mut() {
+                *value = command::fill(value, self, start);
+            }
+        }
+        env
     }
 }
 

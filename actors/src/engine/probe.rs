@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use awc::http::StatusCode;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     Endpoint,
@@ -21,6 +21,16 @@ const TOKENS: u32 = 4;
 /// Enough to show that it computes; a saturated engine may take seconds for each.
 const ONE_TOKEN: u32 = 1;
 
+/// Answers in a row that what is asked for does not exist, after which something else has the port. A
+/// proxy may answer so until the server behind it is up.
+const STRANGE_ANSWERS: u32 = 150;
+
+enum Health {
+    Up,
+    NotYet,
+    NoSuchPath,
+}
+
 pub(crate) struct Probe<'a> {
     endpoint: &'a Endpoint,
     control: Control<'a>,
@@ -36,11 +46,41 @@ impl<'a> Probe<'a> {
         Self { endpoint, control }
     }
 
-    /// Comes back once `/health` says 200.
-    pub(crate) async fn until_healthy(&self) {
-        while self.control.get("/health", ANSWER).await.is_err() {
+    /// Comes back once the path that tells whether it is up says 2xx. It is `/health` where it is not
+    /// `own`, or `/v1/models` of a server that has no such path.
+    ///
+    /// # Errors
+    /// When something else than an engine answers, in a sentence.
+    pub(crate) async fn until_healthy(&self, own: Option<&str>) -> Result<(), String> {
+        let paths = own.map_or(vec!["/health", "/v1/models"], |own| vec![own]);
+        let mut strange = 0;
+        while strange < STRANGE_ANSWERS {
+            match self.health(&paths).await {
+                Health::Up => return Ok(()),
+                Health::NotYet => strange = 0,
+                Health::NoSuchPath => strange += 1,
+            }
             tokio::time::sleep(POLL).await;
         }
+        let waited = (POLL * STRANGE_ANSWERS).as_secs();
+        Err(format!(
+            "what answers at its port is no inference server: for {waited} s {} was not found there",
+            paths.join(" or ")
+        ))
+    }
+
+    async fn health(&self, paths: &[&str]) -> Health {
+        for path in paths {
+            match self.control.get(path, ANSWER).await {
+                Ok(_) => return Health::Up,
+                Err(ControlError::Refused {
+                    status: StatusCode::NOT_FOUND,
+                    ..
+                }) => {}
+                Err(_) => return Health::NotYet,
+            }
+        }
+        Health::NoSuchPath
     }
 
     /// Asks for a few tokens.
@@ -65,26 +105,37 @@ impl<'a> Probe<'a> {
     }
 
     async fn tokens(&self, tokens: u32, within: Duration) -> Result<Canary, String> {
-        let body = json!({
-            "model": self.endpoint.served_name,
-            "prompt": "Hi", "max_tokens": tokens, "temperature": 0,
-        });
-        let answer = self.control.post("/v1/completions", &body, within).await;
-        match answer {
-            Ok(answer) => Ok(answer["choices"][0]["text"].as_str().map(str::to_owned)),
-            // Engines take minutes to listen, and meanwhile another program may get their port.
-            Err(ControlError::Refused {
-                status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN,
-                ..
-            }) => Err("it refuses its own key: another program has its port".to_owned()),
-            Err(ControlError::Refused { status, .. }) if !status.is_server_error() => Ok(None),
-            Err(ControlError::Refused { status, .. }) => {
-                Err(format!("healthy, but its first token failed with {status}"))
-            }
-            Err(ControlError::Silent { reason, .. }) => {
-                Err(format!("healthy, but gave no first token: {reason}"))
-            }
-        }
+        let prompt = json!({ "prompt": "Hi" });
+        let answer = self.ask("/v1/completions", prompt, tokens, within).await;
+        let Err(ControlError::Refused {
+            status: StatusCode::NOT_FOUND,
+            ..
+        }) = answer
+        else {
+            return judged(answer, |choice| choice["text"].as_str().map(str::to_owned));
+        };
+        // Some servers only chat.
+        let prompt = json!({ "messages": [{ "role": "user", "content": "Hi" }] });
+        let answer = self
+            .ask("/v1/chat/completions", prompt, tokens, within)
+            .await;
+        judged(answer, |choice| {
+            let message = choice["message"].as_object()?;
+            Some(format!("{message:?}"))
+        })
+    }
+
+    async fn ask(
+        &self,
+        path: &str,
+        mut body: Value,
+        tokens: u32,
+        within: Duration,
+    ) -> Result<Value, ControlError> {
+        body["model"] = self.endpoint.served_name.as_str().into();
+        body["max_tokens"] = tokens.into();
+        body["temperature"] = 0.into();
+        self.control.post(path, &body, within).await
     }
 
     /// Asks for the list of models, which every OpenAI-compatible server has.
@@ -100,6 +151,28 @@ impl<'a> Probe<'a> {
             }
             ControlError::Silent { reason, .. } => format!("{base} does not answer: {reason}"),
         })
+    }
+}
+
+/// What an answer proves: with which text, if with any.
+fn judged(
+    answer: Result<Value, ControlError>,
+    text: impl Fn(&Value) -> Canary,
+) -> Result<Canary, String> {
+    match answer {
+        Ok(answer) => Ok(text(&answer["choices"][0])),
+        // Engines take minutes to listen, and meanwhile another program may get their port.
+        Err(ControlError::Refused {
+            status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN,
+            ..
+        }) => Err("it refuses its own key: another program has its port".to_owned()),
+        Err(ControlError::Refused { status, .. }) if !status.is_server_error() => Ok(None),
+        Err(ControlError::Refused { status, .. }) => {
+            Err(format!("healthy, but its first token failed with {status}"))
+        }
+        Err(ControlError::Silent { reason, .. }) => {
+            Err(format!("healthy, but gave no first token: {reason}"))
+        }
     }
 }
 

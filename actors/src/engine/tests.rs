@@ -53,6 +53,7 @@ fn flags() -> EngineFlags {
         kv_cpu_bytes: None,
         kv_ssd_bytes: None,
         rungs: Rungs::default(),
+        own: None,
         extra_args: Vec::new(),
         env: BTreeMap::new(),
     }
@@ -60,7 +61,10 @@ fn flags() -> EngineFlags {
 
 fn children() -> impl Iterator<Item = EngineKind> {
     let kinds = EngineKind::ALL.into_iter();
-    kinds.filter(|kind| kind.dialect().is_started())
+    let is_ours = |kind: &EngineKind| *kind != EngineKind::Command;
+    kinds
+        .filter(|kind| kind.dialect().is_started())
+        .filter(is_ours)
 }
 
 #[test]
@@ -370,4 +374,73 @@ fn sglang_keeps_our_order_and_throws_nothing_out_for_it() {
                  --disable-priority-preemption";
     assert!(line.contains(order), "{line}");
     assert!(EngineKind::Sglang.dialect().quirks.orders_by_priority);
+}
+
+fn own(command: &[&str], env: &[(&str, &str)]) -> Launch {
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    let env = env.iter();
+    let flags = EngineFlags {
+        own: Some(Box::new(OwnServer {
+            command: words(command),
+            stop: words(&["docker", "stop", "kvw-{port}"]),
+            ..OwnServer::default()
+        })),
+        env: env
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect(),
+        ..flags()
+    };
+    launch(EngineKind::Command, flags)
+}
+
+#[test]
+fn authors_command_is_told_what_kvwarden_decides() {
+    let launch = own(
+        &[
+            "serve",
+            "--port={port}",
+            "{host}",
+            "{model}",
+            "{source}",
+            "{devices}",
+            "{\"a\": 1}",
+        ],
+        &[("API_KEY", "{key}")],
+    );
+    let command = started_on(&launch, &["0".to_owned(), "2".to_owned()]);
+    let expected = [
+        "--port=4000",
+        "127.0.0.1",
+        "m",
+        "/models/m",
+        "0,2",
+        "{\"a\": 1}",
+    ];
+    assert_eq!(command.args, expected);
+    assert_eq!(command.env["API_KEY"], "secret");
+    assert_eq!(command.env["PATH"], "/bin");
+}
+
+#[test]
+fn server_that_asks_for_devices_is_one_on_gpus() {
+    assert!(own(&["serve", "--gpus={devices}"], &[]).uses_gpu());
+    assert!(own(&["serve"], &[("GPUS", "{devices}")]).uses_gpu());
+    assert!(!own(&["serve", "{port}"], &[]).uses_gpu());
+}
+
+#[test]
+fn what_ends_a_server_names_the_same_start() {
+    let start = Start {
+        port: 4000,
+        key: "secret",
+        gpus: &[],
+    };
+    let stop = own(&["serve"], &[]).stop_command(start, []).unwrap();
+    assert_eq!(stop.program, PathBuf::from("docker"));
+    assert_eq!(stop.args, ["stop", "kvw-4000"]);
+    assert!(
+        launch(EngineKind::Vllm, flags())
+            .stop_command(start, [])
+            .is_none()
+    );
 }

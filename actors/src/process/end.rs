@@ -37,6 +37,18 @@ pub(super) fn of_start(exit: ShimExit, log_tail: Vec<String>, recent: Option<usi
     }
 }
 
+/// The same, where a command that leaves its server behind would look as if that had failed.
+pub(super) fn of_command(end: EngineEnd, exit: ShimExit, launch: &Launch) -> EngineEnd {
+    if launch.flags.own.is_none() || exit.code != Some(0) {
+        return end;
+    }
+    let reason = format!(
+        "{}; its command has to stay in the foreground for as long as it serves",
+        end.reason
+    );
+    EngineEnd { reason, ..end }
+}
+
 /// The end of one that served. Classes that forbid another start are read from the engine's output,
 /// which a prompt can reach if the engine logs requests. Once it served, its model and flags were
 /// evidently fine.

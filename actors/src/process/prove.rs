@@ -6,7 +6,13 @@ use std::time::Duration;
 use kvwarden_policy::{lifecycle::Phase, stall};
 
 use super::{task::EngineTask, tree::processor_times};
-use crate::engine::{Endpoint, Launch, News, probe::Probe, rungs, saved_kv::Shelf};
+use crate::engine::{
+    Endpoint, Launch, News,
+    command::OwnServer,
+    probe::{Canary, Probe},
+    rungs,
+    saved_kv::Shelf,
+};
 
 /// How long an engine that served may take to prove that it still does. It may be busy with what the
 /// clients of an earlier kvwarden left in it.
@@ -29,13 +35,7 @@ impl EngineTask {
         endpoint: &Endpoint,
         launch: &Launch,
     ) -> Result<Endpoint, String> {
-        let probe = Probe::new(endpoint);
-        probe.until_healthy().await;
-        self.tell(News::Progressed {
-            phase: Phase::Canary,
-            pid: None,
-        });
-        let canary = match probe.canary().await {
+        let canary = match self.first_token(endpoint, launch).await {
             Ok(canary) => canary,
             Err(reason) => {
                 tokio::time::sleep(END_KNOWN_WITHIN).await;
@@ -51,6 +51,23 @@ impl EngineTask {
             canary,
             ..endpoint.clone()
         })
+    }
+
+    async fn first_token(&self, endpoint: &Endpoint, launch: &Launch) -> Result<Canary, String> {
+        let own = launch.flags.own.as_deref();
+        let probe = Probe::new(endpoint);
+        let path = own.and_then(|own| own.probe.as_deref());
+        probe.until_healthy(path).await?;
+        self.tell(News::Progressed {
+            phase: Phase::Canary,
+            pid: None,
+        });
+        let canary = probe.canary().await?;
+        if canary.is_none() && own.is_some_and(OwnServer::generates) {
+            let reason = "healthy, but it neither completes nor chats; `api` says what it is for";
+            return Err(reason.to_owned());
+        }
+        Ok(canary)
     }
 
     /// An engine that served before proves that it still does. Of one that a predecessor uses no token

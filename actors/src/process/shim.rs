@@ -47,6 +47,21 @@ pub struct ShimSpec {
     pub log: PathBuf,
     /// How long the engine lives on after its orchestrator is gone.
     pub orphan_grace: Duration,
+    /// What ends it where a signal to its processes does not: it runs before that signal, and after an
+    /// end of the engine's own.
+    #[serde(default)]
+    pub stop: Option<StopCommand>,
+}
+
+/// A command that ends what runs outside the engine's own processes, as a container does.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopCommand {
+    /// The executable, or its name on the environment's `PATH`.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Its environment.
+    pub env: BTreeMap<String, String>,
 }
 
 /// Set to `1` for every engine. Processes that set their own title with Python's `setproctitle`
@@ -167,6 +182,7 @@ mod tests {
             record: "r".into(),
             log: "l".into(),
             orphan_grace: Duration::ZERO,
+            stop: None,
         };
         let text = format!("{spec:?}");
         assert!(text.contains("VLLM_API_KEY") && !text.contains("hunter2"));

@@ -8,7 +8,7 @@ use super::{
     child::Child,
     handover::{Handover, HandoverState},
     orphans::{self, Orphan},
-    shim::ShimSpec,
+    shim::{ShimSpec, StopCommand},
     task::{EngineTask, Params},
 };
 use crate::engine::{Endpoint, EngineEnd, Launch, Start};
@@ -116,6 +116,7 @@ impl EngineTask {
 
     fn shim_spec(&self, launch: &Launch, start: Start<'_>) -> ShimSpec {
         let command = launch.command(start, std::env::vars());
+        let stop = launch.stop_command(start, std::env::vars());
         let token = random_hex();
         // Short, since the path of a Unix socket ends at 107 bytes.
         let short = &token[..8];
@@ -133,7 +134,8 @@ impl EngineTask {
             socket: run_dir.join(format!("{short}.sock")),
             record: run_dir.join(format!("{short}.json")),
             log: self.log(),
-            orphan_grace: *orphan_grace,
+    shim::{ShimSpec, StopCommand},
+    task::{EngineTask, Params},
             token,
         }
     }

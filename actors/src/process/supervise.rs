@@ -193,7 +193,10 @@ impl<'a> Supervisor<'a> {
                 log_tail,
                 recent,
             }) => Some(match self.stage {
-                Stage::Starting => end::of_start(exit, log_tail, recent),
+                Stage::Starting => {
+                    let end = end::of_start(exit, log_tail, recent);
+                    end::of_command(end, exit, self.launch)
+                }
                 Stage::Serving | Stage::Stopping => end::of_service(exit, log_tail, recent),
             }),
             None => Some(EngineEnd::new(

@@ -16,6 +16,17 @@ const RULES: &[(&str, &str)] = &[
         r#"to use a server that runs already, set `engine = "attach"`"#,
     ),
     (
+        "command",
+        r#"to start a server by a command of yours, set `engine = "command"`"#,
+    ),
+    ("stop", "kvwarden knows how to end this engine"),
+    ("probe", "kvwarden knows when this engine is up"),
+    (
+        "served_name",
+        "kvwarden tells this engine what to call the model",
+    ),
+    ("api", "kvwarden knows what this engine answers"),
+    (
         "api_key_env",
         "engines that kvwarden starts get a random key",
     ),

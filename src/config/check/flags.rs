@@ -7,7 +7,7 @@ use kvwarden_policy::{
     simulation::steps,
 };
 
-use super::source::PRESETS;
+use super::{own_server::own_server, source::PRESETS};
 use crate::config::{
     file::{EngineDefaults, ModelTable},
     report::Section,
@@ -44,6 +44,7 @@ pub(super) fn flags(
         kv_cpu_bytes: model.kv_cpu.filter(|bytes| *bytes > 0),
         kv_ssd_bytes: kv_ssd(section, model, engine),
         rungs: rungs(model, engine, has_several_models),
+        own: own_server(section, model, engine),
         extra_args: [&defaults.extra_args[..], &model.extra_args[..]].concat(),
         env,
     }

@@ -9,6 +9,7 @@ mod fits;
 mod flags;
 mod memory;
 mod models;
+mod own_server;
 mod replicas;
 mod source;
 mod tenants;

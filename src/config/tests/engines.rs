@@ -60,6 +60,24 @@ fn attach_goes_by_its_url_and_a_key_that_is_set() {
 }
 
 #[test]
+fn own_server_goes_by_its_command_and_what_its_author_says_of_it() {
+    let keys = r#"command = ["/bin/sh", "-c", "serve {port} '{\"a\": 1}'"]
+stop = ["stop-{port}"]
+env = { VLLM_API_KEY = "{key}" }
+served_name = "theirs"
+source = "in/a/container"
+"#;
+    let model = load(&model("command", keys)).models.remove(0);
+    assert_eq!(model.environment, None);
+    assert_eq!(model.executable.as_deref(), Some(Path::new("/bin/sh")));
+    assert_eq!(model.source, ModelSource::Hub("in/a/container".to_owned()));
+    let own = model.flags.own.unwrap();
+    assert_eq!((own.command.len(), own.stop.len()), (3, 1));
+    assert_eq!(own.served_name.as_deref(), Some("theirs"));
+    assert!(own.generates());
+}
+
+#[test]
 fn executable_is_found_beside_the_file_and_on_the_path() {
     let dir = tempfile::tempdir().unwrap();
     let (program, file) = (dir.path().join("vllm"), dir.path().join("node.toml"));

@@ -102,6 +102,16 @@ vllm | extra_args = ["--api_key"] | extra_args[0]: `--api-key` is set by kvwarde
 sglang | extra_args = ["--served-model-name"] | extra_args[0]: `--served-model-name` is set by kvwarden | `aliases`
 sim | extra_args = ["--port"] | extra_args[0]: `--port` is set by kvwarden | free port
 vllm | extra_args = ["--max-num-seqs", "8"] | extra_args[0]: `--max-num-seqs` is set from `max_concurrent` | write `max_concurrent`
+vllm | command = ["/bin/sh"] | command: `command` means nothing to the engine `vllm` | leave it out: to start
+command | | command: `command` needs a `command` | "{port}"
+command | command = ["/bin/sh"] | command: nothing tells the server its port | `{port}`
+command | command = ["/bin/sh", "{port}", "{modle}"] | command[2]: `{modle}` stands for nothing | did you mean `model`
+command | command = ["/bin/sh", "{port}"]; stop = ["x-{prot}"] | stop[0]: `{prot}` stands for nothing | did you mean `port`
+command | command = ["/bin/sh", "{port}"]; env = { A = "{devics}" } | env.A: `{devics}` stands for nothing | did you mean `devices`
+command | command = ["/nonexistent/x", "{port}"] | command: /nonexistent/x does not exist | PATH
+command | command = ["/bin/sh", "{port}"]; probe = "health" | probe: a path begins with a slash | "/health"
+command | command = ["/bin/sh", "{port}"]; api = ["rerank"] | api[0]: `rerank` is not known here | `chat`
+command | command = ["/bin/sh", "{port}"]; threads = 2 | threads: `threads` means nothing to the engine `command` | leave it out
 vllm | env = { VLLM_API_KEY = "x" } | env.VLLM_API_KEY: `VLLM_API_KEY` is set by kvwarden | random key
 "#;
 

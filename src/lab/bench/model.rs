@@ -25,7 +25,7 @@ pub fn default_source(engine: EngineKind) -> anyhow::Result<String> {
     let dialect = engine.dialect();
     match dialect.source {
         SourceKind::Gguf => Ok(SMALL_MODEL.to_owned()),
-        SourceKind::Preset | SourceKind::Url => Ok(String::new()),
+        SourceKind::Preset | SourceKind::Url | SourceKind::Command => Ok(String::new()),
         SourceKind::Weights if dialect.uses_gpu => {
             anyhow::bail!("--engine {} needs --model", engine.name())
         }

@@ -34,6 +34,7 @@ fn bench() -> Bench {
         kv_cpu_bytes: None,
         kv_ssd_bytes: Some(1 << 20),
         rungs: Rungs::default(),
+        own: None,
         extra_args: Vec::new(),
         env: BTreeMap::new(),
     };

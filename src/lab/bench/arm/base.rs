@@ -64,7 +64,9 @@ impl Base {
     pub fn of_engine(engine: EngineKind, preset: &Preset, source: &str) -> anyhow::Result<Self> {
         let dialect = engine.dialect();
         let mut model = match dialect.source {
-            SourceKind::Url => anyhow::bail!("to bench a running server, give --base-url"),
+            SourceKind::Url | SourceKind::Command => {
+                anyhow::bail!("to bench a running server, give --base-url")
+            }
             SourceKind::Preset => json!({
                 "preset": preset.name,
                 "max_concurrent": preset.max_num_seqs,

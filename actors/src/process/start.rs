@@ -134,8 +134,12 @@ impl EngineTask {
             socket: run_dir.join(format!("{short}.sock")),
             record: run_dir.join(format!("{short}.json")),
             log: self.log(),
-    shim::{ShimSpec, StopCommand},
-    task::{EngineTask, Params},
+            orphan_grace: *orphan_grace,
+            stop: stop.map(|command| StopCommand {
+                program: command.program,
+                args: command.args,
+                env: command.env,
+            }),
             token,
         }
     }

@@ -95,7 +95,7 @@ struct Running {
 }
 
 /// The GPU set's observable state.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct GpuState {
     /// Models whose engine exists, in whatever state.
     pub engines: Vec<ModelId>,

@@ -11,6 +11,7 @@ pub mod gpu;
 mod ledger;
 pub mod model;
 mod observer;
+pub mod overview;
 pub mod process;
 pub mod protocol;
 pub mod router;
@@ -24,9 +25,12 @@ pub use gpu::Gpu;
 pub use ledger::Ledger;
 pub use model::Model;
 pub use observer::EngineObserver;
+pub use overview::Overview;
 pub use router::Router;
 pub use tenant::Tenant;
-pub use ticket::{Answer, Held, Permit, RateLimits, Refusal, Reservation, Spent, Terms, Ticket};
+pub use ticket::{
+    Admission, Held, Permit, RateLimits, Refusal, RequestHints, Reservation, Spent, Ticket,
+};
 pub use vitals::Vitals;
 
 /// How often a model looks at its queue's deadlines and at requests whose client hung up.

@@ -34,17 +34,17 @@ pub use crate::engine::{EngineGone, EngineNews, Spawn};
 #[rtype(result = "()")]
 pub struct Admit(pub Ticket);
 
-/// Router -> Tenant: hold what this request may use against its tenant's limits.
+/// Router -> Tenant: hold what this request may use against your limits, and let its model have it.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Reserve(pub Ticket);
+pub struct Reserve {
+    /// The request.
+    pub ticket: Ticket,
+    /// Its model.
+    pub model: Addr<Model>,
+}
 
-/// Tenant -> Router: the tenant is within its limits.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Reserved(pub Ticket);
-
-/// Router -> Model: wait for your turn.
+/// Tenant -> Model: this request is within its tenant's limits and waits for its turn.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Enqueue(pub Ticket);
@@ -326,9 +326,9 @@ pub struct Locate(pub String);
 /// Everybody the router knows.
 pub struct Addresses {
     /// The tenants that exist now.
-    pub tenants: Vec<Addr<Tenant>>,
+    pub tenants: Vec<(TenantId, Addr<Tenant>)>,
     /// The models, in the configuration's order.
-    pub models: Vec<Addr<Model>>,
+    pub models: Vec<(ModelId, Addr<Model>)>,
     /// The GPU set.
     pub gpu: Addr<Gpu>,
 }

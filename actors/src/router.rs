@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use crate::{
     Gpu, Ledger, Model, PULSE, Refusal, Tenant, Vitals,
     protocol::{
-        Addresses, Admit, Demand, Drain, Enqueue, Expire, Grant, ListActors, Locate, Pulse,
-        Reclaim, Removed, Reserve, Reserved, Resign, SetTarget, Snapshot,
+        Addresses, Admit, Demand, Drain, Expire, Grant, ListActors, Locate, Pulse, Reclaim,
+        Removed, Reserve, Resign, SetTarget, Snapshot,
     },
     tenant,
 };
@@ -147,23 +147,9 @@ impl Handler<Admit> for Router {
             return ticket.refuse(Refusal::UnknownModel(name));
         };
         ticket.model = model.id.to_string();
-        self.tenant(&ticket.tenant, ctx).do_send(Reserve(ticket));
-    }
-}
-
-impl Handler<Reserved> for Router {
-    type Result = ();
-
-    fn handle(&mut self, Reserved(ticket): Reserved, _: &mut Context<Self>) {
-        self.vitals.handled();
-        // Whom it let in, a model that leaves still serves.
-        match self.entry(&ticket.model) {
-            Some(model) => model.addr.do_send(Enqueue(ticket)),
-            None => {
-                let name = ticket.model.clone();
-                ticket.refuse(Refusal::UnknownModel(name));
-            }
-        }
+        let model = model.addr.clone();
+        let tenant = self.tenant(&ticket.tenant, ctx);
+        tenant.do_send(Reserve { ticket, model });
     }
 }
 
@@ -268,9 +254,14 @@ impl Handler<ListActors> for Router {
 
     fn handle(&mut self, _: ListActors, _: &mut Context<Self>) -> Self::Result {
         self.vitals.handled();
+        let (tenants, models) = (self.tenants.iter(), self.models.iter());
         MessageResult(Addresses {
-            tenants: self.tenants.values().cloned().collect(),
-            models: self.models.iter().map(|model| model.addr.clone()).collect(),
+            tenants: tenants
+                .map(|(id, addr)| (id.clone(), addr.clone()))
+                .collect(),
+            models: models
+                .map(|model| (model.id.clone(), model.addr.clone()))
+                .collect(),
             gpu: self.gpu.clone(),
         })
     }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use actix::{Actor, ActorContext, AsyncContext, Context, Handler, MessageResult, WeakAddr};
+use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, MessageResult, WeakAddr};
 use kvwarden_policy::{
     TenantId,
     bucket::{TokenBucket, Verdict},
@@ -21,8 +21,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::{
-    Held, Ledger, PULSE, Refusal, Reservation, Router, Ticket, Vitals,
-    protocol::{Expire, Pulse, Reserve, Reserved, SetLimits, Settle, Snapshot},
+    Held, Ledger, Model, PULSE, Refusal, Reservation, Router, Ticket, Vitals,
+    protocol::{Enqueue, Expire, Pulse, Reserve, SetLimits, Settle, Snapshot},
     router::OTHERS,
     ticket::RateLimits,
 };
@@ -289,13 +289,10 @@ impl Tenant {
                 .all(|level| level.reset.is_zero())
     }
 
-    fn admit(&mut self, mut ticket: Ticket, tokens: u64, ctx: &Context<Self>) {
-        let Some(router) = self.router.upgrade() else {
-            return ticket.refuse(Refusal::Draining);
-        };
+    fn admit(&mut self, mut ticket: Ticket, model: &Addr<Model>, tokens: u64, ctx: &Context<Self>) {
         self.in_flight += 1;
         self.admitted += 1;
-        ticket.share = self.params.share(&self.id, ticket.terms.tier);
+        ticket.share = self.params.share(&self.id, ticket.hints.tier);
         let size = ticket.size;
         let day = self.day.as_ref().map(DailyQuota::today).unwrap_or_default();
         ticket.hold(Reservation {
@@ -304,7 +301,13 @@ impl Tenant {
             limits: self.rate_limits(Instant::now()),
             spent: None,
         });
-        router.do_send(Reserved(ticket));
+        // Whom it let in, a model that leaves still serves; one that is gone can't.
+        if model.connected() {
+            model.do_send(Enqueue(ticket));
+        } else {
+            let name = ticket.model.clone();
+            ticket.refuse(Refusal::UnknownModel(name));
+        }
     }
 }
 
@@ -341,13 +344,13 @@ impl Actor for Tenant {
 impl Handler<Reserve> for Tenant {
     type Result = ();
 
-    fn handle(&mut self, Reserve(ticket): Reserve, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Reserve { ticket, model }: Reserve, ctx: &mut Context<Self>) {
         self.vitals.handled();
         let now = Instant::now();
         self.last_seen = now;
         let wanted = self.estimator.reservation(&ticket.size);
         match self.check(wanted, now) {
-            Ok(()) => self.admit(ticket, wanted, ctx),
+            Ok(()) => self.admit(ticket, &model, wanted, ctx),
             Err(why) => {
                 self.refused += 1;
                 ticket.refuse(why);

@@ -2,6 +2,7 @@
 
 mod disorder;
 mod operators;
+mod overview;
 mod resigned;
 
 use std::{
@@ -24,7 +25,7 @@ use kvwarden_policy::{
 use tokio::{sync::oneshot::Receiver, time::Instant};
 
 use crate::{
-    Answer, Gpu, Model, Permit, Refusal, Router, Terms, Ticket,
+    Admission, Gpu, Model, Permit, Refusal, RequestHints, Router, Ticket,
     engine::{Attached, EngineEnd, EngineKind, EngineSpec, News},
     gpu,
     model::{self, EngineParams, ModelState},
@@ -149,7 +150,7 @@ impl Node {
         let router = Router::new(gpu.clone(), Arc::new(())).start();
         router.do_send(setup.configure());
         gpu.do_send(gpu::SetRouter(router.downgrade()));
-        let model = router.send(ListActors).await.unwrap().models.remove(0);
+        let model = router.send(ListActors).await.unwrap().models.remove(0).1;
         let spec = Attached {
             base: engine(),
             api_key: None,
@@ -165,11 +166,11 @@ impl Node {
         node
     }
 
-    fn ask(&self, tenant: &str, model: &str) -> Receiver<Answer> {
-        self.ask_on(Terms::default(), tenant, model)
+    fn ask(&self, tenant: &str, model: &str) -> Receiver<Admission> {
+        self.ask_on(RequestHints::default(), tenant, model)
     }
 
-    fn ask_on(&self, terms: Terms, tenant: &str, model: &str) -> Receiver<Answer> {
+    fn ask_on(&self, hints: RequestHints, tenant: &str, model: &str) -> Receiver<Admission> {
         let size = RequestSize {
             prompt_bytes: 400,
             images: 0,
@@ -178,7 +179,7 @@ impl Node {
             choices: 1,
         };
         let tenant = TenantId::from(tenant);
-        let (ticket, answer) = Ticket::new(tenant, model.to_owned(), size, terms);
+        let (ticket, answer) = Ticket::new(tenant, model.to_owned(), size, hints);
         self.router.do_send(Admit(ticket));
         answer
     }
@@ -189,7 +190,7 @@ impl Node {
 
     async fn tenants(&self) -> Vec<TenantState> {
         let mut states = Vec::new();
-        for tenant in self.router.send(ListActors).await.unwrap().tenants {
+        for (_, tenant) in self.router.send(ListActors).await.unwrap().tenants {
             states.push(tenant.send(Snapshot::default()).await.unwrap());
         }
         states
@@ -220,7 +221,7 @@ impl Node {
     }
 }
 
-pub(crate) async fn permit(answer: Receiver<Answer>) -> Permit {
+pub(crate) async fn permit(answer: Receiver<Admission>) -> Permit {
     let answer = tokio::time::timeout(DEADLINE, answer)
         .await
         .unwrap()
@@ -228,7 +229,7 @@ pub(crate) async fn permit(answer: Receiver<Answer>) -> Permit {
     answer.unwrap_or_else(|refusal| panic!("refused: {refusal}"))
 }
 
-pub(crate) async fn refusal(answer: Receiver<Answer>) -> Refusal {
+pub(crate) async fn refusal(answer: Receiver<Admission>) -> Refusal {
     let answer = tokio::time::timeout(DEADLINE, answer)
         .await
         .unwrap()
@@ -348,11 +349,11 @@ async fn tenant_at_its_own_part_of_the_queue_is_refused_and_another_waits() {
 async fn request_whose_deadline_passes_in_the_queue_is_refused() {
     let node = Node::start(Setup::default()).await;
     let _running = permit(node.ask("t", "m")).await;
-    let terms = Terms {
+    let hints = RequestHints {
         deadline: Some(Instant::now() + Duration::from_millis(150)),
-        ..Terms::default()
+        ..RequestHints::default()
     };
-    let why = refusal(node.ask_on(terms, "t", "m")).await;
+    let why = refusal(node.ask_on(hints, "t", "m")).await;
     assert_eq!(why, Refusal::DeadlinePassed);
 }
 
@@ -360,9 +361,9 @@ async fn request_whose_deadline_passes_in_the_queue_is_refused() {
 async fn session_does_not_wait_behind_the_line_of_another() {
     let node = Node::start(Setup::default()).await;
     let running = permit(node.ask("t", "m")).await;
-    let of = |session: &str| Terms {
+    let of = |session: &str| RequestHints {
         session: Some(session.into()),
-        ..Terms::default()
+        ..RequestHints::default()
     };
     let mut busy = [(); 3].map(|()| node.ask_on(of("busy"), "t", "m"));
     let other = node.ask_on(of("other"), "t", "m");
@@ -376,11 +377,11 @@ async fn session_does_not_wait_behind_the_line_of_another() {
 async fn flexible_request_waits_behind_its_tenants_others() {
     let node = Node::start(Setup::default()).await;
     let running = permit(node.ask("t", "m")).await;
-    let terms = Terms {
+    let hints = RequestHints {
         tier: Tier::Flex,
-        ..Terms::default()
+        ..RequestHints::default()
     };
-    let mut flexible = node.ask_on(terms, "t", "m");
+    let mut flexible = node.ask_on(hints, "t", "m");
     let standard = node.ask("t", "m");
     node.until(|state| state.waiting == 2).await;
     drop(running);
@@ -440,6 +441,47 @@ async fn tenant_learns_how_many_tokens_its_bytes_are() {
     let running = permit(node.ask("t", "m")).await;
     let held = 100_000 - running.rate_limits().tokens.unwrap().remaining;
     assert!(held > 16_000 + 430, "100 of them are the answer's: {held}");
+}
+
+#[actix_rt::test]
+async fn cut_answer_is_billed_by_what_was_learned_of_its_model() {
+    let node = Node::start(Setup::default()).await;
+    for round in 1..=100 {
+        let mut used = permit(node.ask("t", "m")).await;
+        used.report(Usage {
+            prompt_tokens: 300,
+            cached_tokens: 0,
+            completion_tokens: 0,
+        });
+        drop(used);
+        node.until_used("t", 300 * round).await;
+    }
+    let mut cut = permit(node.ask("t", "m")).await;
+    cut.first_token();
+    cut.streamed(7);
+    drop(cut);
+    node.until(|state| state.running == 0).await;
+    let billed = node.tenants().await[0].used.total() - 300 * 100;
+    assert!((294 + 7..=306 + 7).contains(&billed), "{billed}");
+}
+
+#[actix_rt::test]
+async fn first_token_of_an_answer_that_comes_whole_is_told_once() {
+    let node = Node::start(Setup::default()).await;
+    let mut handled = Vec::new();
+    for comes_whole in [false, true] {
+        let before = node.state().await.vitals.handled;
+        let mut permit = permit(node.ask("t", "m")).await;
+        if comes_whole {
+            permit.acknowledge_unseen();
+        }
+        permit.first_token();
+        permit.first_token();
+        drop(permit);
+        let state = node.until(|state| state.running == 0).await;
+        handled.push(state.vitals.handled - before);
+    }
+    assert_eq!(handled[0], handled[1]);
 }
 
 #[actix_rt::test]

@@ -14,7 +14,7 @@ use actix::Addr;
 use kvwarden_policy::{
     ModelId, TenantId,
     bucket::Level,
-    cost::{PromptEstimator, RequestSize, Usage},
+    cost::{RequestSize, Usage},
     failure::FailureClass,
     quota::Day,
     scheduling::{Bound, Group, Key, Outcome, Share, TenantBounds},
@@ -135,7 +135,7 @@ pub struct RateLimits {
 
 /// What a client asks for besides its answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Terms {
+pub struct RequestHints {
     /// Which of its tenant's sessions this is part of; they share their tenant's part equally.
     pub session: Option<Arc<str>>,
     /// How soon, as far as its tenant may choose.
@@ -147,7 +147,7 @@ pub struct Terms {
 }
 
 /// What a ticket becomes.
-pub type Answer = Result<Permit, Refusal>;
+pub type Admission = Result<Permit, Refusal>;
 
 /// A request's place in line.
 pub struct Ticket {
@@ -158,14 +158,14 @@ pub struct Ticket {
     /// How large it is.
     pub size: RequestSize,
     /// What its client asks for besides.
-    pub terms: Terms,
+    pub hints: RequestHints,
     /// What its tenant is entitled to; the tenant sets it.
     pub share: Share,
     /// Until when it wants to wait; its model sets it, once.
     pub(crate) expires: Option<std::time::Instant>,
     reservation: Option<Reservation>,
     /// None while a permit carries the ticket.
-    reply: Option<oneshot::Sender<Answer>>,
+    reply: Option<oneshot::Sender<Admission>>,
 }
 
 impl Ticket {
@@ -175,15 +175,15 @@ impl Ticket {
         tenant: TenantId,
         model: String,
         size: RequestSize,
-        terms: Terms,
-    ) -> (Self, oneshot::Receiver<Answer>) {
+        hints: RequestHints,
+    ) -> (Self, oneshot::Receiver<Admission>) {
         let (reply, answer) = oneshot::channel();
         (
             Self {
                 tenant,
                 model,
                 size,
-                terms,
+                hints,
                 // Until its tenant has said.
                 share: Share {
                     class: 0,
@@ -225,6 +225,7 @@ impl Ticket {
             model: model.clone(),
             ticket: Some(self),
             is_retry: false,
+            is_acknowledged: false,
             has_first_token: false,
             has_failed: false,
             is_unreachable: false,
@@ -236,7 +237,7 @@ impl Ticket {
 
 /// The client may have hung up at this moment. Then nobody reads the answer, and a permit in it is
 /// dropped here.
-fn answer(reply: Option<oneshot::Sender<Answer>>, answer: Answer) {
+fn answer(reply: Option<oneshot::Sender<Admission>>, answer: Admission) {
     if let Some(reply) = reply {
         let _ = reply.send(answer);
     }
@@ -291,6 +292,7 @@ pub struct Permit {
     /// Taken out when the permit ends.
     ticket: Option<Ticket>,
     is_retry: bool,
+    is_acknowledged: bool,
     has_first_token: bool,
     has_failed: bool,
     is_unreachable: bool,
@@ -303,6 +305,8 @@ pub(crate) struct Turn {
     pub(crate) key: Key,
     pub(crate) waited: Duration,
     pub(crate) tag: i64,
+    /// Tokens of its prompt, by what the model has learned of its tokenizer.
+    pub(crate) prompt_tokens: u64,
     /// Tokens streamed so far. The model reads it at its own tick, so that no token costs a message.
     pub(crate) streamed: Arc<AtomicU64>,
 }
@@ -329,10 +333,8 @@ impl Permit {
 
     /// The engine answered: its prefill of this request is over. Only the first call counts.
     pub fn first_token(&mut self) {
-        if !self.has_first_token {
-            self.has_first_token = true;
-            self.model.do_send(FirstToken(self.turn.key));
-        }
+        self.has_first_token = true;
+        self.acknowledge();
     }
 
     /// The engine sent `tokens` more. A chunk may hold several; counting it as one is the lower
@@ -344,13 +346,19 @@ impl Permit {
     /// The end of its prefill won't be seen, since the answer comes whole: count it as over, so that
     /// its prompt does not hold up the next one's for as long as the answer takes.
     pub fn acknowledge_unseen(&mut self) {
-        self.model.do_send(FirstToken(self.turn.key));
+        self.acknowledge();
+    }
+
+    fn acknowledge(&mut self) {
+        if !std::mem::replace(&mut self.is_acknowledged, true) {
+            self.model.do_send(FirstToken(self.turn.key));
+        }
     }
 
     /// Puts the request back to the head of its tenant's line, as if it had never run: its engine
     /// went away before the first token. What it waits for is answered as before.
     #[must_use]
-    pub fn requeue(mut self) -> oneshot::Receiver<Answer> {
+    pub fn requeue(mut self) -> oneshot::Receiver<Admission> {
         let (reply, answer) = oneshot::channel();
         self.has_failed = true;
         self.is_retry = true;
@@ -378,13 +386,12 @@ impl Permit {
 
     /// For an answer that was cut: its prompt, and what came. Hanging up before the first token is no
     /// way around a token limit; an engine that failed before it costs nothing.
-    fn estimated_usage(&self, size: &RequestSize) -> Usage {
+    fn estimated_usage(&self) -> Usage {
         if self.has_failed && !self.has_first_token {
             return Usage::default();
         }
-        let prompt_tokens = PromptEstimator::default().tokens(size);
         Usage {
-            prompt_tokens,
+            prompt_tokens: self.turn.prompt_tokens,
             cached_tokens: 0,
             completion_tokens: self.turn.streamed.load(Ordering::Relaxed),
         }
@@ -397,7 +404,7 @@ impl Drop for Permit {
             return;
         };
         let size = ticket.size;
-        let estimated = self.estimated_usage(&size);
+        let estimated = self.estimated_usage();
         if let Some(held) = &mut ticket.reservation
             && !self.is_retry
         {

@@ -34,6 +34,7 @@ const KVWARDEN: Layers = &[
 ];
 
 const ACTORS: Layers = &[
+    &["overview"],
     // The actors and what they say to each other: they know each other by nature.
     &[
         "gpu", "ledger", "model", "observer", "protocol", "router", "tenant", "ticket", "vitals",

@@ -24,6 +24,9 @@ pub(crate) struct Status {
     pub(crate) gpu: Gpu,
     #[serde(rename = "metrics")]
     pub(crate) totals: Totals,
+    /// Actors that did not answer in time, of whom nothing else is told.
+    #[serde(default)]
+    pub(crate) unresponsive_actors: Vec<String>,
     /// How the configuration was last read again.
     pub(crate) last_reload: Option<Reload>,
 }

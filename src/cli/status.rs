@@ -89,6 +89,10 @@ fn render_totals(status: &Status, base: &str, out: &mut dyn Write) -> io::Result
     if status.admission.is_draining {
         writeln!(out, "{CARE}stopping: nobody new is let in{CARE:#}")?;
     }
+    if !status.unresponsive_actors.is_empty() {
+        let actors = status.unresponsive_actors.join(", ");
+        writeln!(out, "{BAD}no answer from {actors}{BAD:#}")?;
+    }
     let reload = status.last_reload.as_ref();
     if reload.is_some_and(|reload| reload.error.is_some()) {
         writeln!(

@@ -3,19 +3,18 @@
 //!
 //! The status is 200 by then; what goes wrong later is told as an event.
 
-use std::{cell::OnceCell, pin::Pin, rc::Rc, time::Duration};
+use std::{cell::OnceCell, convert::Infallible, pin::Pin, rc::Rc, time::Duration};
 
 use actix_web::{
     HttpResponse,
     body::{BoxBody, MessageBody as _, to_bytes},
-    http::header,
 };
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, future, stream};
 use kvwarden_actors::protocol::{Locate, Snapshot};
 use kvwarden_policy::lifecycle::State;
 
-use super::Shared;
+use super::{answer, shared::Shared};
 
 /// How long a stream may stay silent.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -23,13 +22,17 @@ const PERIOD: Duration = Duration::from_secs(5);
 const COMMENT: Bytes = Bytes::from_static(b": loading\n\n");
 
 /// An answer that is on its way.
-pub type Coming = Pin<Box<dyn Future<Output = HttpResponse>>>;
+pub(super) type Coming = Pin<Box<dyn Future<Output = HttpResponse>>>;
 
 /// The model of a request that turned out to want a stream.
-pub type Streamed = Rc<OnceCell<String>>;
+pub(super) type Streamed = Rc<OnceCell<String>>;
 
 /// The answer, or the beginning of a stream that it will be part of.
-pub async fn or_comments(mut coming: Coming, streamed: &Streamed, shared: &Shared) -> HttpResponse {
+pub(super) async fn or_comments(
+    mut coming: Coming,
+    streamed: &Streamed,
+    shared: &Shared,
+) -> HttpResponse {
     loop {
         match tokio::time::timeout(PERIOD, &mut coming).await {
             Ok(answer) => return answer,
@@ -62,11 +65,7 @@ fn comments(coming: Coming) -> HttpResponse {
         }
     });
     let comments = stream::iter([COMMENT]).chain(waiting.flatten());
-    HttpResponse::Ok()
-        .insert_header((header::CACHE_CONTROL, "no-cache"))
-        .insert_header(("x-accel-buffering", "no"))
-        .content_type("text/event-stream; charset=utf-8")
-        .streaming(comments.map(Ok::<_, actix_web::Error>))
+    answer::events(HttpResponse::Ok(), comments.map(Ok::<_, Infallible>))
 }
 
 /// What is left of an answer within a stream: its events, or what went wrong as the only one.

@@ -1,44 +1,41 @@
 //! The API: an exact list of routes, and nothing else reaches an engine.
 //!
+//! Imports run one way, from the top of this table down:
+//!
 //! | file or folder | does |
 //! |---|---|
-//! | [`request`] | who asks, what is read off a request, and the fields we set |
-//! | [`completions`], [`attempt`], [`relay`] | the way of one request: received, tried, answered |
-//! | [`format`] | answers as events, or put together |
-//! | [`loading`] | what a stream gets while its model is being loaded |
-//! | [`pipe`], [`socket`] | what clients that don't read can hold |
-//! | [`upstream`] | the client to engines |
-//! | [`refusal`], [`reason`] | every error, as HTTP |
 //! | [`admin`] | metrics, status, health, the list of models; what operators do |
-//! | [`view`] | the configuration as requests see it |
-//! | [`record`] | what is counted |
+//! | [`exchange`], [`loading`], [`attempt`], [`relay`] | the way of one request: received, told to wait, tried, answered |
+//! | [`answer`] | the head of every answer |
+//! | [`record`] | what is counted about a request |
+//! | [`shared`], [`view`], [`series`] | what all requests share, the configuration as they see it, the metrics they count in |
+//! | [`tokenize`], [`request`] | who asks, what is read off a request, and the fields we set |
+//! | [`refusal`], [`reason`] | every error, as HTTP |
+//! | [`format`] | answers as events, or put together |
+//! | [`upstream`], [`pipe`], [`socket`], [`salt`] | engines' connections and clients', what those can hold that don't read, cache partitions |
 
 pub mod admin;
-pub mod attempt;
-pub mod completions;
+mod answer;
+mod attempt;
+mod exchange;
 pub mod format;
-pub mod loading;
-pub mod pipe;
-pub mod reason;
-pub mod record;
+mod loading;
+mod pipe;
+mod reason;
+mod record;
 pub mod refusal;
-pub mod relay;
-pub mod request;
-pub mod salt;
+mod relay;
+mod request;
+mod salt;
+mod series;
+mod shared;
 pub mod socket;
-pub mod tokenize;
+mod tokenize;
 pub mod upstream;
-pub mod view;
+mod view;
 
-use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::SystemTime,
-};
+use std::sync::Arc;
 
-use actix::Addr;
 use actix_web::{
     Error, HttpRequest, HttpResponse,
     body::MessageBody,
@@ -50,110 +47,9 @@ use actix_web::{
     middleware::Next,
     web,
 };
-use arc_swap::ArcSwap;
-use kvwarden_actors::{Router, process::leadership::Leadership};
-use tokio::sync::watch;
 
-use crate::{config::Config, journal::events::EventLog, metrics::Metrics, serve::reload::Reloaded};
-use completions::{Task, forward};
-use refusal::Failure;
-use salt::Salts;
-use view::View;
-
-/// The label of every tenant that the configuration does not name.
-const OTHERS: &str = kvwarden_actors::router::OTHERS;
-
-/// What all requests share.
-pub struct Shared {
-    /// The directory of actors.
-    pub router: Addr<Router>,
-    /// What is counted.
-    pub metrics: Arc<Metrics>,
-    /// Where it is written down, if it is.
-    pub events: Option<Arc<EventLog>>,
-    /// Cache partitions of tenants.
-    pub salts: Salts,
-    /// Whether this process still decides about engines.
-    pub leadership: Leadership,
-    /// When this process began to serve.
-    pub since: SystemTime,
-    /// How the configuration was last read again, if it was.
-    pub reloaded: Mutex<Option<Reloaded>>,
-    view: ArcSwap<View>,
-    held: AtomicUsize,
-    is_cut: watch::Sender<bool>,
-    seen: admin::Seen,
-}
-
-impl Shared {
-    /// What requests share under this configuration.
-    #[must_use]
-    pub fn new(
-        config: &Config,
-        router: Addr<Router>,
-        metrics: Arc<Metrics>,
-        events: Option<Arc<EventLog>>,
-        leadership: Leadership,
-    ) -> Self {
-        Self {
-            router,
-            metrics,
-            events,
-            salts: Salts::new(),
-            leadership,
-            since: SystemTime::now(),
-            reloaded: Mutex::default(),
-            view: ArcSwap::from_pointee(View::new(config, None)),
-            held: AtomicUsize::new(0),
-            is_cut: watch::Sender::new(false),
-            seen: admin::Seen::default(),
-        }
-    }
-
-    /// Ends every stream, as if its engine had.
-    pub fn cut_streams(&self) {
-        self.is_cut.send_replace(true);
-    }
-
-    /// Comes back when streams are to end.
-    fn until_cut(&self) -> impl Future<Output = ()> + use<> {
-        let mut is_cut = self.is_cut.subscribe();
-        // An error says that nobody is left who could cut anything.
-        async move { drop(is_cut.wait_for(|is_cut| *is_cut).await) }
-    }
-
-    /// The configuration as it is now.
-    #[must_use]
-    pub fn view(&self) -> Arc<View> {
-        self.view.load_full()
-    }
-
-    /// Another configuration from now on.
-    pub fn show(&self, config: &Config) {
-        let before = self.view();
-        self.view.store(Arc::new(View::new(config, Some(&before))));
-    }
-}
-
-/// One of `limits.max_in_flight` places on this node, given back when dropped.
-pub struct Place(Arc<Shared>);
-
-impl Place {
-    fn take(shared: &Arc<Shared>) -> Option<Self> {
-        let limit = shared.view().limits.max_in_flight;
-        let one_more = |held| (held < limit).then_some(held + 1);
-        let taken = shared
-            .held
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
-        taken.ok().map(|_| Self(shared.clone()))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.held.fetch_sub(1, Ordering::Relaxed);
-    }
-}
+pub use self::shared::Shared;
+use self::{attempt::Task, exchange::forward, refusal::Failure};
 
 /// The routes. Whatever is not here is 404 and never reaches an engine: vLLM alone has 38 control
 /// routes that would stop it, read its weights or load others.
@@ -185,15 +81,6 @@ async fn no_route(request: HttpRequest) -> HttpResponse {
         path: format!("{} {}", request.method(), request.path()),
     }
     .response()
-}
-
-/// The id that [`identify`] gave to a request.
-fn request_id(request: &HttpRequest) -> &str {
-    request
-        .headers()
-        .get("x-request-id")
-        .and_then(|id| id.to_str().ok())
-        .unwrap_or_default()
 }
 
 /// Middleware: gives every request an id (the client's, if it is printable) and echoes it, under the names that OpenAI's and

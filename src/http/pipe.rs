@@ -35,35 +35,35 @@ struct Pipe {
 }
 
 /// The engine's end. Dropping it ends the body once everything is taken.
-pub struct Inlet {
+pub(super) struct Writer {
     pipe: Rc<Pipe>,
     patience: Duration,
 }
 
 /// The client's end. Dropping it, as actix does when the client hangs up, ends the task that reads
 /// the engine.
-pub struct Outlet {
+pub(super) struct Reader {
     pipe: Rc<Pipe>,
     reading: JoinHandle<()>,
 }
 
 /// The client let an event wait for longer than it may.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Stalled;
+pub(super) struct Stalled;
 
 /// Runs `read` with one end of a pipe, and returns the other.
-pub fn spawn<F: Future<Output = ()> + 'static>(
+pub(super) fn spawn<F: Future<Output = ()> + 'static>(
     patience: Duration,
-    read: impl FnOnce(Inlet) -> F,
-) -> Outlet {
+    read: impl FnOnce(Writer) -> F,
+) -> Reader {
     let pipe = Rc::<Pipe>::default();
-    let inlet = Inlet {
+    let writer = Writer {
         pipe: pipe.clone(),
         patience,
     };
-    Outlet {
+    Reader {
         pipe,
-        reading: actix_web::rt::spawn(read(inlet)),
+        reading: actix_web::rt::spawn(read(writer)),
     }
 }
 
@@ -90,15 +90,15 @@ impl Pipe {
     }
 }
 
-// === impl Inlet ===
+// === impl Writer ===
 
-impl Inlet {
+impl Writer {
     /// Lets an event wait for the client, once there is room for it.
     ///
     /// # Errors
     /// When the oldest event waits for too long. It is the oldest that counts: a client that takes
     /// one now and then is too slow as well.
-    pub async fn put(&self, event: Bytes) -> Result<(), Stalled> {
+    pub(super) async fn put(&self, event: Bytes) -> Result<(), Stalled> {
         while let Some(oldest) = self.pipe.oldest() {
             let deadline = oldest + self.patience;
             if Instant::now() >= deadline {
@@ -115,38 +115,38 @@ impl Inlet {
     }
 
     /// Puts in the last event, room or not.
-    pub fn end_with(self, event: Bytes) {
+    pub(super) fn end_with(self, event: Bytes) {
         self.pipe.put(event);
     }
 }
 
-impl Drop for Inlet {
+impl Drop for Writer {
     fn drop(&mut self) {
         self.pipe.is_over.set(true);
         self.pipe.came.notify_one();
     }
 }
 
-// === impl Outlet ===
+// === impl Reader ===
 
-impl Outlet {
+impl Reader {
     /// Everything that comes, until the other end is dropped.
-    pub fn into_stream(self) -> impl Stream<Item = io::Result<Bytes>> {
-        stream::unfold(self, |outlet| async move {
+    pub(super) fn into_stream(self) -> impl Stream<Item = io::Result<Bytes>> {
+        stream::unfold(self, |reader| async move {
             loop {
-                if let Some(event) = outlet.pipe.take() {
-                    return Some((Ok(event), outlet));
+                if let Some(event) = reader.pipe.take() {
+                    return Some((Ok(event), reader));
                 }
-                if outlet.pipe.is_over.get() {
+                if reader.pipe.is_over.get() {
                     return None;
                 }
-                outlet.pipe.came.notified().await;
+                reader.pipe.came.notified().await;
             }
         })
     }
 }
 
-impl Drop for Outlet {
+impl Drop for Reader {
     fn drop(&mut self) {
         self.reading.abort();
     }
@@ -163,24 +163,24 @@ mod tests {
     const QUARTER: Bytes = Bytes::from_static(&[b'x'; MAX_BEHIND / 4]);
 
     /// A pipe whose engine sends for ever, and what became of it.
-    fn endless() -> (Outlet, oneshot::Receiver<Stalled>) {
+    fn endless() -> (Reader, oneshot::Receiver<Stalled>) {
         let (tell, told) = oneshot::channel();
-        let outlet = spawn(PATIENCE, async move |inlet| {
-            while inlet.put(QUARTER).await.is_ok() {}
+        let reader = spawn(PATIENCE, async move |writer| {
+            while writer.put(QUARTER).await.is_ok() {}
             let _ = tell.send(Stalled);
-            inlet.end_with(Bytes::from_static(b"cut"));
+            writer.end_with(Bytes::from_static(b"cut"));
         });
-        (outlet, told)
+        (reader, told)
     }
 
     #[actix_web::test]
     async fn what_was_put_in_comes_out_in_order_and_ends() {
-        let outlet = spawn(PATIENCE, async |inlet| {
+        let reader = spawn(PATIENCE, async |writer| {
             for text in ["a", "b", "c"] {
-                inlet.put(text.into()).await.unwrap();
+                writer.put(text.into()).await.unwrap();
             }
         });
-        let all: Vec<_> = outlet
+        let all: Vec<_> = reader
             .into_stream()
             .map(|event| event.unwrap())
             .collect()
@@ -191,9 +191,9 @@ mod tests {
     #[actix_web::test]
     async fn client_that_does_not_read_holds_a_bounded_amount_until_it_is_cut() {
         tokio::time::pause();
-        let (outlet, stalled) = endless();
+        let (reader, stalled) = endless();
         assert_eq!(stalled.await, Ok(Stalled));
-        let all: Vec<_> = outlet
+        let all: Vec<_> = reader
             .into_stream()
             .map(|event| event.unwrap())
             .collect()
@@ -205,8 +205,8 @@ mod tests {
     #[actix_web::test]
     async fn client_that_keeps_up_is_never_cut_and_one_that_trickles_is() {
         tokio::time::pause();
-        let (outlet, mut stalled) = endless();
-        let mut stream = std::pin::pin!(outlet.into_stream());
+        let (reader, mut stalled) = endless();
+        let mut stream = std::pin::pin!(reader.into_stream());
         // Four events wait at most, so each waits 24 s.
         for _ in 0..100 {
             advance(PATIENCE / 5).await;
@@ -222,11 +222,11 @@ mod tests {
     #[actix_web::test]
     async fn client_that_hangs_up_ends_the_reading_of_the_engine() {
         let (alive, ended) = oneshot::channel::<()>();
-        let outlet = spawn(PATIENCE, async move |_inlet| {
+        let reader = spawn(PATIENCE, async move |_writer| {
             std::future::pending::<()>().await;
             drop(alive);
         });
-        drop(outlet);
+        drop(reader);
         assert!(ended.await.is_err());
     }
 }

@@ -2,7 +2,7 @@
 
 /// Every way a request can end without an engine's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub(super) enum Reason {
     /// Malformed.
     InvalidRequest,
     /// The body is larger than the limit.
@@ -49,6 +49,8 @@ pub enum Reason {
     EngineError,
     /// This node holds as many requests as it can.
     NodeFull,
+    /// An actor of this node did not answer in time.
+    ActorTimeout,
     /// This node is shutting down.
     ShuttingDown,
 }
@@ -56,7 +58,7 @@ pub enum Reason {
 impl Reason {
     /// Its name, in `x-kvwarden-dropped-reason` and in metrics.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::InvalidRequest => "invalid_request",
             Self::BodyTooLarge => "body_too_large",
@@ -81,13 +83,14 @@ impl Reason {
             Self::EngineUnreachable => "engine_unreachable",
             Self::EngineError => "engine_error",
             Self::NodeFull => "node_full",
+            Self::ActorTimeout => "actor_timeout",
             Self::ShuttingDown => "shutting_down",
         }
     }
 
     /// What llm-d's router calls it in `x-llm-d-request-dropped-reason`, if it knows such a thing.
     #[must_use]
-    pub const fn llm_d(self) -> Option<&'static str> {
+    pub(super) const fn llm_d(self) -> Option<&'static str> {
         match self {
             Self::TenantBodiesFull | Self::TenantQueueFull | Self::QueueFull | Self::NodeFull => {
                 Some("rejected-saturated")
@@ -108,6 +111,7 @@ impl Reason {
             | Self::TokensPerDay
             | Self::LargerThanBudget
             | Self::MaxConcurrentRequests
+            | Self::ActorTimeout
             | Self::EngineBroken
             | Self::EngineUnreachable
             | Self::EngineError => None,

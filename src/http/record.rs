@@ -2,29 +2,36 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kvwarden_actors::Refusal;
+use kvwarden_actors::{Permit, Refusal};
 use kvwarden_policy::cost::Usage;
 use tokio::time::Instant;
 
-use super::{Shared, refusal::Failure};
+use super::{
+    refusal::Failure,
+    series::{STRANGER, Series, Status},
+    shared::Shared,
+};
 use crate::{
     journal::log::{Arrival, Line, Refused},
     metrics,
 };
 
-/// The label of a model or engine that is not known.
-const UNKNOWN: &str = "_unknown";
-
-/// The label of whoever was not let in: what they call themselves makes no series.
-const STRANGER: &str = "_unauthenticated";
+/// What an answer is counted against, lent to who reads it: the engine's place that it takes, and the
+/// request's record.
+pub(super) struct Account<'a> {
+    /// The engine's place.
+    pub permit: &'a mut Permit,
+    /// The request's record.
+    pub record: &'a mut Record,
+}
 
 /// One request's way into the metrics.
-pub struct Record {
+pub(super) struct Record {
     shared: Arc<Shared>,
     arrived: Instant,
-    tenant: String,
-    model: String,
-    engine: &'static str,
+    series: Arc<Series>,
+    /// Its model is known.
+    has_model: bool,
     outcome: Outcome,
     has_first_token: bool,
     waited: Option<Duration>,
@@ -52,28 +59,25 @@ enum Outcome {
 impl Record {
     /// A request of this tenant arrived.
     #[must_use]
-    pub fn new(shared: Arc<Shared>, tenant: &str) -> Self {
-        let tenant = shared.view().tenant_label(tenant).to_owned();
-        Self::labelled(shared, tenant)
+    pub(super) fn new(shared: Arc<Shared>, tenant: &str) -> Self {
+        let series = shared.view().series.of_tenant(tenant);
+        Self::counted(shared, series)
     }
 
     /// A request of nobody we know arrived.
     #[must_use]
-    pub fn of_stranger(shared: Arc<Shared>) -> Self {
-        Self::labelled(shared, STRANGER.to_owned())
+    pub(super) fn of_stranger(shared: Arc<Shared>) -> Self {
+        let series = shared.view().series.of_stranger();
+        Self::counted(shared, series)
     }
 
-    fn labelled(shared: Arc<Shared>, tenant: String) -> Self {
-        let labels = metrics::Tenant {
-            tenant: tenant.clone(),
-        };
-        shared.metrics.tenant_requests.get_or_create(&labels).inc();
+    fn counted(shared: Arc<Shared>, series: Arc<Series>) -> Self {
+        series.arrived(&shared.metrics).inc();
         Self {
             shared,
             arrived: Instant::now(),
-            tenant,
-            model: UNKNOWN.to_owned(),
-            engine: UNKNOWN,
+            series,
+            has_model: false,
             outcome: Outcome::Gone {
                 is_streaming: false,
             },
@@ -86,21 +90,21 @@ impl Record {
 
     /// The tenant's label.
     #[must_use]
-    pub fn tenant(&self) -> &str {
-        &self.tenant
+    pub(super) fn tenant(&self) -> &str {
+        &self.series.tenant
     }
 
     /// It is for this model, by any of its names. Names that nobody configured stay out of the
     /// labels.
-    pub fn wants(&mut self, model: &str) {
-        if let Some((model, engine)) = self.shared.view().model_labels(model) {
-            self.model = model.to_string();
-            self.engine = engine;
+    pub(super) fn wants(&mut self, model: &str) {
+        if let Some(series) = self.shared.view().series.of(model, &self.series.tenant) {
+            self.series = series;
+            self.has_model = true;
         }
     }
 
     /// It was handed to an engine.
-    pub fn admitted(&mut self, permit: &kvwarden_actors::Permit) {
+    pub(super) fn admitted(&mut self, permit: &Permit) {
         self.waited = Some(permit.waited());
         self.shared.metrics.admission_admitted.inc();
         self.shared
@@ -110,66 +114,40 @@ impl Record {
     }
 
     /// It waits for another engine, since its own went away before the first token.
-    pub fn retried(&self) {
-        let labels = metrics::Model {
-            model: self.model.clone(),
-        };
-        self.shared
-            .metrics
-            .requests_retried
-            .get_or_create(&labels)
-            .inc();
+    pub(super) fn retried(&self) {
+        self.series.retried(&self.shared.metrics).inc();
     }
 
     /// Its answer is on the way to the client.
-    pub fn streaming(&mut self) {
+    pub(super) fn streaming(&mut self) {
         self.outcome = Outcome::Gone { is_streaming: true };
     }
 
     /// Its first token came. Only the first call counts.
-    pub fn first_token(&mut self) {
+    pub(super) fn first_token(&mut self) {
         if std::mem::replace(&mut self.has_first_token, true) {
             return;
         }
-        let labels = metrics::ModelTenant {
-            model: self.model.clone(),
-            tenant: self.tenant.clone(),
-        };
         let ttft = self.arrived.elapsed().as_secs_f64();
-        self.shared
-            .metrics
-            .tenant_ttft
-            .get_or_create(&labels)
-            .observe(ttft);
+        self.series.ttft(&self.shared.metrics).observe(ttft);
     }
 
     /// It was answered in full.
-    pub fn done(&mut self, usage: Option<Usage>) {
+    pub(super) fn done(&mut self, usage: Option<Usage>) {
         self.outcome = Outcome::Ok;
-        let labels = metrics::Model {
-            model: self.model.clone(),
-        };
-        let metrics = &self.shared.metrics;
+        let (metrics, series) = (&self.shared.metrics, &self.series);
         if let Some(usage) = usage {
             self.usage = usage;
-            metrics
-                .tokens_input
-                .get_or_create(&labels)
-                .inc_by(usage.prompt_tokens);
-            metrics
-                .tokens_generated
-                .get_or_create(&labels)
-                .inc_by(usage.completion_tokens);
+            series.tokens_input(metrics).inc_by(usage.prompt_tokens);
+            let generated = series.tokens_generated(metrics);
+            generated.inc_by(usage.completion_tokens);
         }
         let latency = self.arrived.elapsed().as_secs_f64();
-        metrics
-            .request_latency
-            .get_or_create(&labels)
-            .observe(latency);
+        series.latency(metrics).observe(latency);
     }
 
     /// It got no answer.
-    pub fn failed(mut self, failure: &Failure) {
+    pub(super) fn failed(mut self, failure: &Failure) {
         self.outcome = outcome(failure);
         self.refused = Some(failure.reason());
         if self.outcome != Outcome::Rejected {
@@ -179,7 +157,7 @@ impl Record {
         let reason = failure.reason().to_owned();
         if is_own_limit(failure) {
             let labels = metrics::Rejection {
-                tenant: self.tenant.clone(),
+                tenant: self.tenant().to_owned(),
                 reason,
             };
             metrics
@@ -193,22 +171,23 @@ impl Record {
     }
 
     /// Its client does not read the answer, which is cut.
-    pub fn stalled(&mut self) {
+    pub(super) fn stalled(&mut self) {
         self.outcome = Outcome::Stalled;
     }
 
     /// Its stream broke off.
-    pub fn broken(&mut self, reason: &'static str) {
+    pub(super) fn broken(&mut self, reason: &'static str) {
         self.outcome = Outcome::Error;
         self.disconnected(reason);
     }
 
     /// What the event log says of it. Of strangers it says nothing: they could fill it.
     fn line(&self, t: f64, status: &str) -> Option<Line> {
-        let (model, tenant) = (self.model.clone(), self.tenant.clone());
-        if tenant == STRANGER {
+        if self.tenant() == STRANGER {
             return None;
         }
+        let model = self.series.model.to_string();
+        let tenant = self.tenant().to_owned();
         Some(match self.refused.filter(|_| self.waited.is_none()) {
             Some(refused) => Line::Refused(Refused {
                 t,
@@ -217,7 +196,7 @@ impl Record {
                 refused: refused.to_owned(),
             }),
             // Who hung up before anything was known of it asked for nothing.
-            None if model == UNKNOWN => return None,
+            None if !self.has_model => return None,
             None => Line::Arrival(Arrival {
                 t,
                 weight: self.shared.view().weight(&tenant).into(),
@@ -277,32 +256,26 @@ fn is_own_limit(failure: &Failure) -> bool {
 impl Drop for Record {
     fn drop(&mut self) {
         let status = match self.outcome {
-            Outcome::Ok => "ok",
-            Outcome::Error => "error",
-            Outcome::Rejected => "rejected",
-            Outcome::ClientError => "client_error",
+            Outcome::Ok => Status::Ok,
+            Outcome::Error => Status::Error,
+            Outcome::Rejected => Status::Rejected,
+            Outcome::ClientError => Status::ClientError,
             Outcome::Stalled => {
                 self.disconnected("slow_reader");
-                "client_gone"
+                Status::ClientGone
             }
             Outcome::Gone { is_streaming } => {
                 if is_streaming {
                     self.disconnected("client_gone");
                 }
-                "client_gone"
+                Status::ClientGone
             }
         };
         if let Some(events) = &self.shared.events
-            && let Some(line) = self.line(events.time(self.arrived.into_std()), status)
+            && let Some(line) = self.line(events.time(self.arrived.into_std()), status.as_str())
         {
             events.say(line);
         }
-        let labels = metrics::Request {
-            model: std::mem::take(&mut self.model),
-            tenant: std::mem::take(&mut self.tenant),
-            status: status.to_owned(),
-            engine: self.engine.to_owned(),
-        };
-        self.shared.metrics.requests.get_or_create(&labels).inc();
+        self.series.ended(status, &self.shared.metrics).inc();
     }
 }

@@ -1,22 +1,16 @@
-//! Every way to say no, as HTTP: the only place that knows status codes.
+//! Every way to say no, as HTTP: the only place that knows status codes. [`answer`](super::answer)
+//! writes them down.
 //!
 //! Whose fault it is stands in the code: 4xx the request or its tenant's own limits, 503 this node,
 //! 502 an engine. The body has OpenAI's shape, the headers are the ones its SDKs read.
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
-use actix_web::{
-    HttpResponse, HttpResponseBuilder,
-    http::{StatusCode, header},
-};
-use kvwarden_actors::{RateLimits, Refusal};
-use kvwarden_policy::bucket::Level;
+use actix_web::http::StatusCode;
+use kvwarden_actors::{Refusal, overview::OverviewError};
 use serde_json::{Map, Value, json, value::RawValue};
 
 use super::reason::Reason;
-
-/// Longer than this no SDK sleeps: it would try again after a second or two of its own instead.
-const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
 /// A request that can't be right whoever sends it whenever.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +72,8 @@ pub enum Failure {
     Refused(Refusal),
     /// As many requests as this node holds are queued or streaming.
     NodeFull,
+    /// An actor that was asked about itself did not answer in time.
+    Unresponsive(OverviewError),
     /// The engine could not be reached, or went away before it answered.
     Unreachable(String),
     /// The engine answered with an error.
@@ -101,14 +97,23 @@ impl From<Refusal> for Failure {
     }
 }
 
+impl From<OverviewError> for Failure {
+    fn from(error: OverviewError) -> Self {
+        match error {
+            OverviewError::Timeout { .. } => Self::Unresponsive(error),
+            OverviewError::Ended(_) => Self::Refused(Refusal::Draining),
+        }
+    }
+}
+
 /// A failure as clients and operators see it.
-struct Form {
-    status: StatusCode,
+pub(super) struct Form {
+    pub(super) status: StatusCode,
     /// OpenAI's `type`.
-    kind: &'static str,
+    pub(super) kind: &'static str,
     /// OpenAI's `code`.
-    code: &'static str,
-    reason: Reason,
+    pub(super) code: &'static str,
+    pub(super) reason: Reason,
 }
 
 const fn form(status: StatusCode, kind: &'static str, reason: Reason) -> Form {
@@ -135,7 +140,7 @@ const LIMITED: &str = "rate_limit_error";
 const SERVER: &str = "server_error";
 
 impl Failure {
-    fn form(&self) -> Form {
+    pub(super) fn form(&self) -> Form {
         match self {
             Self::Bad(_) => form(StatusCode::BAD_REQUEST, INVALID, Reason::InvalidRequest),
             Self::TooLarge { .. } => {
@@ -163,6 +168,11 @@ impl Failure {
             ),
             Self::NoRoute { .. } => form(StatusCode::NOT_FOUND, INVALID, Reason::UnknownRoute),
             Self::NodeFull => form(StatusCode::SERVICE_UNAVAILABLE, SERVER, Reason::NodeFull),
+            Self::Unresponsive(_) => form(
+                StatusCode::SERVICE_UNAVAILABLE,
+                SERVER,
+                Reason::ActorTimeout,
+            ),
             Self::Unreachable(_) => {
                 form(StatusCode::BAD_GATEWAY, SERVER, Reason::EngineUnreachable)
             }
@@ -183,42 +193,11 @@ impl Failure {
         self.form().reason.as_str()
     }
 
-    fn param(&self) -> Option<&str> {
+    pub(super) fn param(&self) -> Option<&str> {
         if let Self::Bad(bad) = self {
             return bad.param.as_deref();
         }
         matches!(self, Self::Refused(Refusal::UnknownModel(_))).then_some("model")
-    }
-
-    /// The answer to the client.
-    #[must_use]
-    pub fn response(&self) -> HttpResponse {
-        let Form {
-            status,
-            kind,
-            code,
-            reason,
-        } = self.form();
-        let mut response = HttpResponse::build(status);
-        if let Self::Engine { error, .. } = self {
-            return response.json(json!({ "error": error }));
-        }
-        if let Self::Refused(refusal) = self {
-            limit_headers(&mut response, refusal);
-        }
-        response.insert_header(("x-kvwarden-dropped-reason", reason.as_str()));
-        if let Some(name) = reason.llm_d() {
-            response.insert_header(("x-llm-d-request-dropped-reason", name));
-        }
-        if matches!(self, Self::NodeFull | Self::BodiesFull { .. }) {
-            retry_after(&mut response, Duration::from_secs(1));
-        }
-        if status == StatusCode::UNAUTHORIZED {
-            response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
-        }
-        response.json(json!({ "error": {
-            "message": self.to_string(), "type": kind, "param": self.param(), "code": code,
-        }}))
     }
 }
 
@@ -244,6 +223,7 @@ impl fmt::Display for Failure {
             ),
             Self::Refused(refusal) => refusal.fmt(f),
             Self::NodeFull => f.write_str("this node holds as many requests as it can; try again"),
+            Self::Unresponsive(error) => write!(f, "{error}; try again"),
             Self::Unreachable(_) => f.write_str("the model's engine did not answer; try again"),
             Self::Engine { status, .. } => write!(f, "the model's engine answered {status}"),
         }
@@ -267,83 +247,6 @@ fn refused(refusal: &Refusal) -> Form {
         Refusal::Broken { .. } => unavailable(Reason::EngineBroken),
         Refusal::Draining => unavailable(Reason::ShuttingDown),
     }
-}
-
-fn limit_headers(response: &mut HttpResponseBuilder, refusal: &Refusal) {
-    match refusal {
-        Refusal::RequestRate {
-            limit,
-            retry_after: wait,
-        } => {
-            level_headers(response, "requests", limit);
-            retry_after(response, *wait);
-        }
-        Refusal::TokenRate {
-            limit,
-            retry_after: wait,
-            ..
-        } => {
-            level_headers(response, "tokens", limit);
-            retry_after(response, *wait);
-        }
-        Refusal::DailyTokens {
-            retry_after: wait, ..
-        } => {
-            retry_after(response, *wait);
-            if *wait > LONGEST_SLEEP {
-                response.insert_header(("x-should-retry", "false"));
-            }
-        }
-        // Trying again can't help; OpenAI's SDKs would otherwise.
-        Refusal::LargerThanBudget { .. }
-        | Refusal::Broken {
-            retry_after: None, ..
-        } => {
-            response.insert_header(("x-should-retry", "false"));
-        }
-        // When a place will be free is unknown; a second is short enough not to waste one.
-        Refusal::Concurrency { .. }
-        | Refusal::TenantQueueFull { .. }
-        | Refusal::QueueFull { .. }
-        | Refusal::QueueTimeout { .. }
-        | Refusal::DeadlineOutOfReach
-        | Refusal::DeadlinePassed
-        | Refusal::Draining => {
-            retry_after(response, Duration::from_secs(1));
-        }
-        Refusal::Broken {
-            retry_after: Some(wait),
-            ..
-        } => retry_after(response, *wait),
-        Refusal::UnknownModel(_) => {}
-    }
-}
-
-/// Both forms, rounded up: a client that waits that long is let in.
-fn retry_after(response: &mut HttpResponseBuilder, wait: Duration) {
-    let millis = wait.as_nanos().div_ceil(1_000_000);
-    response.insert_header(("retry-after", millis.div_ceil(1000).to_string()));
-    response.insert_header(("retry-after-ms", millis.to_string()));
-}
-
-/// `x-ratelimit-*` of an answer that was let in.
-pub fn rate_limit_headers(response: &mut HttpResponseBuilder, limits: &RateLimits) {
-    if let Some(level) = &limits.requests {
-        level_headers(response, "requests", level);
-    }
-    if let Some(level) = &limits.tokens {
-        level_headers(response, "tokens", level);
-    }
-}
-
-fn level_headers(response: &mut HttpResponseBuilder, what: &str, level: &Level) {
-    let reset = format!("{}ms", level.reset.as_nanos().div_ceil(1_000_000));
-    response.insert_header((format!("x-ratelimit-limit-{what}"), level.limit.to_string()));
-    response.insert_header((
-        format!("x-ratelimit-remaining-{what}"),
-        level.remaining.to_string(),
-    ));
-    response.insert_header((format!("x-ratelimit-reset-{what}"), reset));
 }
 
 /// An engine's error answer in OpenAI's shape, whatever shape it came in.
@@ -472,73 +375,5 @@ mod tests {
         );
         let raw = RawValue::from_string(r#""odd""#.to_owned()).unwrap();
         assert_eq!(event_failure(&raw).status(), StatusCode::BAD_GATEWAY);
-    }
-
-    #[test]
-    fn a_day_that_is_used_up_says_when_it_ends_and_not_to_try_before() {
-        let after = |seconds| {
-            let refusal = Refusal::DailyTokens {
-                wanted: 10,
-                limit: 100,
-                retry_after: Duration::from_secs(seconds),
-            };
-            Failure::from(refusal).response()
-        };
-        let header = |response: &HttpResponse, name| {
-            let value = response.headers().get(name)?;
-            Some(value.to_str().unwrap().to_owned())
-        };
-        let (long, short) = (after(7200), after(5));
-        assert_eq!(header(&long, "retry-after").as_deref(), Some("7200"));
-        assert_eq!(header(&long, "x-should-retry").as_deref(), Some("false"));
-        assert_eq!(header(&short, "x-should-retry"), None);
-        let reason = header(&long, "x-kvwarden-dropped-reason");
-        assert_eq!(reason.as_deref(), Some("tokens_per_day"));
-        assert_eq!(long.status(), StatusCode::TOO_MANY_REQUESTS);
-    }
-
-    #[test]
-    fn every_refusal_says_why_and_in_llm_ds_words_where_it_has_some() {
-        let late = Failure::from(Refusal::DeadlinePassed).response();
-        assert_eq!(late.status(), StatusCode::SERVICE_UNAVAILABLE);
-        let headers = late.headers();
-        assert_eq!(
-            headers.get("x-kvwarden-dropped-reason").unwrap(),
-            "deadline"
-        );
-        let llm_d = headers.get("x-llm-d-request-dropped-reason").unwrap();
-        assert_eq!(llm_d, "rejected-ttl-expired");
-        let unknown = Failure::Unauthorized("who?").response();
-        let reason = unknown.headers().get("x-kvwarden-dropped-reason").unwrap();
-        assert_eq!(reason, "invalid_api_key");
-    }
-
-    #[test]
-    fn retry_after_is_rounded_up_in_both_units() {
-        let level = Level {
-            limit: 60,
-            remaining: 0,
-            reset: Duration::from_secs(60),
-        };
-        let wait = Duration::from_nanos(1_000_000_001);
-        let refusal = Refusal::RequestRate {
-            limit: level,
-            retry_after: wait,
-        };
-        let response = Failure::from(refusal).response();
-        let header = |name| {
-            response
-                .headers()
-                .get(name)
-                .unwrap()
-                .to_str()
-                .unwrap()
-                .to_owned()
-        };
-        assert_eq!(
-            (header("retry-after"), header("retry-after-ms")),
-            ("2".into(), "1001".into())
-        );
-        assert_eq!(header("x-ratelimit-reset-requests"), "60000ms");
     }
 }

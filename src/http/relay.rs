@@ -1,43 +1,40 @@
 //! An engine's stream on its way to the client, event by event, byte for byte.
 //!
-//! The relay holds the permit: end, error and hang-up all release it by dropping it. It reads up to
-//! the first token before anything is promised to the client: an engine that goes away before can be
-//! replaced by another, and vLLM reports some refusals as the first event of a 200.
+//! It reads up to the first token before anything is promised to the client: an engine that goes
+//! away before can be replaced by another, and vLLM reports some refusals as the first event of a 200.
+//! Until then the permit and the record are lent to it. A stream on its way to the client has them for
+//! itself: end, error and hang-up all release the permit by dropping it.
 
-use std::{collections::VecDeque, io, pin::Pin, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _};
+use futures_util::StreamExt as _;
 use kvwarden_actors::Permit;
 use kvwarden_policy::cost::Usage;
 use serde_json::json;
 
 use super::{
-    attempt::Miss,
     format::{
         assemble::Assembly,
         sse::{self, Event, Splitter},
     },
-    pipe::{self, Inlet, Outlet},
-    record::Record,
+    pipe::{self, Reader, Writer},
+    record::{Account, Record},
     refusal::{Failure, event_failure},
     request::envelope::Members,
-    upstream::Answer,
+    upstream::Body,
 };
 
 /// Why a stream broke off that nothing came through for too long.
 const IDLE: &str = "idle_timeout";
 
 /// A stream being passed on.
-pub struct Relay {
-    body: Pin<Box<dyn Stream<Item = io::Result<Bytes>>>>,
+pub(super) struct Relay {
+    body: Body,
     splitter: Splitter,
     ready: VecDeque<Bytes>,
-    permit: Permit,
-    record: Record,
     usage: Option<Usage>,
-    strips_usage: bool,
-    idle: Duration,
+    options: RelayOptions,
     state: State,
 }
 
@@ -54,11 +51,19 @@ enum State {
 
 /// How a stream is passed on.
 #[derive(Clone, Copy, Debug)]
-pub struct Manner {
+pub(super) struct RelayOptions {
     /// The client did not ask for usage, so what the engine says of it is taken out.
     pub strips_usage: bool,
     /// How long the engine may be silent.
     pub idle: Duration,
+}
+
+/// Nothing came that a client could use.
+pub(super) enum OpenError {
+    /// The engine said no, or it would not help to ask again.
+    Failed(Failure),
+    /// The engine went away, for this reason.
+    Lost(&'static str),
 }
 
 impl Relay {
@@ -67,44 +72,41 @@ impl Relay {
     ///
     /// # Errors
     /// When the engine's first word is an error, or it goes away before it says any.
-    pub async fn open(
-        answer: Answer,
-        permit: Permit,
-        record: Record,
-        manner: Manner,
-    ) -> Result<Self, Miss> {
+    pub(super) async fn open(
+        body: Body,
+        account: &mut Account<'_>,
+        options: RelayOptions,
+    ) -> Result<Self, OpenError> {
         let mut relay = Self {
-            body: answer.body,
+            body,
             splitter: Splitter::default(),
             ready: VecDeque::new(),
-            permit,
-            record,
             usage: None,
-            strips_usage: manner.strips_usage,
-            idle: manner.idle,
+            options,
             state: State::Open,
+        };
+        let failed = |account: &mut Account<'_>, failure| {
+            account.permit.engine_failed();
+            OpenError::Failed(failure)
         };
         loop {
             let event = match relay.pull().await {
                 Ok(Some(event)) => event,
-                Ok(None) => return Err(relay.lost("the stream ended before its first token")),
-                Err(IDLE) => return Err(relay.failed(Failure::Unreachable(IDLE.to_owned()))),
-                Err(broken) => return Err(relay.lost(broken)),
+                Ok(None) => return Err(OpenError::Lost("the stream ended before its first token")),
+                Err(IDLE) => return Err(failed(account, Failure::Unreachable(IDLE.to_owned()))),
+                Err(broken) => return Err(OpenError::Lost(broken)),
             };
             let is_begun = match sse::read(&event) {
-                Event::Failed(error) => {
-                    let failure = event_failure(error);
-                    return Err(relay.failed(failure));
-                }
+                Event::Failed(error) => return Err(failed(account, event_failure(error))),
                 Event::Chunk(chunk) if chunk.is_aborted => {
-                    return Err(relay.lost("the engine gave the request up"));
+                    return Err(OpenError::Lost("the engine gave the request up"));
                 }
                 // A ping, or who speaks: neither is part of the answer.
                 Event::Other => false,
                 Event::Chunk(chunk) => !chunk.is_opening,
                 Event::Done => true,
             };
-            let event = relay.take(event);
+            let event = relay.take(event, account);
             relay.ready.extend(event);
             if is_begun {
                 return Ok(relay);
@@ -112,18 +114,9 @@ impl Relay {
         }
     }
 
-    fn lost(self, why: &str) -> Miss {
-        Miss::lost(why, self.permit, self.record)
-    }
-
-    fn failed(mut self, failure: Failure) -> Miss {
-        self.permit.engine_failed();
-        Miss::Failed(failure, self.record)
-    }
-
     /// The next event for the client. After an error there is one last event that tells so: a
     /// clean close would pass for success with the SDKs.
-    pub async fn next(&mut self) -> Option<Bytes> {
+    async fn next(&mut self, account: &mut Account<'_>) -> Option<Bytes> {
         if let Some(event) = self.ready.pop_front() {
             return Some(event);
         }
@@ -133,15 +126,15 @@ impl Relay {
             }
             match self.pull().await {
                 Ok(Some(event)) => {
-                    if let Some(event) = self.take(event) {
+                    if let Some(event) = self.take(event, account) {
                         return Some(event);
                     }
                 }
                 Ok(None) if self.state == State::Done => self.finish(),
-                Ok(None) => return Some(self.break_off("engine_closed")),
+                Ok(None) => return Some(self.break_off("engine_closed", account)),
                 // After `[DONE]` nothing is lost by a connection that ends badly.
                 Err(_) if self.state == State::Done => self.finish(),
-                Err(reason) => return Some(self.break_off(reason)),
+                Err(reason) => return Some(self.break_off(reason, account)),
             }
         }
     }
@@ -149,16 +142,25 @@ impl Relay {
     /// Passes all events on, as fast as the client takes them. The engine's place is given back
     /// when the engine is done, however far the client is, or when the client lets an event wait
     /// for longer than `patience`.
-    pub fn into_body(mut self, patience: Duration) -> Outlet {
-        self.record.streaming();
-        pipe::spawn(patience, |inlet| self.pass_on(inlet))
+    pub(super) fn into_body(
+        self,
+        permit: Permit,
+        mut record: Record,
+        patience: Duration,
+    ) -> Reader {
+        record.streaming();
+        pipe::spawn(patience, |writer| self.pass_on(permit, record, writer))
     }
 
-    async fn pass_on(mut self, inlet: Inlet) {
-        while let Some(event) = self.next().await {
-            if inlet.put(event).await.is_err() {
-                self.record.stalled();
-                return inlet.end_with(last_words(
+    async fn pass_on(mut self, mut permit: Permit, mut record: Record, writer: Writer) {
+        let mut account = Account {
+            permit: &mut permit,
+            record: &mut record,
+        };
+        while let Some(event) = self.next(&mut account).await {
+            if writer.put(event).await.is_err() {
+                record.stalled();
+                return writer.end_with(last_words(
                     "the client did not read the answer",
                     "slow_reader",
                 ));
@@ -170,9 +172,9 @@ impl Relay {
     ///
     /// # Errors
     /// When the engine stopped before the end.
-    pub async fn assemble(mut self) -> Result<Bytes, Failure> {
+    pub(super) async fn assemble(mut self, account: &mut Account<'_>) -> Result<Bytes, Failure> {
         let mut whole = Assembly::default();
-        while let Some(event) = self.next().await {
+        while let Some(event) = self.next(account).await {
             if let Some(data) = sse::data(&event) {
                 whole.add(data);
             }
@@ -190,7 +192,7 @@ impl Relay {
             if let Some(event) = self.splitter.next_event() {
                 return Ok(Some(event));
             }
-            match tokio::time::timeout(self.idle, self.body.next()).await {
+            match tokio::time::timeout(self.options.idle, self.body.next()).await {
                 Err(_) => return Err(IDLE),
                 Ok(None) => return Ok(None),
                 Ok(Some(Err(_))) => return Err("engine_error"),
@@ -202,32 +204,35 @@ impl Relay {
     }
 
     /// Reads an event by the way; nothing comes back if it is not for the client.
-    fn take(&mut self, event: Bytes) -> Option<Bytes> {
+    fn take(&mut self, event: Bytes, account: &mut Account<'_>) -> Option<Bytes> {
+        let Account { permit, record } = account;
         match sse::read(&event) {
             Event::Other => Some(event),
             Event::Done => {
                 self.state = State::Done;
-                self.record.done(self.usage);
+                record.done(self.usage);
                 Some(event)
             }
             Event::Failed(_) => {
-                self.permit.engine_failed();
-                self.record.broken("engine_error");
+                permit.engine_failed();
+                record.broken("engine_error");
                 self.state = State::Ended { well: false };
                 Some(event)
             }
-            Event::Chunk(chunk) if chunk.is_aborted => Some(self.break_off("engine_aborted")),
+            Event::Chunk(chunk) if chunk.is_aborted => {
+                Some(self.break_off("engine_aborted", account))
+            }
             Event::Chunk(chunk) => {
                 if chunk.has_token {
-                    self.record.first_token();
-                    self.permit.first_token();
-                    self.permit.streamed(1);
+                    record.first_token();
+                    permit.first_token();
+                    permit.streamed(1);
                 }
                 let Some(usage) = chunk.usage else {
                     return Some(event);
                 };
-                self.count(usage);
-                if !self.strips_usage {
+                self.count(usage, permit);
+                if !self.options.strips_usage {
                     return Some(event);
                 }
                 (!chunk.is_usage_only).then(|| without_usage(&event))
@@ -236,14 +241,8 @@ impl Relay {
     }
 
     /// llama.cpp tells the usage of each choice by itself; the others tell the sum.
-    fn count(&mut self, usage: Usage) {
-        let is_per_choice = self
-            .permit
-            .endpoint
-            .kind
-            .dialect()
-            .quirks
-            .usage_is_per_choice;
+    fn count(&mut self, usage: Usage, permit: &mut Permit) {
+        let is_per_choice = permit.endpoint.kind.dialect().quirks.usage_is_per_choice;
         let before = self
             .usage
             .filter(|_| is_per_choice)
@@ -253,18 +252,18 @@ impl Relay {
             ..usage
         };
         self.usage = Some(usage);
-        self.permit.report(usage);
+        permit.report(usage);
     }
 
     fn finish(&mut self) {
         self.state = State::Ended { well: true };
     }
 
-    fn break_off(&mut self, reason: &'static str) -> Bytes {
-        tracing::warn!(endpoint = ?self.permit.endpoint, reason, "stream broke off");
+    fn break_off(&mut self, reason: &'static str, account: &mut Account<'_>) -> Bytes {
+        tracing::warn!(endpoint = ?account.permit.endpoint, reason, "stream broke off");
         self.state = State::Ended { well: false };
-        self.record.broken(reason);
-        self.permit.engine_failed();
+        account.record.broken(reason);
+        account.permit.engine_failed();
         last_words(
             "the model's engine stopped before the answer was complete",
             reason,

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::request::envelope::Members;
 
 /// llama.cpp calls the prompt `content`, and without it answers with no tokens instead of an error.
-pub fn adapt(members: &mut Members<'_>, dialect: &Dialect) {
+pub(super) fn adapt(members: &mut Members<'_>, dialect: &Dialect) {
     if dialect.quirks.tokenizes_content {
         members.rename("prompt", "content");
     }
@@ -16,7 +16,7 @@ pub fn adapt(members: &mut Members<'_>, dialect: &Dialect) {
 
 /// llama.cpp only lists the tokens.
 #[must_use]
-pub fn answer(body: Bytes, dialect: &Dialect) -> Bytes {
+pub(super) fn answer(body: Bytes, dialect: &Dialect) -> Bytes {
     #[derive(Deserialize)]
     struct Tokens {
         tokens: Vec<u32>,

@@ -52,16 +52,20 @@ pub struct Unanswered {
     pub why: String,
 }
 
-/// An engine's answer, its body still to come.
-pub struct Answer {
+/// The body of an engine's response, as it comes. Dropping it closes the connection, which aborts the
+/// request.
+pub type Body = Pin<Box<dyn Stream<Item = io::Result<Bytes>>>>;
+
+/// An engine's response, its body still to come.
+pub struct UpstreamResponse {
     /// Status.
     pub status: StatusCode,
     /// Content type.
     pub content_type: Option<String>,
     /// The engine says that it is simulated.
     pub is_simulated: bool,
-    /// The body, as it comes. Dropping it closes the connection, which aborts the request.
-    pub body: Pin<Box<dyn Stream<Item = io::Result<Bytes>>>>,
+    /// Its body.
+    pub body: Body,
 }
 
 /// A client for many long streams at once, without connections yet.
@@ -88,7 +92,7 @@ pub(crate) fn streaming_client(connect_timeout: Duration) -> awc::Client {
     client.finish()
 }
 
-impl Answer {
+impl UpstreamResponse {
     /// It comes as events.
     #[must_use]
     pub fn is_stream(&self) -> bool {
@@ -131,7 +135,7 @@ impl Engines {
         path: &str,
         request_id: &str,
         body: Bytes,
-    ) -> Result<Answer, Unanswered> {
+    ) -> Result<UpstreamResponse, Unanswered> {
         match self.try_post(to, path, request_id, body.clone()).await {
             // The engine closed a pooled connection as we picked it: nothing was answered, so
             // nothing is lost by asking once more.
@@ -152,7 +156,7 @@ impl Engines {
         path: &str,
         request_id: &str,
         body: Bytes,
-    ) -> Result<Answer, SendRequestError> {
+    ) -> Result<UpstreamResponse, SendRequestError> {
         let client = self.client(&to.base);
         let mut request = client
             .http
@@ -168,7 +172,7 @@ impl Engines {
             let value = response.headers().get(name)?;
             value.to_str().ok().map(str::to_owned)
         };
-        Ok(Answer {
+        Ok(UpstreamResponse {
             status: response.status(),
             content_type: text("content-type"),
             is_simulated: text("x-kvwarden-simulated").is_some(),

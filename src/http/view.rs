@@ -1,17 +1,14 @@
 //! What requests are judged by: one configuration, whole. Another one takes its place at once, and
 //! no request sees a part of each.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::collections::{HashMap, HashSet};
 
 use super::{
-    OTHERS,
     request::{
         body::Bodies,
         identity::{self, Identity},
     },
+    series::SeriesTable,
 };
 use crate::config::{Config, NodeLimits};
 
@@ -25,11 +22,9 @@ pub struct View {
     named_tenants: HashSet<String>,
     weights: HashMap<String, u32>,
     default_weight: u32,
-    models: HashMap<String, Labels>,
+    /// The metrics that requests count in.
+    pub(super) series: SeriesTable,
 }
-
-/// Canonical name and engine of a model.
-pub(super) type Labels = (Arc<str>, &'static str);
 
 // === impl View ===
 
@@ -48,23 +43,9 @@ impl View {
             bodies: Bodies::new(&config.limits, named.iter().cloned(), bodies),
             weights: weights.collect(),
             default_weight: config.tenant_defaults.weight,
+            series: series(config, &named),
             named_tenants: named,
-            models: model_labels(config),
         }
-    }
-
-    /// The tenant's name if the configuration knows it: labels must not grow with what clients send.
-    pub(super) fn tenant_label<'a>(&self, tenant: &'a str) -> &'a str {
-        if self.is_named(tenant) {
-            tenant
-        } else {
-            OTHERS
-        }
-    }
-
-    /// Canonical name and engine of a model, by any of its names.
-    pub(super) fn model_labels(&self, name: &str) -> Option<&Labels> {
-        self.models.get(name)
     }
 
     /// A tenant's part of every engine.
@@ -78,14 +59,13 @@ impl View {
     }
 }
 
-fn model_labels(config: &Config) -> HashMap<String, Labels> {
+fn series(config: &Config, tenants: &HashSet<String>) -> SeriesTable {
     let models = config.models.iter().filter(|model| !model.is_replica());
-    let labels = models.flat_map(|model| {
-        let labels = (Arc::from(model.id.as_str()), model.engine.family());
+    let models = models.map(|model| {
         let names = [model.id.to_string()]
             .into_iter()
             .chain(model.aliases.clone());
-        names.map(move |name| (name, labels.clone()))
+        (names.collect(), model.id.as_str(), model.engine.family())
     });
-    labels.collect()
+    SeriesTable::new(models, tenants.iter().map(String::as_str))
 }

@@ -6,14 +6,15 @@ use actix::Addr;
 use actix_web::dev::ServerHandle;
 use indicatif::ProgressBar;
 use kvwarden_actors::{
-    Router,
+    Overview, Router,
+    overview::OverviewError,
     protocol::{Drain, Resign},
 };
 use tokio::time::Instant;
 
 use crate::{
     config::Config,
-    http::{Shared, admin::Overview},
+    http::Shared,
     serve::{signals::Signals, systemd, takeover::predecessor::Successor},
 };
 
@@ -54,8 +55,13 @@ pub async fn stop(config: &Config, router: &Addr<Router>, signals: &mut Signals)
             }
             () = tokio::time::sleep(LOOK) => {}
         }
-        let Ok(now) = Overview::of(router).await else {
-            return tracing::error!("actors do not answer; shims will end the engines");
+        let now = match Overview::of(router).await {
+            Ok(now) => now,
+            Err(error @ OverviewError::Timeout { .. }) if Instant::now() <= deadline + margin => {
+                tracing::warn!(%error, "stopping goes on without knowing what is left");
+                continue;
+            }
+            Err(error) => return tracing::error!(%error, "shims will end the engines"),
         };
         let left = Left::of(&now, deadline);
         let is_over = left.requests() == 0 || Instant::now() > deadline;
@@ -89,11 +95,19 @@ pub async fn leave(
     let mut progress = Progress::new();
     tracing::info!("another process serves now; this one ends with its last answer");
     while Instant::now() < deadline {
-        let Ok(now) = Overview::of(router).await else {
-            return tracing::error!("actors do not answer");
-        };
-        successor.tell(&now.models).await;
-        progress.tell("handed over", &Left::of(&now, deadline));
+        match Overview::of(router).await {
+            Ok(now) => {
+                successor.tell(&now.models).await;
+                progress.tell("handed over", &Left::of(&now, deadline));
+            }
+            // No answer is cut for that; the successor keeps to what it heard last.
+            Err(error @ OverviewError::Timeout { .. }) => {
+                tracing::warn!(%error, "the other process is not told what is still used");
+            }
+            Err(error @ OverviewError::Ended(_)) => {
+                return tracing::error!(%error, "nothing is left to wait for");
+            }
+        }
         tokio::select! {
             () = &mut ended => return,
             () = signals.stop() => break,

@@ -3,11 +3,11 @@
 use std::{io::Write as _, time::Duration};
 
 use actix::Addr;
-use kvwarden_actors::{Router, model::ModelState};
+use kvwarden_actors::{Overview, Router, model::ModelState, overview::OverviewError};
 use kvwarden_policy::lifecycle::State;
 use tokio::time::Instant;
 
-use crate::{config::Config, http::admin::Overview};
+use crate::{config::Config, http::admin::health};
 
 /// How often it is looked whether everything is ready.
 const LOOK: Duration = Duration::from_millis(50);
@@ -17,10 +17,12 @@ pub(super) async fn greet(config: Config, router: Addr<Router>) {
     let begun = Instant::now();
     loop {
         tokio::time::sleep(LOOK).await;
-        let Ok(now) = Overview::of(&router).await else {
-            return;
+        let now = match Overview::of(&router).await {
+            Ok(now) => now,
+            Err(OverviewError::Timeout { .. }) => continue,
+            Err(OverviewError::Ended(_)) => return,
         };
-        if !now.is_ready() {
+        if !health::is_ready(&now) {
             continue;
         }
         // One that serves is a better example than one that has to come first.

@@ -5,14 +5,14 @@ use std::{collections::BTreeMap, io, path::PathBuf, time::Duration};
 
 use actix::Addr;
 use kvwarden_actors::{
-    Router,
+    Overview, Router,
     files::{self, Durability, Readers},
     process::leadership::Leadership,
 };
 use kvwarden_policy::residency::{Costs, Rate, Succession};
 use serde::{Deserialize, Serialize};
 
-use crate::{http::admin::Overview, layout::Layout};
+use crate::layout::Layout;
 
 /// How often it is written; a crash loses no more than this.
 const INTERVAL: Duration = Duration::from_secs(30);

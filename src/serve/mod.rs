@@ -49,7 +49,7 @@ use self::{
 };
 use crate::{
     config::Config,
-    http::{self, Shared, upstream::Engines},
+    http::{self, Shared, admin::control::Reload, upstream::Engines},
     journal::{self, UsageLog, events::EventLog},
     layout::Layout,
     metrics::Metrics,
@@ -108,7 +108,7 @@ async fn serve(
     ));
     let (dirs, running_config) = (layout.clone(), config.clone());
     let reloader = Reloader::new(source, dirs, observer, shared.clone(), running_config);
-    let reloader = web::Data::new(reloader);
+    let reloader = Arc::new(reloader);
     let listener = handles.listener.try_clone()?;
     if let Some(handover) = handover {
         handover.finish().await?;
@@ -267,14 +267,14 @@ fn open_events(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<Arc<
 fn listen(
     config: &Config,
     shared: Arc<Shared>,
-    reloader: web::Data<Reloader>,
+    reloader: Arc<dyn Reload>,
     listener: TcpListener,
 ) -> anyhow::Result<actix_web::dev::Server> {
     let accepting = shared.clone();
     let server = HttpServer::new(move || {
         App::new()
             .app_data(web::Data::new(shared.clone()))
-            .app_data(reloader.clone())
+            .app_data(web::Data::from(reloader.clone()))
             .app_data(web::Data::new(Engines::new()))
             .wrap(from_fn(http::identify))
             .configure(http::routes)

@@ -9,7 +9,7 @@ use std::{
 
 use actix::Addr;
 use kvwarden_actors::{
-    EngineObserver, Router,
+    EngineObserver, Overview, Router,
     protocol::{ListActors, Snapshot},
 };
 use kvwarden_policy::{
@@ -22,7 +22,6 @@ use prometheus_client::metrics::{family::Family, histogram::Histogram};
 use tokio::time::Instant;
 
 use crate::{
-    http::admin::Overview,
     journal::{
         events::EventLog,
         log::{Event, Header, Line, What},

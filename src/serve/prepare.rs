@@ -88,8 +88,8 @@ pub async fn what_lacks(
     layout: &Layout,
 ) -> anyhow::Result<()> {
     let mut lacking = Vec::new();
-    for actor in router.send(ListActors).await?.models {
-        // One that was removed lacks nothing.
+    for (_, actor) in router.send(ListActors).await?.models {
+        // One that has departed lacks nothing.
         let Ok(model) = actor.send(Snapshot::<ModelState>::default()).await else {
             continue;
         };

@@ -10,17 +10,19 @@ use std::{
     time::SystemTime,
 };
 
+use futures_util::{FutureExt as _, future::LocalBoxFuture};
 use kvwarden_actors::{
-    EngineObserver,
+    EngineObserver, Refusal,
     protocol::{ListActors, SetTuning, Snapshot},
     router::RouterState,
 };
 use serde::Serialize;
+use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 use crate::{
     config::{self, Changes, Config, ConfigError, Loaded, Overrides, change},
-    http::Shared,
+    http::{Shared, admin::control::Reload, refusal::Failure},
     layout::Layout,
     metrics::OfResult,
     serve::{history::History, prepare, wiring},
@@ -61,15 +63,15 @@ pub enum ReloadError {
 
 /// How the configuration was read again, for people.
 #[derive(Clone, Debug, Serialize)]
-pub struct Reloaded {
+struct Reloaded {
     /// Which time this was, from 1.
-    pub number: u64,
+    number: u64,
     /// When, in seconds since 1970.
-    pub at: u64,
+    at: u64,
     /// What changed.
-    pub changes: Option<Changes>,
+    changes: Option<Changes>,
     /// Why nothing did.
-    pub error: Option<String>,
+    error: Option<String>,
 }
 
 /// Reads the configuration again, one time after the other.
@@ -79,6 +81,8 @@ pub struct Reloader {
     observer: Arc<dyn EngineObserver>,
     shared: Arc<Shared>,
     running: Mutex<Config>,
+    /// How it went the last time.
+    last: std::sync::Mutex<Option<Reloaded>>,
 }
 
 // === impl Source ===
@@ -126,6 +130,7 @@ impl Reloader {
             observer,
             shared,
             running: Mutex::new(running),
+            last: std::sync::Mutex::default(),
         }
     }
 
@@ -189,8 +194,7 @@ impl Reloader {
         let is_ok = i64::from(result.is_ok());
         metrics.config_last_reload_successful.set(is_ok);
         let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-        let last = self.shared.reloaded.lock();
-        let mut last = last.unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let number = last.as_ref().map_or(0, |last| last.number) + 1;
         *last = Some(Reloaded {
             number,
@@ -198,6 +202,24 @@ impl Reloader {
             changes: result.as_ref().ok().cloned(),
             error: result.as_ref().err().map(ToString::to_string),
         });
+    }
+}
+
+impl Reload for Reloader {
+    fn reload(&self) -> LocalBoxFuture<'_, Result<Changes, Failure>> {
+        let reloaded = async {
+            Self::reload(self).await.map_err(|error| match error {
+                ReloadError::Draining => Refusal::Draining.into(),
+                ReloadError::NoFile | ReloadError::Refused { .. } | ReloadError::Failed(_) => {
+                    Failure::Config(error.to_string())
+                }
+            })
+        };
+        reloaded.boxed_local()
+    }
+
+    fn last(&self) -> Value {
+        json!(*self.last.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

@@ -3,11 +3,9 @@
 use std::time::Duration;
 
 use actix::Addr;
-use kvwarden_actors::Router;
+use kvwarden_actors::{Overview, Router};
 use kvwarden_policy::lifecycle::State;
 use sd_notify::NotifyState;
-
-use crate::http::admin::Overview;
 
 /// How often the line that `systemctl status` shows is renewed, unless the watchdog asks for more.
 const INTERVAL: Duration = Duration::from_secs(5);

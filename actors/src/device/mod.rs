@@ -26,11 +26,12 @@ pub trait Driver: Send {
 }
 
 /// One reading.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Message)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Message)]
 #[serde(rename_all = "snake_case", tag = "state")]
 #[rtype(result = "()")]
 pub enum Reading {
     /// Nobody asked yet.
+    #[default]
     NotYet,
     /// No driver or no device: engines run on the CPU.
     NoGpu {

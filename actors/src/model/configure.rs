@@ -124,7 +124,7 @@ impl Handler<UpdateShare> for Model {
         self.vitals.handled();
         let UpdateShare { tenant, params } = update;
         self.queue.reshare(&tenant, |ticket| {
-            ticket.share = params.share(&ticket.tenant, ticket.terms.tier);
+            ticket.share = params.share(&ticket.tenant, ticket.hints.tier);
             ticket.share.clone()
         });
         self.dispatch(ctx);

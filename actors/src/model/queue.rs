@@ -52,7 +52,7 @@ impl Model {
                 return;
             };
             let patience = self.params.scheduling.fair.capacity.step_tokens;
-            match routing::choose(&loads, next.item.terms.prefix, patience) {
+            match routing::choose(&loads, next.item.hints.prefix, patience) {
                 Some(at) if !next.item.is_abandoned() => self.send(next, at, now, ctx),
                 Some(_) | None => {
                     let outcome = Outcome::FailedBeforeFirstToken;
@@ -94,6 +94,7 @@ impl Model {
             key: next.key,
             waited: next.waited,
             tag: next.tag,
+            prompt_tokens,
             streamed,
         };
         next.item.admit(endpoint, &ctx.address(), turn);
@@ -150,12 +151,12 @@ impl Model {
     fn arrival(&self, ticket: &Ticket, now: Instant) -> Arrival {
         let Ticket { size, share, .. } = ticket;
         let timeout = now + self.params.queue_timeout;
-        let expires = ticket.terms.deadline.map_or(timeout, |at| at.min(timeout));
+        let expires = ticket.hints.deadline.map_or(timeout, |at| at.min(timeout));
         Arrival {
             tenant: ticket.tenant.clone(),
             weight: share.weight,
             group: share.group.clone(),
-            flow: ticket.terms.session.clone(),
+            flow: ticket.hints.session.clone(),
             class: share.class,
             prompt_tokens: self.estimator.tokens(size),
             max_tokens: size.max_tokens,
@@ -209,7 +210,7 @@ impl Model {
         drop(self.queue.remove_if(Ticket::is_abandoned, now.into_std()));
         let waited = self.params.queue_timeout;
         for ticket in self.queue.remove_expired(now.into_std()) {
-            let has_deadline = ticket.terms.deadline.is_some_and(|at| at <= now);
+            let has_deadline = ticket.hints.deadline.is_some_and(|at| at <= now);
             ticket.refuse(if has_deadline {
                 Refusal::DeadlinePassed
             } else {

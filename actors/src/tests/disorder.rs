@@ -9,7 +9,7 @@ use tokio::{sync::oneshot::Receiver, time::Instant};
 
 use super::{DEADLINE, Node, Setup};
 use crate::{
-    Answer, Permit,
+    Admission, Permit,
     engine::{EngineEnd, News},
     model::Occupancy,
     protocol::{Drain, EngineNews, Grant, Reclaim, SetTarget, Target},
@@ -21,7 +21,7 @@ const MESSAGES: u32 = 150;
 /// Who waits and who runs, as the clients know it.
 #[derive(Default)]
 struct Clients {
-    waiting: Vec<Receiver<Answer>>,
+    waiting: Vec<Receiver<Admission>>,
     running: Vec<Permit>,
 }
 

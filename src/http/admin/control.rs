@@ -4,15 +4,27 @@
 use std::sync::Arc;
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
+use futures_util::future::LocalBoxFuture;
 use kvwarden_actors::{
     Refusal,
     protocol::{SetTarget, Target},
 };
 use kvwarden_policy::lifecycle::Rung;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::http::{Shared, refusal::Failure, request::body::require_json};
-use crate::serve::reload::{ReloadError, Reloader};
+use crate::{
+    config::Changes,
+    http::{refusal::Failure, request::body::require_json, shared::Shared},
+};
+
+/// Who reads the configuration again when an operator asks for it.
+pub trait Reload: Send + Sync {
+    /// Reads it and does what it says. An error says why everything stays as it is.
+    fn reload(&self) -> LocalBoxFuture<'_, Result<Changes, Failure>>;
+
+    /// How it went the last time, for operators; `null` if it was never read again.
+    fn last(&self) -> Value;
+}
 
 /// The routes. `sleep` is as deep as leaves the engine alive and frees most.
 pub fn routes(app: &mut web::ServiceConfig) {
@@ -57,23 +69,22 @@ async fn set_target(
 async fn reload(
     request: HttpRequest,
     shared: web::Data<Arc<Shared>>,
-    reloader: web::Data<Reloader>,
+    reloader: web::Data<dyn Reload>,
 ) -> HttpResponse {
     if let Err(failure) = is_operator(&request, &shared) {
         return failure.response();
     }
     match reloader.reload().await {
         Ok(changes) => HttpResponse::Ok().json(changes),
-        Err(ReloadError::Draining) => Failure::from(Refusal::Draining).response(),
-        Err(error) => Failure::Config(error.to_string()).response(),
+        Err(failure) => failure.response(),
     }
 }
 
 /// The canonical name of the model, if the request may do this to it.
 fn admit(request: &HttpRequest, shared: &Shared, name: String) -> Result<String, Failure> {
     is_operator(request, shared)?;
-    match shared.view().model_labels(&name) {
-        Some((model, _)) => Ok(model.to_string()),
+    match shared.view().series.canonical(&name) {
+        Some(model) => Ok(model.to_owned()),
         None => Err(Failure::Refused(Refusal::UnknownModel(name))),
     }
 }

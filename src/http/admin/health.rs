@@ -6,15 +6,17 @@
 use std::sync::Arc;
 
 use actix_web::{HttpResponse, web};
-use kvwarden_actors::model::{EngineState, ModelState};
+use kvwarden_actors::{
+    Overview,
+    model::{EngineState, ModelState},
+};
 use kvwarden_policy::{
     lifecycle::State,
     residency::{Resident, Until},
 };
 use serde_json::{Map, Value, json};
 
-use super::Overview;
-use crate::http::Shared;
+use crate::http::{refusal::Failure, shared::Shared};
 
 /// How a model does. Of several engines the best counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,41 +25,40 @@ enum Readiness {
     Well,
     /// It should serve and does not yet.
     Starting,
-    /// Trying again will not mend it.
+    /// Trying again will not mend it, or nothing is known of it.
     Broken,
 }
 
-impl Overview {
-    /// Models that somebody expects: from the start on, or since they were first wanted.
-    fn expected(&self) -> impl Iterator<Item = &ModelState> {
-        let is_expected =
-            |model: &&ModelState| !model.is_leaving && (model.autostart || model.generation.0 > 0);
-        self.models.iter().filter(is_expected)
-    }
+/// Models that somebody expects: from the start on, or since they were first wanted.
+fn expected(overview: &Overview) -> impl Iterator<Item = &ModelState> {
+    let is_expected =
+        |model: &&ModelState| !model.is_leaving && (model.autostart || model.generation.0 > 0);
+    overview.models.iter().filter(is_expected)
+}
 
-    fn readiness(&self, model: &ModelState) -> Readiness {
+/// The one that does worst. Of an actor that does not answer nothing good can be said.
+fn worst(overview: &Overview) -> Readiness {
+    if !overview.unresponsive.is_empty() {
+        return Readiness::Broken;
+    }
+    let all = expected(overview).map(|model| {
         let engines = model.engines.iter();
-        let all = engines.map(|engine| readiness(model, engine, self.until(engine)));
-        all.min().unwrap_or(Readiness::Starting)
-    }
+        let of_engines = engines.map(|engine| readiness(model, engine, until(overview, engine)));
+        of_engines.min().unwrap_or(Readiness::Starting)
+    });
+    all.max().unwrap_or(Readiness::Well)
+}
 
-    /// What an engine waits for, if it waits for a place.
-    fn until(&self, engine: &EngineState) -> Option<Until> {
-        let is_its = |resident: &&Resident| resident.engine == engine.engine;
-        self.gpu.residents.iter().find(is_its)?.until
-    }
+/// Every model serves, has served and rests, or waits because others are worth more.
+#[must_use]
+pub fn is_ready(overview: &Overview) -> bool {
+    worst(overview) == Readiness::Well
+}
 
-    /// The one that does worst.
-    fn worst(&self) -> Readiness {
-        let all = self.expected().map(|model| self.readiness(model));
-        all.max().unwrap_or(Readiness::Well)
-    }
-
-    /// Every model serves, has served and rests, or waits because others are worth more.
-    #[must_use]
-    pub fn is_ready(&self) -> bool {
-        self.worst() == Readiness::Well
-    }
+/// What an engine waits for, if it waits for a place.
+fn until(overview: &Overview, engine: &EngineState) -> Option<Until> {
+    let is_its = |resident: &&Resident| resident.engine == engine.engine;
+    overview.gpu.residents.iter().find(is_its)?.until
 }
 
 fn readiness(model: &ModelState, engine: &EngineState, until: Option<Until>) -> Readiness {
@@ -92,13 +93,15 @@ fn readiness(model: &ModelState, engine: &EngineState, until: Option<Until>) -> 
 
 /// `GET /health`: 200 once every model that should serve can; 503 and what is missing until then.
 pub async fn health(shared: web::Data<Arc<Shared>>) -> HttpResponse {
-    let overview = match Overview::of(&shared.router).await {
+    let overview = match Overview::partial(&shared.router).await {
         Ok(overview) => overview,
-        Err(failure) => return failure.response(),
+        Err(error) => return Failure::from(error).response(),
     };
-    let models = overview.expected().map(|model| told(model, &overview));
-    let models: Map<_, _> = models.collect();
-    let status = match overview.worst() {
+    let late = overview.unresponsive_models();
+    let late = late.map(|id| (id.to_string(), json!({ "state": "unresponsive" })));
+    let told = expected(&overview).map(|model| told(model, &overview));
+    let models: Map<_, _> = told.chain(late).collect();
+    let status = match worst(&overview) {
         _ if overview.router.is_draining => "draining",
         Readiness::Well => "ok",
         Readiness::Starting => "starting",
@@ -120,7 +123,7 @@ fn told(model: &ModelState, overview: &Overview) -> (String, Value) {
     if let Some(until) = model
         .engines
         .iter()
-        .find_map(|engine| overview.until(engine))
+        .find_map(|engine| until(overview, engine))
     {
         told["until"] = json!(until);
     }

@@ -4,90 +4,19 @@ pub mod control;
 pub mod health;
 mod observe;
 
-use std::{
-    sync::{Arc, PoisonError},
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::SystemTime};
 
-use actix::{Addr, Handler, Message, dev::ToEnvelope};
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
-use futures_util::future::join_all;
 use kvwarden_actors::{
-    Gpu, Model, Refusal, Tenant,
-    gpu::GpuState,
+    Overview, Refusal,
     model::ModelState,
-    protocol::{ListActors, Snapshot},
-    router::RouterState,
-    tenant::TenantState,
+    overview::{ActorName, OverviewError},
 };
 use serde_json::{Map, Value, json};
 
-pub(super) use self::observe::Seen;
-use self::observe::observe;
-use super::{Shared, refusal::Failure};
+use self::{control::Reload, observe::observe};
+use super::{refusal::Failure, shared::Shared};
 use crate::metrics;
-
-/// Actors answer in microseconds; one that takes this long is stuck, and that is worth an error.
-const PATIENCE: Duration = Duration::from_secs(2);
-
-/// What every actor says of itself at one moment.
-pub struct Overview {
-    /// The router.
-    pub router: RouterState,
-    /// The GPU set.
-    pub gpu: GpuState,
-    /// The models, in the configuration's order.
-    pub models: Vec<ModelState>,
-    /// The tenants that exist, by name.
-    pub tenants: Vec<TenantState>,
-}
-
-impl Overview {
-    /// Asks all actors.
-    ///
-    /// # Errors
-    /// When one does not answer in two seconds.
-    pub async fn of(router: &Addr<kvwarden_actors::Router>) -> Result<Self, Failure> {
-        let asked = async {
-            let actors = router.send(ListActors).await.ok()?;
-            Some(Self {
-                router: router.send(Snapshot::default()).await.ok()?,
-                gpu: ask::<Gpu, GpuState>(&actors.gpu).await?,
-                models: ask_all::<Model, ModelState>(&actors.models).await,
-                tenants: ask_all::<Tenant, TenantState>(&actors.tenants).await,
-            })
-        };
-        let answered = tokio::time::timeout(PATIENCE, asked).await.ok().flatten();
-        let mut overview = answered.ok_or(Failure::Refused(Refusal::Draining))?;
-        overview.tenants.sort_by(|a, b| a.id.cmp(&b.id));
-        Ok(overview)
-    }
-}
-
-async fn ask<A, S>(actor: &Addr<A>) -> Option<S>
-where
-    A: Handler<Snapshot<S>>,
-    A::Context: ToEnvelope<A, Snapshot<S>>,
-    S: Send + 'static,
-    Snapshot<S>: Message<Result = S>,
-{
-    actor.send(Snapshot::default()).await.ok()
-}
-
-/// Actors that ended meanwhile (a tenant that was forgotten) are left out.
-async fn ask_all<A, S>(actors: &[Addr<A>]) -> Vec<S>
-where
-    A: Handler<Snapshot<S>>,
-    A::Context: ToEnvelope<A, Snapshot<S>>,
-    S: Send + 'static,
-    Snapshot<S>: Message<Result = S>,
-{
-    join_all(actors.iter().map(ask))
-        .await
-        .into_iter()
-        .flatten()
-        .collect()
-}
 
 /// `GET /v1/models`.
 pub async fn models(request: HttpRequest, shared: web::Data<Arc<Shared>>) -> HttpResponse {
@@ -121,9 +50,14 @@ pub async fn model(
     }
 }
 
+/// All models: a list from which one that does not answer is missing would say that it is gone.
 async fn visible(request: &HttpRequest, shared: &Shared) -> Result<Overview, Failure> {
     shared.view().identity.tenant(request)?;
-    Overview::of(&shared.router).await
+    let overview = Overview::partial(&shared.router).await?;
+    if let Some(id) = overview.unresponsive_models().next() {
+        return Err(OverviewError::late(ActorName::Model(id.clone())).into());
+    }
+    Ok(overview)
 }
 
 fn entry(model: &ModelState, shared: &Shared) -> Value {
@@ -137,19 +71,27 @@ fn entry(model: &ModelState, shared: &Shared) -> Value {
     })
 }
 
+fn names(actors: &[ActorName]) -> Vec<String> {
+    actors.iter().map(ToString::to_string).collect()
+}
+
 fn unix_seconds(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
 }
 
 /// `GET /kvwarden/status`: the keys of the Python KVWarden, and the actors' states beside them.
-pub async fn status(request: HttpRequest, shared: web::Data<Arc<Shared>>) -> HttpResponse {
+pub async fn status(
+    request: HttpRequest,
+    shared: web::Data<Arc<Shared>>,
+    reload: web::Data<dyn Reload>,
+) -> HttpResponse {
     if let Err(failure) = shared.view().identity.operator(&request) {
         return failure.response();
     }
-    let overview = match Overview::of(&shared.router).await {
+    let overview = match Overview::partial(&shared.router).await {
         Ok(overview) => overview,
-        Err(failure) => return failure.response(),
+        Err(error) => return Failure::from(error).response(),
     };
     let by_model = |value: fn(&ModelState) -> Value| -> Map<String, Value> {
         overview
@@ -179,7 +121,8 @@ pub async fn status(request: HttpRequest, shared: web::Data<Arc<Shared>>) -> Htt
         "tenants": tenants,
         "gpu": overview.gpu,
         "router": overview.router,
-        "last_reload": *shared.reloaded.lock().unwrap_or_else(PoisonError::into_inner),
+        "unresponsive_actors": names(&overview.unresponsive),
+        "last_reload": reload.last(),
         "metrics": {
             "uptime_s": uptime,
             "total_requests": overview.tenants.iter().map(|t| t.admitted + t.refused).sum::<u64>(),
@@ -192,8 +135,8 @@ pub async fn metrics(request: HttpRequest, shared: web::Data<Arc<Shared>>) -> Ht
     if let Err(failure) = shared.view().identity.operator(&request) {
         return failure.response();
     }
-    // With an actor stuck the counters still tell something; its gauges keep their last value.
-    let overview = Overview::of(&shared.router).await.ok();
+    // With all actors stuck the counters still tell something, and gauges keep their last value.
+    let overview = Overview::partial(&shared.router).await.ok();
     let Ok(text) = observe(overview.as_ref(), &shared) else {
         return HttpResponse::InternalServerError().finish();
     };
@@ -210,3 +153,6 @@ pub async fn metrics(request: HttpRequest, shared: web::Data<Arc<Shared>>) -> Ht
         .content_type(classic)
         .body(metrics::classic(&text))
 }
+
+#[cfg(test)]
+mod tests;

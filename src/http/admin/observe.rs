@@ -1,48 +1,39 @@
 //! Sets the metrics to what the actors say, when somebody asks for them.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, fmt, sync::PoisonError, time::Duration};
 
 use kvwarden_actors::{
-    Vitals,
+    Overview, Vitals,
     model::{EngineState, ModelState, Record},
+    overview::ActorName,
 };
 use kvwarden_policy::{
     lifecycle::{Rung, State},
     residency::{Device, Resident},
 };
 
-use super::Overview;
-use crate::http::Shared;
-use crate::metrics::{self, Metrics};
-
-/// How many starts and reclaims of each engine the metrics have counted.
-pub(in crate::http) type Seen = Mutex<HashMap<String, Counted>>;
-
-#[derive(Debug, Default)]
-pub(in crate::http) struct Counted {
-    starts: u64,
-    reclaimed: u64,
-    prefetches: u64,
-    prefetch_hits: u64,
-}
+use crate::{
+    http::shared::{Counted, Shared},
+    metrics::{self, Metrics},
+};
 
 /// The metrics as text, with what the actors said if they did.
 pub(super) fn observe(overview: Option<&Overview>, shared: &Shared) -> Result<String, fmt::Error> {
     // Held to the end: two who ask at once must not count the same start twice, nor see each other's
     // gauges half set.
-    let mut seen = shared.seen.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut seen = shared
+        .counted
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
     if let Some(overview) = overview {
         shared.metrics.clear_gauges();
         let is_here = |engine: &String| {
             let mut engines = overview.models.iter().flat_map(|model| &model.engines);
             engines.any(|here| here.engine.as_str() == engine)
         };
-        seen.retain(|engine, _| is_here(engine));
+        // Of a model that does not answer nothing is counted twice when it does again.
+        let all_answered = overview.unresponsive_models().next().is_none();
+        seen.retain(|engine, _| !all_answered || is_here(engine));
         set(overview, shared, &mut seen);
     }
     shared.metrics.open_metrics()
@@ -50,16 +41,9 @@ pub(super) fn observe(overview: Option<&Overview>, shared: &Shared) -> Result<St
 
 fn set(overview: &Overview, shared: &Shared, seen: &mut HashMap<String, Counted>) {
     let metrics = &shared.metrics;
-    let serves = |model: &&ModelState| model.engines.iter().any(is_up);
-    metrics
-        .models_loaded
-        .set(count(overview.models.iter().filter(serves).count()));
-    metrics
-        .admission_queue_depth
-        .set(overview.models.iter().map(|m| count(m.waiting)).sum());
-    metrics
-        .admission_in_flight
-        .set(overview.models.iter().map(|m| count(m.running)).sum());
+    if overview.unresponsive_models().next().is_none() {
+        observe_sums(&overview.models, metrics);
+    }
     for model in &overview.models {
         observe_model(model, metrics);
         for engine in &model.engines {
@@ -76,7 +60,22 @@ fn set(overview: &Overview, shared: &Shared, seen: &mut HashMap<String, Counted>
     }
     observe_tenants(overview, shared);
     observe_actor(metrics, "router".to_owned(), overview.router.vitals);
-    observe_actor(metrics, "gpu".to_owned(), overview.gpu.vitals);
+    if !overview.unresponsive.contains(&ActorName::Gpu) {
+        observe_actor(metrics, "gpu".to_owned(), overview.gpu.vitals);
+    }
+}
+
+fn observe_sums(models: &[ModelState], metrics: &Metrics) {
+    let serving = models
+        .iter()
+        .filter(|model| model.engines.iter().any(is_up));
+    metrics.models_loaded.set(count(serving.count()));
+    metrics
+        .admission_queue_depth
+        .set(models.iter().map(|model| count(model.waiting)).sum());
+    metrics
+        .admission_in_flight
+        .set(models.iter().map(|model| count(model.running)).sum());
 }
 
 fn observe_tenants(overview: &Overview, shared: &Shared) {

@@ -15,11 +15,11 @@ use std::{
 use actix_web::{HttpRequest, http::header, web};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
+use kvwarden_actors::router::OTHERS;
 
-use crate::config::NodeLimits;
-use crate::http::{
-    OTHERS,
-    refusal::{BadRequest, Failure},
+use crate::{
+    config::NodeLimits,
+    http::refusal::{BadRequest, Failure},
 };
 
 /// How many bytes of bodies are held, and how many may be.
@@ -29,13 +29,13 @@ struct Meter {
 }
 
 /// The bytes of bodies that each tenant and the node hold.
-pub struct Bodies {
+pub(crate) struct Bodies {
     node: Arc<Meter>,
     tenants: HashMap<String, Arc<Meter>>,
 }
 
 /// A body that was received. What it holds is given back when it is dropped.
-pub struct Body {
+pub(crate) struct Body {
     /// All of it.
     pub bytes: Bytes,
     _held: Held,
@@ -84,7 +84,7 @@ impl Meter {
 
 impl Bodies {
     /// `tenants` are those with a bound of their own. What was held `before` still is.
-    pub fn new(
+    pub(crate) fn new(
         limits: &NodeLimits,
         tenants: impl IntoIterator<Item = String>,
         before: Option<&Self>,
@@ -163,7 +163,7 @@ impl Body {
     ///
     /// # Errors
     /// When it is no JSON, too large, too slow, or more than may be held.
-    pub async fn receive(
+    pub(crate) async fn receive(
         request: &HttpRequest,
         payload: web::Payload,
         (bodies, limits): (&Bodies, &NodeLimits),

@@ -45,7 +45,7 @@ const OURS: [&str; 15] = [
 ];
 
 /// A JSON object as its members, in order, with their values unparsed.
-pub struct Members<'a>(Vec<(Cow<'a, str>, Cow<'a, RawValue>)>);
+pub(crate) struct Members<'a>(Vec<(Cow<'a, str>, Cow<'a, RawValue>)>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -87,19 +87,19 @@ impl<'a> Members<'a> {
     ///
     /// # Errors
     /// What the JSON parser says.
-    pub fn parse(body: &'a [u8]) -> serde_json::Result<Self> {
+    pub(crate) fn parse(body: &'a [u8]) -> serde_json::Result<Self> {
         serde_json::from_slice(body)
     }
 
     /// The value of a member, unless it is absent or `null`.
     #[must_use]
-    pub fn get(&self, name: &str) -> Option<&RawValue> {
+    pub(crate) fn get(&self, name: &str) -> Option<&RawValue> {
         let (_, value) = self.0.iter().find(|(key, _)| key == name)?;
         Some(value.as_ref()).filter(|value| value.get() != "null")
     }
 
     /// Sets a member in its place, or as the last one.
-    pub fn set(&mut self, name: &'static str, value: &impl serde::Serialize) {
+    pub(crate) fn set(&mut self, name: &'static str, value: &impl serde::Serialize) {
         let Ok(raw) = serde_json::value::to_raw_value(value) else {
             return;
         };
@@ -110,12 +110,12 @@ impl<'a> Members<'a> {
     }
 
     /// Drops a member.
-    pub fn remove(&mut self, name: &str) {
+    pub(crate) fn remove(&mut self, name: &str) {
         self.0.retain(|(key, _)| key != name);
     }
 
     /// Gives a member another name.
-    pub fn rename(&mut self, from: &str, to: &'static str) {
+    pub(crate) fn rename(&mut self, from: &str, to: &'static str) {
         if let Some((key, _)) = self.0.iter_mut().find(|(key, _)| key == from) {
             *key = Cow::Borrowed(to);
         }
@@ -123,7 +123,7 @@ impl<'a> Members<'a> {
 
     /// The object as text.
     #[must_use]
-    pub fn to_bytes(&self) -> Bytes {
+    pub(crate) fn to_bytes(&self) -> Bytes {
         let length: usize = self
             .0
             .iter()
@@ -146,7 +146,7 @@ impl<'a> Members<'a> {
 }
 
 /// What a request asks for.
-pub struct Ask<'a> {
+pub(crate) struct ParsedRequest<'a> {
     /// The model, by the name the client used.
     pub model: String,
     /// The client wants a stream.
@@ -160,12 +160,12 @@ pub struct Ask<'a> {
     salt: Option<String>,
 }
 
-impl<'a> Ask<'a> {
+impl<'a> ParsedRequest<'a> {
     /// Reads a request body.
     ///
     /// # Errors
     /// What is wrong with it, and with which field.
-    pub fn parse(body: &'a [u8]) -> Result<Self, BadRequest> {
+    pub(crate) fn parse(body: &'a [u8]) -> Result<Self, BadRequest> {
         let members = Members::parse(body).map_err(|error| {
             BadRequest::new(format!("the request body is not valid JSON: {error}"))
         })?;
@@ -213,7 +213,7 @@ impl<'a> Ask<'a> {
     }
 
     /// The request without the fields that are ours to set, and the client's own cache salt.
-    pub fn drop_ours(&mut self) -> Option<String> {
+    pub(crate) fn drop_ours(&mut self) -> Option<String> {
         for name in OURS {
             self.members.remove(name);
         }
@@ -222,14 +222,14 @@ impl<'a> Ask<'a> {
 
     /// Engines read tool calls out of a whole answer more reliably than out of a stream.
     #[must_use]
-    pub fn has_tools(&self) -> bool {
+    pub(crate) fn has_tools(&self) -> bool {
         ["tools", "functions"]
             .iter()
             .any(|name| self.members.get(name).is_some())
     }
 
     /// Asks the engine to stream, usage included.
-    pub fn set_streaming(&mut self) {
+    pub(crate) fn set_streaming(&mut self) {
         let given = self.members.get("stream_options").and_then(|raw| {
             serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(raw.get()).ok()
         });
@@ -280,15 +280,15 @@ mod tests {
     use super::*;
 
     fn problem(body: &str) -> BadRequest {
-        Ask::parse(body.as_bytes()).err().unwrap()
+        ParsedRequest::parse(body.as_bytes()).err().unwrap()
     }
 
     #[test]
     fn fields_we_do_not_own_go_on_byte_for_byte() {
         let body =
             r#"{"model":"m", "messages" : [ {"role":"user","content":"\u00e9  1.0e2"} ],"x":1.00}"#;
-        let ask = Ask::parse(body.as_bytes()).unwrap();
-        let sent = String::from_utf8(ask.members.to_bytes().to_vec()).unwrap();
+        let parsed = ParsedRequest::parse(body.as_bytes()).unwrap();
+        let sent = String::from_utf8(parsed.members.to_bytes().to_vec()).unwrap();
         assert!(
             sent.contains(r#"[ {"role":"user","content":"\u00e9  1.0e2"} ]"#),
             "{sent}"
@@ -300,9 +300,9 @@ mod tests {
     fn null_counts_as_absent() {
         let body =
             r#"{"model":"m","max_tokens":null,"stream":null,"n":null,"stream_options":null}"#;
-        let ask = Ask::parse(body.as_bytes()).unwrap();
+        let parsed = ParsedRequest::parse(body.as_bytes()).unwrap();
         assert_eq!(
-            (ask.stream, ask.size.max_tokens, ask.size.choices),
+            (parsed.stream, parsed.size.max_tokens, parsed.size.choices),
             (false, None, 1)
         );
     }
@@ -310,7 +310,7 @@ mod tests {
     #[test]
     fn max_completion_tokens_wins_over_its_old_name() {
         let body = br#"{"model":"m","max_tokens":5,"max_completion_tokens":7}"#;
-        assert_eq!(Ask::parse(body).unwrap().size.max_tokens, Some(7));
+        assert_eq!(ParsedRequest::parse(body).unwrap().size.max_tokens, Some(7));
     }
 
     #[test]
@@ -350,12 +350,13 @@ mod tests {
             "]".repeat(100_000)
         );
         // Refused or passed on, but decided without recursion.
-        let _ = Ask::parse(deep.as_bytes()).is_ok();
+        let _ = ParsedRequest::parse(deep.as_bytes()).is_ok();
     }
 
     #[test]
     fn every_prompt_of_a_batch_counts() {
-        let choices = |body: &str| Ask::parse(body.as_bytes()).map(|ask| ask.size.choices);
+        let choices =
+            |body: &str| ParsedRequest::parse(body.as_bytes()).map(|parsed| parsed.size.choices);
         assert_eq!(
             choices(r#"{"model":"m","n":2,"prompt":["a","b","c"]}"#),
             Ok(6)
@@ -376,9 +377,9 @@ mod tests {
     #[test]
     fn scheduler_fields_of_the_client_are_dropped() {
         let body = br#"{"model":"m","priority":-100,"kv_transfer_params":{"a":1},"cache_salt":"s","seed":1}"#;
-        let mut ask = Ask::parse(body).unwrap();
-        assert_eq!(ask.drop_ours().as_deref(), Some("s"));
-        assert_eq!(&ask.members.to_bytes()[..], br#"{"model":"m","seed":1}"#);
+        let mut parsed = ParsedRequest::parse(body).unwrap();
+        assert_eq!(parsed.drop_ours().as_deref(), Some("s"));
+        assert_eq!(&parsed.members.to_bytes()[..], br#"{"model":"m","seed":1}"#);
     }
 
     #[test]
@@ -387,7 +388,7 @@ mod tests {
         let body = format!(
             r#"{{"model":"m","messages":[{{"role":"user","content":[{{"type":"image_url","image_url":{{"url":"data:image/png;base64,{image}"}}}}]}}]}}"#
         );
-        let size = Ask::parse(body.as_bytes()).unwrap().size;
+        let size = ParsedRequest::parse(body.as_bytes()).unwrap().size;
         assert_eq!((size.images, size.body_bytes), (1, body.len() as u64));
         assert!(size.prompt_bytes < 100, "{size:?}");
     }
@@ -395,9 +396,9 @@ mod tests {
     #[test]
     fn streaming_keeps_the_clients_other_stream_options() {
         let body = br#"{"model":"m","stream_options":{"include_usage":false,"x":1}}"#;
-        let mut ask = Ask::parse(body).unwrap();
-        ask.set_streaming();
-        let sent = String::from_utf8(ask.members.to_bytes().to_vec()).unwrap();
+        let mut parsed = ParsedRequest::parse(body).unwrap();
+        parsed.set_streaming();
+        let sent = String::from_utf8(parsed.members.to_bytes().to_vec()).unwrap();
         assert_eq!(
             sent,
             r#"{"model":"m","stream_options":{"include_usage":true,"x":1},"stream":true}"#

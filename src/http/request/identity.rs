@@ -2,13 +2,14 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
-use crate::config::{Config, KeyHash, TenantHeader};
-use crate::http::{
-    OTHERS,
-    refusal::{BadRequest, Failure},
-};
 use actix_web::{HttpRequest, http::header};
+use kvwarden_actors::router::OTHERS;
 use kvwarden_policy::TenantId;
+
+use crate::{
+    config::{Config, KeyHash, TenantHeader},
+    http::refusal::{BadRequest, Failure},
+};
 
 /// Headers that name the tenant where they are believed: ours, llm-d's, and the one that the Gateway
 /// API's inference extension had before.
@@ -19,7 +20,7 @@ const TENANT_HEADERS: [&str; 3] = [
 ];
 
 /// The tenant of requests that name none.
-pub const DEFAULT: &str = "default";
+pub(crate) const DEFAULT: &str = "default";
 
 /// Longest tenant id.
 const MAX_TENANT_ID: usize = 64;

@@ -5,7 +5,7 @@
 /// Only a data URL that is the value of `url` or `image_url` is one. A string of text that looks like
 /// it is not: quotes in it are escaped, and a model would read all of its bytes.
 #[must_use]
-pub fn inline_images(json: &str) -> (u64, u64) {
+pub(crate) fn inline_images(json: &str) -> (u64, u64) {
     let (mut images, mut bytes) = (0, 0);
     let mut rest = json;
     while let Some(at) = rest.find(r#""data:image/"#) {

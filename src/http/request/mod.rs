@@ -1,7 +1,18 @@
 //! What is read off a request: who asks, the body, the fields we set, what the client says of itself.
 
-pub mod body;
-pub mod envelope;
-pub mod identity;
-pub mod images;
-pub mod terms;
+pub(super) mod body;
+pub(super) mod envelope;
+pub(super) mod hints;
+pub(super) mod identity;
+pub(super) mod images;
+
+use actix_web::HttpRequest;
+
+/// The id that [`identify`](super::identify) gave to a request.
+pub(super) fn request_id(request: &HttpRequest) -> &str {
+    request
+        .headers()
+        .get("x-request-id")
+        .and_then(|id| id.to_str().ok())
+        .unwrap_or_default()
+}

@@ -9,7 +9,10 @@ use std::{
 };
 
 use actix::Addr;
-use kvwarden_actors::{Router, model::ModelState, process::leadership::LeadershipHandle};
+use kvwarden_actors::{
+    Overview, Router, model::ModelState, overview::OverviewError,
+    process::leadership::LeadershipHandle,
+};
 use kvwarden_policy::ModelId;
 use nix::{
     sys::signal::{Signal, kill},
@@ -25,7 +28,6 @@ use super::{
     socket, unexpected,
 };
 use crate::{
-    http::admin::Overview,
     journal::events::{EventLog, Hold},
     layout::Layout,
     serve::{history, systemd},
@@ -223,7 +225,7 @@ impl Predecessor<'_> {
     /// What is in the way. That requests wait is so only until the deadline.
     async fn hindrance(&self, deadline: Instant) -> Result<Option<Hindrance>, TakeoverError> {
         let overview = Overview::of(self.router).await;
-        let stuck = |_| TakeoverError::Refused("actors do not answer".to_owned());
+        let stuck = |error: OverviewError| TakeoverError::Refused(error.to_string());
         let found = hindrance(&overview.map_err(stuck)?.models);
         let is_late = Instant::now() >= deadline;
         Ok(found.filter(|found| !is_late || matches!(found, Hindrance::Changes(..))))

@@ -27,7 +27,7 @@ use tokio::{
 
 use super::{EngineParams, EngineState, Model, ModelState, Params, Peers};
 use crate::{
-    Answer, Permit, Refusal, Terms, Ticket,
+    Admission, Permit, Refusal, RequestHints, Ticket,
     engine::{Attached, Endpoint, EngineEnd, EngineKind, EngineSpec, News, Order, Transition},
     protocol::{
         Demand, Drain, EngineNews, EngineSays, Enqueue, Grant, Preparation, Prepared, Reclaim,
@@ -347,7 +347,7 @@ impl Rig {
         self.model.do_send(SetTarget { model, target });
     }
 
-    fn ask(&self) -> oneshot::Receiver<Answer> {
+    fn ask(&self) -> oneshot::Receiver<Admission> {
         let size = RequestSize {
             prompt_bytes: 400,
             images: 0,
@@ -356,7 +356,7 @@ impl Rig {
             choices: 1,
         };
         let tenant = TenantId::from("t");
-        let (ticket, answer) = Ticket::new(tenant, "m".to_owned(), size, Terms::default());
+        let (ticket, answer) = Ticket::new(tenant, "m".to_owned(), size, RequestHints::default());
         self.model.do_send(Enqueue(ticket));
         answer
     }

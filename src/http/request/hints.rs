@@ -7,7 +7,7 @@ use std::{
 };
 
 use actix_web::http::header::HeaderMap;
-use kvwarden_actors::Terms;
+use kvwarden_actors::RequestHints;
 use kvwarden_policy::tier::Tier;
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -37,13 +37,13 @@ const SDK_TIMEOUTS: [&str; 2] = ["x-stainless-read-timeout", "x-stainless-timeou
 ///
 /// # Errors
 /// What is wrong with which field or header.
-pub fn read_terms(
+pub(crate) fn read_hints(
     headers: &HeaderMap,
     members: &Members<'_>,
     now: Instant,
-) -> Result<Terms, BadRequest> {
+) -> Result<RequestHints, BadRequest> {
     let patience = patience(headers)?;
-    Ok(Terms {
+    Ok(RequestHints {
         session: session(headers, members),
         tier: tier(members)?,
         // More than the clock can hold is no deadline.
@@ -133,7 +133,10 @@ mod tests {
 
     use super::*;
 
-    fn terms(headers: &[(&'static str, &'static str)], body: &str) -> Result<Terms, BadRequest> {
+    fn hints(
+        headers: &[(&'static str, &'static str)],
+        body: &str,
+    ) -> Result<RequestHints, BadRequest> {
         let header = |(name, value): &(&'static str, &'static str)| {
             (
                 HeaderName::from_static(name),
@@ -141,7 +144,7 @@ mod tests {
             )
         };
         let members = Members::parse(body.as_bytes()).unwrap();
-        read_terms(
+        read_hints(
             &headers.iter().map(header).collect(),
             &members,
             Instant::now(),
@@ -149,7 +152,7 @@ mod tests {
     }
 
     fn session(headers: &[(&'static str, &'static str)], body: &str) -> Option<Arc<str>> {
-        terms(headers, body).unwrap().session
+        hints(headers, body).unwrap().session
     }
 
     #[test]
@@ -173,16 +176,16 @@ mod tests {
         let prefix = |end: &str| {
             let system = "s".repeat(1024);
             let body = format!(r#"{{"messages":"{system}{end}"}}"#);
-            terms(&[], &body).unwrap().prefix
+            hints(&[], &body).unwrap().prefix
         };
         assert!(prefix("one").is_some());
         assert_eq!(prefix("one"), prefix("two"));
-        assert_eq!(terms(&[], r#"{"prompt":"short"}"#).unwrap().prefix, None);
+        assert_eq!(hints(&[], r#"{"prompt":"short"}"#).unwrap().prefix, None);
     }
 
     #[test]
     fn service_tier_is_openais_or_refused() {
-        let tier = |body| terms(&[], body).map(|terms| terms.tier);
+        let tier = |body| hints(&[], body).map(|hints| hints.tier);
         assert_eq!(tier("{}"), Ok(Tier::Standard));
         assert_eq!(tier(r#"{"service_tier":"auto"}"#), Ok(Tier::Standard));
         assert_eq!(tier(r#"{"service_tier":"flex"}"#), Ok(Tier::Flex));
@@ -220,6 +223,6 @@ mod tests {
             );
         }
         let forever = ("x-kvwarden-deadline-ms", "18446744073709551615");
-        assert!(terms(&[forever], "{}").is_ok());
+        assert!(hints(&[forever], "{}").is_ok());
     }
 }

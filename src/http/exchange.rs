@@ -1,0 +1,209 @@
+//! The way of one request: tenant, body, permit, as many attempts as it takes, answer.
+//!
+//! An [`Exchange`] owns what is counted about its request and lends it to each attempt; only a stream
+//! takes it along, since it outlives the exchange.
+
+use std::sync::Arc;
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use kvwarden_actors::{Admission, Permit, Refusal, Ticket, protocol::Admit};
+use kvwarden_policy::{TenantId, cost::RequestSize};
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{
+    answer,
+    attempt::{Attempt, AttemptError, Opened, Task},
+    loading::{self, Streamed},
+    record::{Account, Record},
+    refusal::Failure,
+    request::{body::Body, envelope::ParsedRequest, hints::read_hints, request_id},
+    shared::{InFlightSlot, Shared},
+    upstream::Engines,
+};
+
+/// How often a request goes back into the queue because its engine went away before the first
+/// token. A request that kills its engine must not do so for ever.
+const MAX_RETRIES: u32 = 2;
+
+/// Handles a `POST` that an engine answers.
+pub(super) async fn forward(
+    task: Task,
+    path: &'static str,
+    request: HttpRequest,
+    payload: web::Payload,
+    shared: web::Data<Arc<Shared>>,
+    engines: web::Data<Engines>,
+) -> HttpResponse {
+    let shared = shared.get_ref().clone();
+    let tenant = match shared.view().identity.tenant(&request) {
+        Ok(tenant) => tenant,
+        Err(failure) => {
+            Record::of_stranger(shared).failed(&failure);
+            return failure.response();
+        }
+    };
+    let streamed = Streamed::default();
+    let exchange = Exchange {
+        task,
+        path,
+        record: Record::new(shared.clone(), tenant.as_str()),
+        tenant,
+        request,
+        shared: shared.clone(),
+        engines: engines.get_ref().clone(),
+        streamed: streamed.clone(),
+    };
+    let coming = Box::pin(exchange.answer(payload));
+    loading::or_comments(coming, &streamed, &shared).await
+}
+
+/// One request and what it needs on its way.
+struct Exchange {
+    task: Task,
+    path: &'static str,
+    tenant: TenantId,
+    request: HttpRequest,
+    shared: Arc<Shared>,
+    engines: Engines,
+    streamed: Streamed,
+    record: Record,
+}
+
+/// A request that an engine answers.
+struct Begun {
+    slot: InFlightSlot,
+    permit: Permit,
+    opened: Opened,
+    /// The client wants a stream.
+    is_streamed: bool,
+}
+
+// === impl Exchange ===
+
+impl Exchange {
+    async fn answer(mut self, payload: web::Payload) -> HttpResponse {
+        let failure = match self.begin(payload).await {
+            Ok(begun) => return self.respond(begun).await,
+            Err(failure) => failure,
+        };
+        if let Failure::Unreachable(why) = &failure {
+            let request_id = request_id(&self.request);
+            tracing::warn!(request_id, why, "no answer from the engine");
+        }
+        self.record.failed(&failure);
+        failure.response()
+    }
+
+    /// Up to the first token. What the request itself takes in memory is given back then: a long
+    /// answer does not hold its question.
+    async fn begin(&mut self, payload: web::Payload) -> Result<Begun, Failure> {
+        let slot = InFlightSlot::take(&self.shared).ok_or(Failure::NodeFull)?;
+        let view = self.shared.view();
+        let bounds = (&view.bodies, &view.limits);
+        let body = Body::receive(&self.request, payload, bounds, self.record.tenant()).await?;
+        let mut parsed = ParsedRequest::parse(&body.bytes)?;
+        self.record.wants(&parsed.model);
+        if parsed.stream {
+            // Set once: this is the only place.
+            let _ = self.streamed.set(parsed.model.clone());
+        }
+        let permit = self.permit(&parsed).await?;
+        self.record.admitted(&permit);
+        let (opened, permit) = self.attempts(&mut parsed, permit).await?;
+        Ok(Begun {
+            slot,
+            permit,
+            opened,
+            is_streamed: parsed.stream,
+        })
+    }
+
+    fn size(&self, parsed: &ParsedRequest<'_>) -> RequestSize {
+        match self.task {
+            Task::Generate => parsed.size,
+            // Nothing is generated.
+            Task::Compute | Task::Tokenize => RequestSize {
+                max_tokens: Some(0),
+                ..parsed.size
+            },
+        }
+    }
+
+    async fn permit(&self, parsed: &ParsedRequest<'_>) -> Result<Permit, Failure> {
+        let hints = read_hints(self.request.headers(), &parsed.members, Instant::now())?;
+        let (tenant, model) = (self.tenant.clone(), parsed.model.clone());
+        let (ticket, admission) = Ticket::new(tenant, model, self.size(parsed), hints);
+        self.shared.router.do_send(Admit(ticket));
+        turn(admission).await
+    }
+
+    /// Tries until an engine gave a first token, or said why it does not.
+    async fn attempts(
+        &mut self,
+        parsed: &mut ParsedRequest<'_>,
+        mut permit: Permit,
+    ) -> Result<(Opened, Permit), Failure> {
+        let attempt = Attempt {
+            task: self.task,
+            path: self.path,
+            request_id: request_id(&self.request),
+            shared: &self.shared,
+            engines: &self.engines,
+            tenant: &self.tenant,
+            salt: parsed.drop_ours(),
+        };
+        let mut retries = 0;
+        loop {
+            let mut account = Account {
+                permit: &mut permit,
+                record: &mut self.record,
+            };
+            let why = match attempt.run(parsed, &mut account).await {
+                Ok(opened) => return Ok((opened, permit)),
+                Err(AttemptError::Failed(failure)) => return Err(failure),
+                Err(AttemptError::Lost(why)) => why,
+            };
+            if retries == MAX_RETRIES {
+                permit.engine_failed();
+                return Err(Failure::Unreachable(why));
+            }
+            retries += 1;
+            tracing::info!(endpoint = ?permit.endpoint, why, retries, "lost before the first token; once more");
+            self.record.retried();
+            permit = turn(permit.requeue()).await?;
+        }
+    }
+
+    async fn respond(mut self, begun: Begun) -> HttpResponse {
+        let Begun {
+            slot,
+            mut permit,
+            opened,
+            is_streamed,
+        } = begun;
+        match opened {
+            Opened::Stream(head, relay) if is_streamed => {
+                let patience = self.shared.view().limits.client_stall_timeout;
+                let events = relay.into_body(permit, self.record, patience);
+                answer::events(head, slot.held_by(events.into_stream()))
+            }
+            Opened::Stream(head, relay) => {
+                let (permit, record) = (&mut permit, &mut self.record);
+                match relay.assemble(&mut Account { permit, record }).await {
+                    Ok(whole) => answer::assembled(head, whole, slot),
+                    Err(failure) => failure.response(),
+                }
+            }
+            Opened::Whole(head, whole) => answer::whole(head, whole, slot),
+        }
+    }
+}
+
+/// Waits for a ticket's turn.
+async fn turn(admission: oneshot::Receiver<Admission>) -> Result<Permit, Failure> {
+    match admission.await {
+        Ok(admission) => Ok(admission?),
+        // The ticket was dropped unanswered: its actor is gone.
+        Err(_) => Err(Refusal::Draining.into()),
+    }
+}

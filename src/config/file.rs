@@ -12,10 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use smart_default::SmartDefault;
 
-use super::{
-    resolved::TenantHeader,
-    unit_text::{DurationText, SizeText},
-};
+use super::unit_text::{DurationText, SizeText};
 
 /// The top of the file, before the first `[table]`.
 #[derive(Clone, Debug, SmartDefault, PartialEq, Deserialize, JsonSchema)]
@@ -326,6 +323,19 @@ pub struct ModelTable {
     /// Start with the server instead of at the first request.
     #[default = true]
     pub autostart: bool,
+}
+
+/// From whom `X-Tenant-ID` is believed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TenantHeader {
+    /// From nobody; keys decide.
+    Never,
+    /// From peers on the loopback interface.
+    #[default]
+    Loopback,
+    /// From every peer: an authenticating proxy stands in front.
+    Always,
 }
 
 /// A `service_tier` that a tenant may choose.

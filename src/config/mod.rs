@@ -32,14 +32,13 @@ mod unknown;
 mod yaml;
 
 pub use change::Changes;
-pub use file::NodeLimits;
+pub use file::{NodeLimits, TenantHeader};
 pub use load::ConfigError;
 pub use overrides::Overrides;
 pub(crate) use overrides::engine_parser;
 pub use problem::Problem;
 pub use resolved::{
     Auth, Config, EventsConfig, KeyHash, Loaded, ModelConfig, ModelSource, Residency, TenantConfig,
-    TenantHeader,
 };
 
 use std::collections::BTreeMap;

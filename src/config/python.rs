@@ -10,9 +10,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    file::{File, ModelTable, TenantTable},
+    file::{File, ModelTable, TenantHeader, TenantTable},
     name::{LONGEST_MODEL_NAME, is_name},
-    resolved::TenantHeader,
 };
 
 /// The top of the file.

@@ -7,12 +7,10 @@ use kvwarden_actors::{
     tenant,
 };
 use kvwarden_policy::{ModelId, TenantId, scheduling::Discipline};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
-    file::{GpuTable, NodeLimits},
+    file::{GpuTable, NodeLimits, TenantHeader},
     problem::{Origin, Problem},
 };
 
@@ -62,19 +60,6 @@ pub struct Auth {
     /// SHA-256 of keys that may read `/metrics` and `/kvwarden/status`. Empty: everybody may while
     /// no tenant has a key.
     pub admin_keys: Vec<KeyHash>,
-}
-
-/// From whom `X-Tenant-ID` is believed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum TenantHeader {
-    /// From nobody; keys decide.
-    Never,
-    /// From peers on the loopback interface.
-    #[default]
-    Loopback,
-    /// From every peer: an authenticating proxy stands in front.
-    Always,
 }
 
 /// SHA-256 of an API key; the key itself is in no file.

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{BufReader, BufWriter, Write as _},
+    io::{self, BufWriter, Write},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -10,22 +10,26 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueHint, builder::PossibleValuesParser};
+use comfy_table::Cell as Field;
 use kvwarden_policy::{
     residency::Limits,
     simulation::swapping::{PolicyName, Request, World, cells::Cell},
 };
 
+use super::show;
 use crate::{
     config::units::{parse_duration, parse_size},
-    journal::log,
-    lab::replay::{self, Report},
+    journal,
+    lab::replay::{PolicyReport, Report},
+    layout::Layout,
 };
 
 /// Options of `kvwarden replay`.
 #[derive(Args, Clone, Debug)]
 pub struct ReplayArgs {
-    /// The event log of a server
-    #[arg(value_hint = ValueHint::FilePath, required_unless_present = "generate")]
+    /// The event log of a server: usage.db in its state directory, or JSON lines; if nothing is said,
+    /// the usual state directory's
+    #[arg(value_hint = ValueHint::FilePath)]
     log: Option<PathBuf>,
     /// Make requests up instead: a shape, how much room there is, and what a reload costs
     #[arg(long, value_name = "CELL", conflicts_with = "log", value_parser = cell)]
@@ -48,6 +52,9 @@ pub struct ReplayArgs {
     /// Write what was made up as a log
     #[arg(long, value_name = "FILE", requires = "generate")]
     save: Option<PathBuf>,
+    /// Write the log as JSON lines instead of replaying it
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["generate", "json", "plot"])]
+    export: Option<PathBuf>,
     /// Draw the stalls into this .svg or .png
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
@@ -71,18 +78,22 @@ fn policies() -> PossibleValuesParser {
 /// # Errors
 /// When the log can't be read or a file can't be written.
 pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
+    if let Some(file) = &args.export {
+        journal::export(&log(args), file)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let (source, mut world, requests) = load(args)?;
     adapt(&mut world, args);
     if let Some(path) = &args.save {
         let file = create(path)?;
-        log::write(&world, &requests, BufWriter::new(file))?;
+        journal::log::write(&world, &requests, BufWriter::new(file))?;
     }
     let report = Report::of(source, &world, &requests, &names(args));
     let mut out = anstream::stdout().lock();
     if args.json {
         writeln!(out, "{:#}", serde_json::to_value(&report)?)?;
     } else {
-        replay::print(&report, &mut out)?;
+        print(&report, &mut out)?;
     }
     if let Some(path) = &args.plot {
         draw(&report, path)?;
@@ -92,20 +103,20 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
 
 /// What is replayed, under what name.
 fn load(args: &ReplayArgs) -> anyhow::Result<(String, World, Vec<Request>)> {
-    match (&args.log, &args.generate) {
-        (Some(path), _) => {
-            let shown = path.display();
-            let file = File::open(path).with_context(|| format!("cannot open {shown}"))?;
-            let read = log::read(BufReader::new(file));
-            let (world, requests) = read.with_context(|| format!("cannot replay {shown}"))?;
-            Ok((shown.to_string(), world, requests))
-        }
-        (None, Some(cell)) => {
-            let source = format!("{}, seed {}", cell.name(), args.seed);
-            Ok((source, cell.world(), cell.requests(args.seed)))
-        }
-        (None, None) => bail!("a log or --generate is needed"),
+    if let Some(cell) = &args.generate {
+        let source = format!("{}, seed {}", cell.name(), args.seed);
+        return Ok((source, cell.world(), cell.requests(args.seed)));
     }
+    let path = log(args);
+    let read = journal::read_events(&path);
+    let shown = path.display().to_string();
+    let (world, requests) = read.with_context(|| format!("cannot replay {shown}"))?;
+    Ok((shown, world, requests))
+}
+
+fn log(args: &ReplayArgs) -> PathBuf {
+    let usual = || journal::path(&Layout::from_env().state);
+    args.log.clone().unwrap_or_else(usual)
 }
 
 /// Replaces what the options do. A model that may not be on the new devices may be on any of them.
@@ -134,6 +145,37 @@ fn names(args: &ReplayArgs) -> Vec<PolicyName> {
         asked.any(|asked| asked == "all" || asked == name.as_str())
     };
     PolicyName::ALL.into_iter().filter(is_asked).collect()
+}
+
+fn print(report: &Report, out: &mut impl Write) -> io::Result<()> {
+    let requests = show::count(report.requests, "request");
+    let models = show::count(report.models, "model");
+    let (label, source) = (report.label, &report.source);
+    let lasts = show::seconds(report.lasts_s);
+    writeln!(out, "{label}: {source}, {requests} for {models} in {lasts}")?;
+    let mut table = show::table([
+        "POLICY", "STALL", "TIMES", "P50", "P99", "LONGEST", "STARTS", "WAKES",
+    ]);
+    let first = report.policies.first().map_or(0.0, |policy| policy.stall_s);
+    for policy in &report.policies {
+        table.add_row(row(policy, first));
+    }
+    write!(out, "{}", show::lines(&table))
+}
+
+fn row(policy: &PolicyReport, first: f64) -> [Field; 8] {
+    let seconds = |seconds| show::number(show::seconds(seconds));
+    let times = (first > 0.0).then(|| format!("{:.2}", policy.stall_s / first));
+    [
+        Field::new(policy.policy),
+        seconds(policy.stall_s),
+        show::maybe(times),
+        seconds(policy.p50_s),
+        seconds(policy.p99_s),
+        seconds(policy.max_s),
+        show::number(policy.starts),
+        show::number(policy.wakes),
+    ]
 }
 
 fn draw(report: &Report, path: &Path) -> anyhow::Result<()> {

@@ -12,7 +12,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use smart_default::SmartDefault;
 
-use super::unit_text::{DurationText, SizeText};
+use super::{
+    read::value_in_words,
+    unit_text::{DurationText, SizeText},
+};
 
 /// The top of the file, before the first `[table]`.
 #[derive(Clone, Debug, SmartDefault, PartialEq, Deserialize, JsonSchema)]
@@ -142,9 +145,9 @@ pub struct GpuTable {
 #[derive(Clone, Debug, SmartDefault, PartialEq, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct LogTable {
-    /// A file for one line of JSON for each request that ended (model, tenant, tokens, wait; no text) and each change of an engine, which `kvwarden replay` reads. Default: none. A change needs a restart.
-    pub events: Option<PathBuf>,
-    /// How large that file and its predecessor (`.1`) get together. A change needs a restart.
+    /// `true`: one line for each request that ended (model, tenant, tokens, wait; no text) and each change of an engine goes into `usage.db` in the state directory, for `kvwarden replay`. A file: when kvwarden ends, all lines are written there as JSON as well, as `kvwarden replay --export` does at any time. Default: none. A change needs a restart.
+    pub events: Option<EventsText>,
+    /// How many bytes of these lines are kept; the oldest go first. A change needs a restart.
     #[serde(with = "SizeText")]
     #[default(256 << 20)]
     pub max_size: u64,
@@ -152,6 +155,32 @@ pub struct LogTable {
     #[serde(with = "DurationText")]
     #[default(Duration::from_secs(90 * 86_400))]
     pub keep_usage: Duration,
+}
+
+/// Whether there is an event log, or the file that it is exported to.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(try_from = "Value")]
+#[schemars(inline, with = "String", title = "true, false or a file")]
+pub enum EventsText {
+    /// Whether there is one.
+    Kept(bool),
+    /// There is one, and it goes to this file.
+    Exported(PathBuf),
+}
+
+impl TryFrom<Value> for EventsText {
+    type Error = String;
+
+    fn try_from(value: Value) -> Result<Self, String> {
+        match value {
+            Value::Bool(is_kept) => Ok(Self::Kept(is_kept)),
+            Value::String(path) => Ok(Self::Exported(path.into())),
+            Value::Null | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+                let found = value_in_words(&value);
+                Err(format!("expected true, false or a file, found {found}"))
+            }
+        }
+    }
 }
 
 /// A group of tenants that shares one part of every engine, however many tenants it has. Sessions of a tenant share the tenant's part in turn.

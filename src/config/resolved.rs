@@ -31,7 +31,7 @@ pub struct Config {
     pub tenants: Vec<TenantConfig>,
     /// What a tenant gets that the file does not name.
     pub tenant_defaults: tenant::Limits,
-    /// Where events are written down, if they are.
+    /// How events are written down, if they are.
     pub events: Option<EventsConfig>,
     /// How long what requests used is kept, if it is.
     pub keep_usage: Option<Duration>,
@@ -46,9 +46,9 @@ pub struct Config {
 /// The event log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventsConfig {
-    /// Its file.
-    pub path: PathBuf,
-    /// Bytes of that file and its predecessor.
+    /// The file that it is exported to in the end, if there is one.
+    pub export: Option<PathBuf>,
+    /// Bytes of the lines that are kept.
     pub max_size: u64,
 }
 

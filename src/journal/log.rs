@@ -1,4 +1,5 @@
-//! The event log: one JSON object a line, appended as things happen.
+//! The event log: one JSON object a line, in the order in which things happen. The lines are rows of
+//! the journal's database, and `kvwarden replay --export` makes a file of them.
 //!
 //! ```text
 //! {"kvwarden_log":1,"devices":[{"id":"GPU-1","bytes":85899345920}],"models":[{"id":"a",..}]}
@@ -17,7 +18,7 @@
 //! A request's
 //! line is written when it ends, so lines are ordered by end and not by arrival. Fields that are not
 //! known are skipped, so that a newer server's log can be read; a changed meaning changes
-//! [`VERSION`]. The last line may be cut off, as a crash leaves it.
+//! [`VERSION`]. The last line of a file may be cut off.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -31,6 +32,8 @@ use kvwarden_policy::{
     simulation::swapping::{Request, Spec, World},
 };
 use serde::{Deserialize, Serialize};
+
+use super::store::StoreError;
 
 /// The format's version.
 pub const VERSION: u32 = 1;
@@ -194,54 +197,92 @@ pub enum LogError {
         /// What is wrong.
         why: String,
     },
+    /// Its database can't be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// No line says what devices and models there are.
     #[error("it has no header")]
     NoHeader,
 }
 
-/// Reads a log: the node, and its requests in the order of arrival, the first one at 0.
+/// Reads a log from a file.
 ///
 /// # Errors
-/// When a line other than the last is not one of ours, or there is no header.
+/// As [`Reader::take`] and [`Reader::finish`].
 pub fn read(input: impl BufRead) -> Result<(World, Vec<Request>), LogError> {
-    let (mut header, mut arrivals) = (None, Vec::new());
-    let mut lines = input.lines().enumerate().peekable();
-    while let Some((index, line)) = lines.next() {
-        let line = line?;
-        match serde_json::from_str(&line) {
-            Ok(Line::Header(read)) if read.version == VERSION => header = Some(read),
+    let mut reader = Reader::default();
+    for line in input.lines() {
+        reader.take(&line?)?;
+    }
+    reader.finish()
+}
+
+/// Reads a log line by line.
+#[derive(Debug, Default)]
+pub struct Reader {
+    lines: usize,
+    header: Option<Header>,
+    arrivals: Vec<(usize, Arrival)>,
+    /// The last line, if it makes no sense. That is an error as soon as another line follows.
+    cut: Option<LogError>,
+}
+
+// === impl Reader ===
+
+impl Reader {
+    /// Reads the next line.
+    ///
+    /// # Errors
+    /// When it, or the line before it, is not one of ours.
+    pub fn take(&mut self, line: &str) -> Result<(), LogError> {
+        if let Some(error) = self.cut.take() {
+            return Err(error);
+        }
+        let index = self.lines;
+        self.lines += 1;
+        match serde_json::from_str(line) {
+            Ok(Line::Header(read)) if read.version == VERSION => self.header = Some(read),
             Ok(Line::Header(Header { version, .. })) => {
                 let why = format!("version {version} of the format is not known here");
                 return Err(at(index, why));
             }
-            Ok(Line::Arrival(read)) => arrivals.push((index, read)),
+            Ok(Line::Arrival(read)) => self.arrivals.push((index, read)),
             Ok(Line::Refused(_) | Line::Event(_)) => {}
-            Err(_) if line.trim().is_empty() || lines.peek().is_none() => {}
-            Err(_) => return Err(at(index, "neither a header nor a request")),
+            Err(_) if line.trim().is_empty() => {}
+            Err(_) => self.cut = Some(at(index, "neither a header nor a request")),
         }
+        Ok(())
     }
-    let world = header.ok_or(LogError::NoHeader)?.world();
-    arrivals.sort_by(|a, b| a.1.t.total_cmp(&b.1.t));
-    let places: HashMap<&str, usize> = (0..)
-        .zip(&world.models)
-        .map(|(place, spec)| (spec.id.as_str(), place))
-        .collect();
-    let start = arrivals.first().map_or(0.0, |(_, first)| first.t);
-    let request = |(index, arrival): &(usize, Arrival)| {
-        let model = places.get(arrival.model.as_str());
-        let unknown = || {
-            at(
-                *index,
-                format!("no header has the model `{}`", arrival.model),
-            )
+
+    /// The node, and its requests in the order of arrival, the first one at 0.
+    ///
+    /// # Errors
+    /// When no header has a request's model, or there is no header.
+    pub fn finish(self) -> Result<(World, Vec<Request>), LogError> {
+        let Self {
+            header,
+            mut arrivals,
+            ..
+        } = self;
+        let world = header.ok_or(LogError::NoHeader)?.world();
+        arrivals.sort_by(|a, b| a.1.t.total_cmp(&b.1.t));
+        let places: HashMap<&str, usize> = (0..)
+            .zip(&world.models)
+            .map(|(place, spec)| (spec.id.as_str(), place))
+            .collect();
+        let start = arrivals.first().map_or(0.0, |(_, first)| first.t);
+        let request = |(index, arrival): &(usize, Arrival)| {
+            let name = &arrival.model;
+            let model = places.get(name.as_str());
+            let unknown = || at(*index, format!("no header has the model `{name}`"));
+            Ok(arrival.request(*model.ok_or_else(unknown)?, start))
         };
-        Ok(arrival.request(*model.ok_or_else(unknown)?, start))
-    };
-    let requests = arrivals
-        .iter()
-        .map(request)
-        .collect::<Result<_, LogError>>()?;
-    Ok((world, requests))
+        let requests = arrivals
+            .iter()
+            .map(request)
+            .collect::<Result<_, LogError>>()?;
+        Ok((world, requests))
+    }
 }
 
 /// Writes a log that reads as this node and these requests.
@@ -262,6 +303,23 @@ fn at(index: usize, why: impl Into<String>) -> LogError {
     LogError::Line {
         number: index + 1,
         why: why.into(),
+    }
+}
+
+// === impl Line ===
+
+impl Line {
+    /// When it happened, in milliseconds since the Unix epoch. A header counts until the next one.
+    pub(super) fn millis(&self) -> Option<i64> {
+        let t = match self {
+            Self::Header(_) => return None,
+            Self::Arrival(Arrival { t, .. })
+            | Self::Refused(Refused { t, .. })
+            | Self::Event(Event { t, .. }) => *t,
+        };
+        #[expect(clippy::cast_possible_truncation, reason = "no clock shows more")]
+        let millis = (t * 1000.0) as i64;
+        Some(millis)
     }
 }
 

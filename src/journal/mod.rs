@@ -1,62 +1,68 @@
-//! What tenants used, request by request, in a database that survives crashes.
+//! The journal: what each request used and, where it is asked for, the event log, in one database
+//! that survives crashes.
 //!
-//! Whoever has a row leaves it in a bounded queue and goes on; a thread writes. A row counts as kept
-//! once its transaction is on disk, which takes about [`PACE`]; a crash loses what came since. While
-//! the disk is full or the file locked rows wait, and serving goes on; what finds the queue full is
-//! lost and counted. `kvwarden usage` reads the file, and days that tenants have used up stay used
-//! up over a restart.
+//! Whoever has something to write leaves it in a bounded queue and goes on; one thread writes both
+//! kinds in the same transactions. A row counts as kept once its transaction is on disk, which takes
+//! about a quarter of a second; a crash loses what came since. While the disk is full or the file
+//! locked rows wait, and serving goes on; what finds the queue full is lost and counted. Two
+//! processes of a takeover write to it at once. `kvwarden usage` and `kvwarden replay` read it, and
+//! days that tenants have used up stay used up over a restart.
 
 pub mod events;
 pub mod log;
+mod queue;
 mod store;
+mod usage;
+mod writer;
 
 use std::{
     collections::HashMap,
+    fs::{File, OpenOptions},
+    io::{self, BufRead as _, BufReader, BufWriter, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::{
-        Mutex, PoisonError,
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
-    },
+    sync::Arc,
     thread::{self, JoinHandle},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
-use kvwarden_actors::{Ledger, Spent};
-use kvwarden_policy::{TenantId, quota::Day};
+use anyhow::Context as _;
+use kvwarden_actors::Ledger;
+use kvwarden_policy::{
+    quota::Day,
+    simulation::swapping::{Request, World},
+};
 use prometheus_client::metrics::counter::Counter;
 
-pub use store::{Column, Row, Store, StoreError, Total};
-
-/// Rows on their way to the thread, which takes them at once unless the file is locked: seconds at the
-/// most that one node serves. Their memory is held all the time.
-const QUEUE: usize = 16 << 10;
-
-/// Rows that wait for the disk.
-const WAITING: usize = 1 << 18;
-
-/// How long rows gather before they are written at once.
-const PACE: Duration = Duration::from_millis(250);
-
-/// How often a write that failed is tried again.
-const RETRY: Duration = Duration::from_secs(1);
-
-/// How often rows that are too old are looked for.
-const PRUNE: Duration = Duration::from_secs(3600);
+use self::{
+    events::EventLog,
+    log::LogError,
+    queue::{Batch, Queue},
+    usage::UsageLog,
+    writer::Writer,
+};
+pub use store::{Column, Store, StoreError, Total};
 
 /// The database's name in the state directory.
 const FILE: &str = "usage.db";
 
-/// Takes rows, and never waits.
-#[derive(Debug)]
-pub struct UsageLog {
-    rows: SyncSender<Entry>,
-    dropped: Counter,
-    /// What was used of the day that the node started on.
-    spent: (Day, HashMap<String, u64>),
-    thread: Mutex<Option<JoinHandle<()>>>,
+/// What a database begins with.
+const SQLITE: &[u8] = b"SQLite format 3\0";
+
+/// What is written, and where.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The database.
+    pub path: PathBuf,
+    /// How long what requests used is kept, if it is.
+    pub keep_usage: Option<Duration>,
+    /// Bytes of lines that the event log keeps, if there is one.
+    pub max_events: Option<u64>,
+    /// Where the event log is written as JSON lines in the end, if anywhere.
+    pub export: Option<PathBuf>,
 }
 
-/// How many rows came to be kept, and how many did not.
+/// How many rows of usage came to be kept, and how many did not.
 #[derive(Clone, Debug, Default)]
 pub struct Counts {
     /// On disk.
@@ -65,10 +71,14 @@ pub struct Counts {
     pub dropped: Counter,
 }
 
+/// The open journal of a server.
 #[derive(Debug)]
-enum Entry {
-    Row(Row),
-    End,
+pub struct Journal {
+    settings: Settings,
+    queue: Arc<Queue>,
+    usage: Option<Arc<UsageLog>>,
+    events: Option<Arc<EventLog>>,
+    thread: JoinHandle<()>,
 }
 
 /// The database of a state directory.
@@ -77,160 +87,143 @@ pub fn path(state: &Path) -> PathBuf {
     state.join(FILE)
 }
 
-// === impl UsageLog ===
+/// Reads the event log of a database, or one that was exported.
+///
+/// # Errors
+/// When it can't be read, or can't be replayed.
+pub fn read_events(path: &Path) -> Result<(World, Vec<Request>), LogError> {
+    let mut file = BufReader::new(File::open(path)?);
+    if !file.fill_buf()?.starts_with(SQLITE) {
+        return log::read(file);
+    }
+    let mut reader = log::Reader::default();
+    Store::read(path)?.events(|line| reader.take(line))?;
+    reader.finish()
+}
 
-impl UsageLog {
-    /// Goes on with the file, or begins it. One that can't be opened is tried again later: it keeps
-    /// nobody from serving.
+/// Writes the event log of a database as JSON lines, all of it or, on an error, nothing. Whom it
+/// names are an operator's tenants, so the file is nobody else's.
+///
+/// # Errors
+/// When the one can't be read or the other not be written.
+pub fn export(database: &Path, file: &Path) -> anyhow::Result<()> {
+    let store = Store::read(database);
+    let store = store.with_context(|| format!("cannot read {}", database.display()))?;
+    let write = || -> anyhow::Result<()> {
+        let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty());
+        let mut new = tempfile::NamedTempFile::new_in(dir.unwrap_or(Path::new(".")))?;
+        let mut out = BufWriter::new(&mut new);
+        store.events(|line| anyhow::Ok(writeln!(out, "{line}")?))?;
+        out.flush()?;
+        drop(out);
+        new.persist(file)?;
+        Ok(())
+    };
+    write().with_context(|| format!("cannot write {}", file.display()))
+}
+
+// === impl Journal ===
+
+impl Journal {
+    /// Goes on with the database, or begins it. One that can't be opened is tried again later: it
+    /// keeps nobody from serving.
     ///
     /// # Errors
-    /// When the system grants no thread.
-    pub fn open(path: PathBuf, keep: Duration, counts: Counts) -> std::io::Result<Self> {
-        let today = Day::of(SystemTime::now());
-        let store = Store::open(&path);
-        let spent = store.as_ref().map_err(ToString::to_string);
-        let spent = spent.and_then(|store| {
-            let spent = store.spent_since(today.midnight());
-            spent.map_err(|error| error.to_string())
-        });
-        if let Err(error) = &spent {
-            let path = path.display();
-            tracing::error!(%path, error, "usage is not kept, and days begin anew, until this is mended");
+    /// When the system grants no thread, or the file to export to can't be written.
+    pub fn open(
+        settings: Settings,
+        counts: Counts,
+        events_dropped: Counter,
+    ) -> anyhow::Result<Self> {
+        if let Some(path) = &settings.export {
+            drop(writable(path).with_context(|| format!("cannot write {}", path.display()))?);
         }
-        let dropped = counts.dropped.clone();
+        let today = Day::of(SystemTime::now());
+        let (store, spent) = match opened(&settings, today) {
+            Ok((store, spent)) => (Some(store), spent),
+            Err(error) => {
+                let path = settings.path.display();
+                tracing::error!(%path, %error, "nothing is kept, and days begin anew, until this is mended");
+                (None, HashMap::new())
+            }
+        };
+        let queue = Arc::new(Queue::default());
+        let usage = settings.keep_usage.map(|_| UsageLog {
+            queue: queue.clone(),
+            dropped: counts.dropped.clone(),
+            spent: (today, spent),
+        });
+        let events = settings.max_events;
+        let events = events.map(|_| EventLog::new(queue.clone(), events_dropped.clone()));
         let writer = Writer {
-            path,
-            keep,
+            path: settings.path.clone(),
+            keep_usage: settings.keep_usage,
+            max_events: settings.max_events.unwrap_or_default(),
             counts,
-            store: store.ok(),
-            rows: Vec::new(),
-            is_failing: spent.is_err(),
+            events_dropped,
+            is_failing: store.is_none(),
+            store,
+            batch: Batch::default(),
             pruned: None,
         };
-        let (rows, queue) = sync_channel(QUEUE);
-        let thread = thread::Builder::new().name("usage".to_owned());
+        let thread = thread::Builder::new().name("journal".to_owned());
+        let waiting = queue.clone();
         Ok(Self {
-            rows,
-            dropped,
-            spent: (today, spent.unwrap_or_default()),
-            thread: Mutex::new(Some(thread.spawn(move || writer.run(&queue))?)),
+            settings,
+            queue,
+            usage: usage.map(Arc::new),
+            events: events.map(Arc::new),
+            thread: thread.spawn(move || writer.run(&waiting))?,
         })
     }
 
-    /// Waits until all rows are written, or could not be. Those that come later are lost.
-    pub fn close(&self) {
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        // A thread that is gone has ended already.
-        let _ = self.rows.send(Entry::End);
-        if thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("usage was not written to its end");
+    /// Where what requests use is written down; nowhere, where it is not kept.
+    #[must_use]
+    pub fn ledger(&self) -> Arc<dyn Ledger> {
+        match &self.usage {
+            Some(usage) => usage.clone(),
+            None => Arc::new(()),
+        }
+    }
+
+    /// The event log, if there is one.
+    #[must_use]
+    pub fn events(&self) -> Option<Arc<EventLog>> {
+        self.events.clone()
+    }
+
+    /// Waits until everything is written, or could not be. What comes later is lost.
+    pub fn close(self) {
+        self.queue.close();
+        if self.thread.join().is_err() {
+            tracing::error!("the journal was not written to its end");
+        }
+    }
+
+    /// Closes it and exports the event log where that is asked for: the last process to write does
+    /// that, so after a takeover it is the successor.
+    pub fn close_and_export(self) {
+        let Settings { path, export, .. } = self.settings.clone();
+        self.close();
+        if let Some(file) = export
+            && let Err(error) = self::export(&path, &file)
+        {
+            tracing::error!("the event log was not exported: {error:#}");
         }
     }
 }
 
-impl Ledger for UsageLog {
-    fn spent(&self, tenant: &TenantId, spent: &Spent) {
-        let row = Row {
-            at: SystemTime::now(),
-            tenant: tenant.to_string(),
-            model: spent.model.to_string(),
-            usage: spent.usage,
-            is_exact: spent.is_exact,
-        };
-        if self.rows.try_send(Entry::Row(row)).is_err() {
-            self.dropped.inc();
-        }
-    }
-
-    fn spent_on(&self, tenant: &TenantId, day: Day) -> u64 {
-        let (of, spent) = &self.spent;
-        let spent = spent.get(tenant.as_str()).filter(|_| *of == day);
-        spent.copied().unwrap_or_default()
-    }
+/// The database, and what tenants have used of a day.
+fn opened(settings: &Settings, day: Day) -> Result<(Store, HashMap<String, u64>), StoreError> {
+    let store = Store::open(&settings.path)?;
+    let spent = store.spent_since(day.midnight())?;
+    Ok((store, spent))
 }
 
-struct Writer {
-    path: PathBuf,
-    keep: Duration,
-    counts: Counts,
-    /// None while it can't be opened.
-    store: Option<Store>,
-    rows: Vec<Row>,
-    is_failing: bool,
-    pruned: Option<Instant>,
-}
-
-// === impl Writer ===
-
-impl Writer {
-    fn run(mut self, queue: &Receiver<Entry>) {
-        let mut is_over = false;
-        while !is_over {
-            is_over = self.gather(queue);
-            self.flush();
-        }
-        if !self.rows.is_empty() {
-            self.counts.dropped.inc_by(self.rows.len() as u64);
-        }
-    }
-
-    /// Waits for a row, or to try again, and takes the rows that come soon after it while there is
-    /// room for them.
-    fn gather(&mut self, queue: &Receiver<Entry>) -> bool {
-        let wait = if self.rows.is_empty() { PRUNE } else { RETRY };
-        let mut until = monotonic() + wait;
-        loop {
-            let left = until.saturating_duration_since(monotonic());
-            match queue.recv_timeout(left) {
-                Ok(Entry::Row(row)) if self.rows.len() < WAITING => {
-                    self.rows.push(row);
-                    until = until.min(monotonic() + PACE);
-                }
-                Ok(Entry::Row(_)) => {
-                    self.counts.dropped.inc();
-                }
-                Err(RecvTimeoutError::Timeout) => return false,
-                Ok(Entry::End) | Err(RecvTimeoutError::Disconnected) => return true,
-            }
-        }
-    }
-
-    fn flush(&mut self) {
-        match self.write() {
-            Ok(()) => {
-                self.counts.kept.inc_by(self.rows.len() as u64);
-                self.rows.clear();
-                if std::mem::take(&mut self.is_failing) {
-                    tracing::info!(path = %self.path.display(), "usage is kept again");
-                }
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut self.is_failing, true) {
-                    let (path, rows) = (self.path.display(), self.rows.len());
-                    tracing::warn!(%path, %error, rows, "usage waits until it can be written");
-                }
-            }
-        }
-    }
-
-    fn write(&mut self) -> Result<(), StoreError> {
-        let store = match &mut self.store {
-            Some(store) => store,
-            None => self.store.insert(Store::open(&self.path)?),
-        };
-        store.append(&self.rows)?;
-        let is_due = |at: Instant| at.elapsed() >= PRUNE;
-        if self.pruned.is_none_or(is_due) {
-            self.pruned = Some(monotonic());
-            store.forget_before(SystemTime::now() - self.keep)?;
-        }
-        Ok(())
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "the pace is that of the disk")]
-fn monotonic() -> Instant {
-    Instant::now()
+/// So that whoever gives a file is told at the start that it can't be written, and not in the end.
+fn writable(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.create(true).append(true).mode(0o600).open(path)
 }
 
 #[cfg(test)]

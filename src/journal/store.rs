@@ -1,5 +1,6 @@
-//! The database: one row for each request that reached an engine, in SQLite's WAL mode, so that
-//! several processes may read and write it and a crash costs no row that was committed.
+//! The database: one row for each request that reached an engine and one for each line of the event
+//! log, in SQLite's WAL mode, so that several processes may read and write it and a crash costs no
+//! row that was committed.
 
 use std::{
     collections::HashMap,
@@ -8,15 +9,17 @@ use std::{
 };
 
 use kvwarden_policy::cost::Usage;
-use rusqlite::{Connection, OpenFlags, Row as SqlRow, params};
+use rusqlite::{Connection, OpenFlags, Row as SqlRow, Transaction, TransactionBehavior, params};
 
-/// The layout of the tables; another one is not touched.
-const VERSION: i64 = 1;
+use super::log::Line;
 
+/// What each layout of the tables adds to the one before it; `user_version` says which one a
+/// database has.
+///
 /// `process` and `n` name a row for ever, so that one which is written again, since nobody knew
 /// whether the first time counted, stays one.
-const TABLES: &str = "
-    CREATE TABLE IF NOT EXISTS usage (
+const LAYOUTS: [&str; 2] = [
+    "CREATE TABLE IF NOT EXISTS usage (
         process INTEGER NOT NULL,
         n INTEGER NOT NULL,
         at INTEGER NOT NULL,
@@ -28,8 +31,22 @@ const TABLES: &str = "
         is_exact INTEGER NOT NULL,
         PRIMARY KEY (process, n)
     ) WITHOUT ROWID;
-    CREATE INDEX IF NOT EXISTS usage_at ON usage (at);
-";
+    CREATE INDEX IF NOT EXISTS usage_at ON usage (at);",
+    // `position` is where a line ends in the log of all lines that ever were, in bytes: the order of
+    // the lines, and what tells how many bytes they take. A header has no time.
+    "CREATE TABLE events (
+        position INTEGER PRIMARY KEY,
+        process INTEGER NOT NULL,
+        n INTEGER NOT NULL,
+        at INTEGER,
+        line TEXT NOT NULL,
+        UNIQUE (process, n)
+    );
+    CREATE INDEX events_at ON events (at);",
+];
+
+/// The layout of this version; one that is newer is not touched.
+const VERSION: i64 = 2;
 
 /// How long another process may hold the file.
 const BUSY: Duration = Duration::from_secs(5);
@@ -82,6 +99,9 @@ pub enum StoreError {
         "it has layout {0}, and this kvwarden knows layout {VERSION}: it was written by another version"
     )]
     Version(i64),
+    /// A line that is no JSON.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
 }
 
 /// An open database.
@@ -89,7 +109,8 @@ pub enum StoreError {
 pub struct Store {
     connection: Connection,
     process: i64,
-    next: i64,
+    /// The names of the next rows of usage and of events.
+    next: (i64, i64),
 }
 
 // === impl Store ===
@@ -100,20 +121,15 @@ impl Store {
     /// # Errors
     /// When it is no database of ours, or the disk does not let us.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let connection = Connection::open(path)?;
+        let mut connection = Connection::open(path)?;
         connection.busy_timeout(BUSY)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
-        let version = version(&connection)?;
-        if version != 0 && version != VERSION {
-            return Err(StoreError::Version(version));
-        }
-        connection.execute_batch(TABLES)?;
-        connection.pragma_update(None, "user_version", VERSION)?;
+        migrate(&mut connection)?;
         Ok(Self {
             connection,
             process: rand::random(),
-            next: 0,
+            next: (0, 0),
         })
     }
 
@@ -125,46 +141,66 @@ impl Store {
         let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         connection.busy_timeout(BUSY)?;
         match version(&connection)? {
-            VERSION => Ok(Self {
+            1..=VERSION => Ok(Self {
                 connection,
                 process: 0,
-                next: 0,
+                next: (0, 0),
             }),
             version => Err(StoreError::Version(version)),
         }
     }
 
-    /// Writes all rows or none. After an error, the next call has to begin with the same ones.
+    /// Writes all rows and lines or none, and of the lines forgets the oldest as long as there are
+    /// more than so many bytes; the last header stays. After an error, the next call has to begin
+    /// with the same ones.
     ///
     /// # Errors
     /// When the disk is full or the file is locked.
-    pub fn append(&mut self, rows: &[Row]) -> Result<(), StoreError> {
-        let transaction = self.connection.transaction()?;
-        {
-            let mut insert = transaction.prepare_cached(
-                "INSERT OR IGNORE INTO usage VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-            )?;
-            for (n, row) in (self.next..).zip(rows) {
-                let Usage {
-                    prompt_tokens,
-                    cached_tokens,
-                    completion_tokens,
-                } = row.usage;
-                insert.execute(params![
-                    self.process,
-                    n,
-                    millis(row.at),
-                    row.tenant,
-                    row.model,
-                    signed(prompt_tokens),
-                    signed(cached_tokens),
-                    signed(completion_tokens),
-                    row.is_exact,
-                ])?;
-            }
+    pub(super) fn append(
+        &mut self,
+        usage: &[Row],
+        events: &[Line],
+        max_events: u64,
+    ) -> Result<(), StoreError> {
+        if usage.is_empty() && events.is_empty() {
+            return Ok(());
+        }
+        let (row, line) = self.next;
+        let immediate = TransactionBehavior::Immediate;
+        let transaction = self.connection.transaction_with_behavior(immediate)?;
+        insert_usage(&transaction, self.process, row, usage)?;
+        if !events.is_empty() {
+            insert_events(&transaction, self.process, line, events)?;
+            let oldest = "DELETE FROM events
+                WHERE position <= (SELECT MAX(position) FROM events) - ?1
+                AND position IS NOT (SELECT MAX(position) FROM events WHERE at IS NULL)";
+            transaction.execute(oldest, [signed(max_events)])?;
         }
         transaction.commit()?;
-        self.next += signed(rows.len() as u64);
+        let counts = (usage.len() as u64, events.len() as u64);
+        self.next = (row + signed(counts.0), line + signed(counts.1));
+        Ok(())
+    }
+
+    /// The event log, line by line.
+    ///
+    /// # Errors
+    /// When the file can't be read, or where `each` says so.
+    pub fn events<E: From<StoreError>>(
+        &self,
+        mut each: impl FnMut(&str) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let sqlite = |error| E::from(StoreError::Sqlite(error));
+        if version(&self.connection)? < 2 {
+            return Ok(());
+        }
+        let all = "SELECT line FROM events ORDER BY position";
+        let mut query = self.connection.prepare(all).map_err(sqlite)?;
+        let mut rows = query.query([]).map_err(sqlite)?;
+        while let Some(row) = rows.next().map_err(sqlite)? {
+            let line = row.get_ref(0).and_then(|line| Ok(line.as_str()?));
+            each(line.map_err(sqlite)?)?;
+        }
         Ok(())
     }
 
@@ -248,6 +284,70 @@ impl Column {
     }
 }
 
+/// Adds what the database lacks, as one step that another process does not see half of.
+fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let version = version(&transaction)?;
+    if version == VERSION {
+        return Ok(());
+    }
+    let layouts = usize::try_from(version).ok();
+    let missing = layouts.and_then(|layouts| LAYOUTS.get(layouts..));
+    for layout in missing.ok_or(StoreError::Version(version))? {
+        transaction.execute_batch(layout)?;
+    }
+    transaction.pragma_update(None, "user_version", VERSION)?;
+    Ok(transaction.commit()?)
+}
+
+fn insert_usage(
+    transaction: &Transaction<'_>,
+    process: i64,
+    first: i64,
+    rows: &[Row],
+) -> Result<(), StoreError> {
+    let mut insert = transaction.prepare_cached(
+        "INSERT OR IGNORE INTO usage VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+    )?;
+    for (n, row) in (first..).zip(rows) {
+        let Usage {
+            prompt_tokens,
+            cached_tokens,
+            completion_tokens,
+        } = row.usage;
+        insert.execute(params![
+            process,
+            n,
+            millis(row.at),
+            row.tenant,
+            row.model,
+            signed(prompt_tokens),
+            signed(cached_tokens),
+            signed(completion_tokens),
+            row.is_exact,
+        ])?;
+    }
+    Ok(())
+}
+
+fn insert_events(
+    transaction: &Transaction<'_>,
+    process: i64,
+    first: i64,
+    lines: &[Line],
+) -> Result<(), StoreError> {
+    let mut insert = transaction.prepare_cached(
+        "INSERT OR IGNORE INTO events
+         SELECT COALESCE(MAX(position), 0) + ?1, ?2, ?3, ?4, ?5 FROM events",
+    )?;
+    for (n, line) in (first..).zip(lines) {
+        let text = serde_json::to_string(line)?;
+        let length = signed(text.len() as u64 + 1);
+        insert.execute(params![length, process, n, line.millis(), text])?;
+    }
+    Ok(())
+}
+
 fn version(connection: &Connection) -> Result<i64, StoreError> {
     Ok(connection.pragma_query_value(None, "user_version", |row| row.get(0))?)
 }
@@ -283,7 +383,7 @@ fn millis(moment: SystemTime) -> i64 {
 impl Store {
     /// As if the last rows' transaction had failed, for all that is known.
     pub(super) fn forget_last(&mut self, rows: i64) {
-        self.next -= rows;
+        self.next.0 -= rows;
     }
 
     pub(super) fn pages(&self) -> i64 {

@@ -25,7 +25,7 @@ use std::{
 
 use actix::Addr;
 use actix_rt::Arbiter;
-use actix_web::{App, HttpServer, middleware::from_fn, web};
+use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
 use anyhow::Context as _;
 use kvwarden_actors::{
     EngineObserver, Ledger, Router,
@@ -50,7 +50,7 @@ use self::{
 use crate::{
     config::Config,
     http::{self, Shared, admin::control::Reload, upstream::Engines},
-    journal::{self, UsageLog, events::EventLog},
+    journal::{self, Journal, events::EventLog},
     layout::Layout,
     metrics::Metrics,
 };
@@ -85,10 +85,10 @@ async fn serve(
     let orphans = orphans::survey(&layout.run(), &configured.collect(), &leadership).await?;
     let running: Vec<ModelId> = orphans.iter().map(Orphan::engine).collect();
     let metrics = Arc::new(Metrics::register());
-    let events = open_events(config, &metrics)?;
-    let observer: Arc<dyn EngineObserver> = Arc::new(Observer::new(&metrics, events.clone()));
-    let usage = open_usage(config, layout, &metrics)?;
-    let ledger = ledger(usage.clone());
+    let journal = open_journal(config, layout, &metrics)?;
+    let events = journal.as_ref().and_then(Journal::events);
+    let own_observer = Arc::new(Observer::new(&metrics, events.clone()));
+    let observer: Arc<dyn EngineObserver> = own_observer.clone();
     let router = wiring::start(
         config,
         layout,
@@ -96,7 +96,7 @@ async fn serve(
         &control,
         leadership.clone(),
         &observer,
-        ledger,
+        ledger(journal.as_ref()),
     );
     let (actors, log) = (router.clone(), events.clone());
     let shared = Arc::new(Shared::new(
@@ -126,29 +126,42 @@ async fn serve(
         handles: &handles,
         router: &router,
         leadership: &leadership_handle,
-        events: events.as_deref(),
         layout,
     };
     let successor = until_the_end(&predecessor, &mut signals, &reloader).await;
     let config = &reloader.running().await;
     tasks.iter().for_each(JoinHandle::abort);
-    if let Some(successor) = successor {
+    let close: fn(Journal) = if let Some(successor) = successor {
         // Whoever serves after the successor finds the state directory free.
         drop(handles);
+        own_observer.relieve();
         drain::leave(config, &shared, &handle, &mut signals, successor).await;
+        Journal::close
     } else {
-        drain::stop(config, &router, &mut signals).await;
-        history::save(&router, layout).await;
-        drain::close(&handle).await;
-        if let Some(events) = events {
-            observer::end(&router, events).await;
-        }
-    }
-    if let Some(usage) = usage {
-        actix_web::rt::task::spawn_blocking(move || usage.close()).await?;
+        end(config, layout, &shared, &handle, &mut signals).await;
+        Journal::close_and_export
+    };
+    if let Some(journal) = journal {
+        actix_web::rt::task::spawn_blocking(move || close(journal)).await?;
     }
     control.stop();
     Ok(())
+}
+
+/// Ends engines with their last answers, and keeps what is known of them.
+async fn end(
+    config: &Config,
+    layout: &Layout,
+    shared: &Shared,
+    server: &ServerHandle,
+    signals: &mut Signals,
+) {
+    drain::stop(config, &shared.router, signals).await;
+    history::save(&shared.router, layout).await;
+    drain::close(server).await;
+    if let Some(events) = &shared.events {
+        observer::describe_once(&shared.router, events).await;
+    }
 }
 
 /// What is done beside serving, until it is aborted.
@@ -172,23 +185,27 @@ fn look_after(
 }
 
 /// Nothing is kept if the configuration says so.
-fn open_usage(
+fn open_journal(
     config: &Config,
     layout: &Layout,
     metrics: &Metrics,
-) -> anyhow::Result<Option<Arc<UsageLog>>> {
-    let Some(keep) = config.keep_usage else {
+) -> anyhow::Result<Option<Journal>> {
+    let events = config.events.as_ref();
+    if config.keep_usage.is_none() && events.is_none() {
         return Ok(None);
+    }
+    let settings = journal::Settings {
+        path: journal::path(&layout.state),
+        keep_usage: config.keep_usage,
+        max_events: events.map(|events| events.max_size),
+        export: events.and_then(|events| events.export.clone()),
     };
-    let log = UsageLog::open(journal::path(&layout.state), keep, metrics.usage.clone())?;
-    Ok(Some(Arc::new(log)))
+    let counts = metrics.usage.clone();
+    Journal::open(settings, counts, metrics.events_dropped.clone()).map(Some)
 }
 
-fn ledger(usage: Option<Arc<UsageLog>>) -> Arc<dyn Ledger> {
-    match usage {
-        Some(usage) => usage,
-        None => Arc::new(()),
-    }
+fn ledger(journal: Option<&Journal>) -> Arc<dyn Ledger> {
+    journal.map_or_else(|| Arc::new(()) as Arc<dyn Ledger>, Journal::ledger)
 }
 
 /// What it takes to serve: of our own, or of the one that serves until now.
@@ -253,15 +270,6 @@ async fn until_the_end(
             }
         }
     }
-}
-
-fn open_events(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<Arc<EventLog>>> {
-    let Some(config) = &config.events else {
-        return Ok(None);
-    };
-    let log = EventLog::open(config, metrics.events_dropped.clone());
-    let log = log.with_context(|| format!("cannot write {}", config.path.display()))?;
-    Ok(Some(Arc::new(log)))
 }
 
 fn listen(

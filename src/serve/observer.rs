@@ -3,7 +3,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -38,6 +41,8 @@ pub struct Observer {
     wake: Family<OfRung, Histogram>,
     demote: Family<OfRung, Histogram>,
     events: Option<Arc<EventLog>>,
+    /// Another process writes down what becomes of engines.
+    is_relieved: AtomicBool,
     /// Where each engine stands, and since when.
     since: Mutex<HashMap<ModelId, (State, Instant)>>,
 }
@@ -52,8 +57,15 @@ impl Observer {
             wake: metrics.wake.clone(),
             demote: metrics.demote.clone(),
             events,
+            is_relieved: AtomicBool::new(false),
             since: Mutex::default(),
         }
+    }
+
+    /// Another process has taken over: engines are its own to write about, so that nothing is written
+    /// twice.
+    pub fn relieve(&self) {
+        self.is_relieved.store(true, Ordering::Relaxed);
     }
 
     /// How long a way took is known where it ends.
@@ -80,7 +92,9 @@ impl Observer {
     }
 
     fn say(&self, engine: &ModelId, what: What) {
-        if let Some(events) = &self.events {
+        if let Some(events) = &self.events
+            && !self.is_relieved.load(Ordering::Relaxed)
+        {
             events.say(Line::Event(Event {
                 t: events.now(),
                 engine: engine.to_string(),
@@ -126,13 +140,10 @@ pub async fn describe(router: Addr<Router>, events: Arc<EventLog>) {
     }
 }
 
-/// Writes down what there is in the end, and ends the log.
-pub async fn end(router: &Addr<Router>, events: Arc<EventLog>) {
+/// Writes down what there is in the end.
+pub async fn describe_once(router: &Addr<Router>, events: &EventLog) {
     if let Some(header) = header(router).await {
         events.say(Line::Header(header));
-    }
-    if let Err(error) = tokio::task::spawn_blocking(move || events.close()).await {
-        tracing::error!(%error, "the event log was not written to its end");
     }
 }
 

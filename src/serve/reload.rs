@@ -173,8 +173,8 @@ impl Reloader {
             tracing::warn!("{warnings}");
         }
         let (next, changes) = change::plan(running, loaded.config);
-        let configure = wiring::configure(&next, &history, &self.observer);
-        router.send(configure).await.map_err(failed)?;
+        let configuration = wiring::configure(&next, &history, &self.observer);
+        router.send(configuration).await.map_err(failed)?;
         let actors = router.send(ListActors).await.map_err(failed)?;
         actors.gpu.do_send(SetTuning(wiring::tuning(&next)));
         self.shared.show(&next);

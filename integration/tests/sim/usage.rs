@@ -1,11 +1,11 @@
 //! What tenants used is written down, and outlives the server.
 
-use std::process::Command;
+use std::{fs, process::Command};
 
 use kvwarden_integration::{Server, eventually, kvwarden};
 use serde_json::Value;
 
-use crate::{CHAT, SLOW, TINY, chat, endless};
+use crate::{CHAT, SLOW, TINY, chat, endless, streamed};
 
 /// `kvwarden usage --json` with these options.
 fn usage(server: &Server, options: &[&str]) -> Vec<Value> {
@@ -77,6 +77,53 @@ fn day_that_is_used_up_stays_used_up_over_a_crash() {
     let reason = refused.header("x-kvwarden-dropped-reason");
     assert_eq!(reason, Some("tokens_per_day"), "{refused}");
     let _ = client.post(CHAT, &chat("tiny", 2)).expect(200);
+}
+
+#[test]
+fn takeover_loses_and_doubles_nothing_in_usage_and_event_log() {
+    let config = format!("[log]\nevents = \"events.jsonl\"\n{SLOW}");
+    let mut server = Server::start(&config);
+    let post = |server: &Server| {
+        let _ = server.client().post(CHAT, &chat("slow", 2)).expect(200);
+    };
+    let mut stream = server.exchange(CHAT, "t", &streamed("slow", 250)).answer();
+    let _ = stream.until("content");
+    post(&server);
+    let mut elder = server.take_over(&config);
+    post(&server);
+    // The one before ends this while the one after it writes, too.
+    let _ = stream.rest().expect("a whole stream");
+    assert!(elder.wait_for_end().status.success());
+    post(&server);
+    assert!(server.terminate().status.success());
+    let rows = usage(&server, &["--by", "model"]);
+    assert_eq!(rows[0]["requests"], 4, "{rows:?}");
+    assert_eq!(rows[0]["output_tokens"], 256, "{rows:?}");
+    let text = fs::read_to_string(server.home().join("events.jsonl")).expect("an event log");
+    let lines: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let tokens = lines
+        .iter()
+        .filter_map(|line| line["output_tokens"].as_u64());
+    let mut tokens: Vec<u64> = tokens.collect();
+    tokens.sort_unstable();
+    assert_eq!(tokens, [2, 2, 2, 250], "{text}");
+    let with = |key: &str, value: &str| lines.iter().filter(|line| line[key] == *value).count();
+    assert_eq!(with("phase", "spawned"), 1, "{text}");
+    assert_eq!(with("state", "adopting"), 1, "{text}");
+    assert_eq!(with("state", "stopping"), 1, "{text}");
+    let file = server.home().join("again.jsonl");
+    let output = Command::new(kvwarden())
+        .arg("replay")
+        .arg(server.home().join("state/usage.db"))
+        .arg("--export")
+        .arg(&file)
+        .output()
+        .expect("kvwarden runs");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(fs::read_to_string(&file).expect("it was written"), text);
 }
 
 #[test]

@@ -70,3 +70,14 @@ fn replay_says_which_line_of_a_log_is_wrong() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("line 1"), "{}", stderr(&output));
 }
+
+#[test]
+fn replay_without_a_log_reads_the_one_in_the_state_directory() {
+    let output = Cli::new().run(&["replay"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("state/usage.db"),
+        "{}",
+        stderr(&output)
+    );
+}

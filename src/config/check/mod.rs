@@ -18,7 +18,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::{
     Config, EventsConfig,
-    file::{File, LogTable, NodeLimits, given},
+    file::{EventsText, File, LogTable, NodeLimits, given},
     path::KeyPath,
     report::{Report, Section},
     unit_text::is_zero,
@@ -86,7 +86,7 @@ fn log_level(file: &File, report: &mut Report) -> String {
     filter
 }
 
-/// Two lines about every model have to fit in either file, or it says nothing.
+/// Several lines about every model have to fit, or the log says nothing.
 fn events(log: &LogTable, context: &Context<'_>, report: &mut Report) -> Option<EventsConfig> {
     const SMALLEST: u64 = 1 << 20;
     let max_size = log.max_size;
@@ -94,8 +94,12 @@ fn events(log: &LogTable, context: &Context<'_>, report: &mut Report) -> Option<
         let key = KeyPath::of("log").key("max_size");
         report.problem(&key, "it has to be at least 1MiB");
     }
-    let path = context.base.join(log.events.as_ref()?);
-    Some(EventsConfig { path, max_size })
+    let export = match log.events.as_ref()? {
+        EventsText::Kept(false) => return None,
+        EventsText::Kept(true) => None,
+        EventsText::Exported(file) => Some(context.base.join(file)),
+    };
+    Some(EventsConfig { export, max_size })
 }
 
 fn limits(limits: &NodeLimits, mut section: Section<'_>) -> NodeLimits {

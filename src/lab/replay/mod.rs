@@ -4,14 +4,11 @@
 //! out is SIMULATED, whatever the log was.
 
 mod picture;
-mod report;
 
 use std::time::{Duration, Instant};
 
 use kvwarden_policy::simulation::swapping::{Policy, PolicyName, Request, Sim, Tally, World};
 use serde::Serialize;
-
-pub use report::print;
 
 /// What came of a log.
 #[derive(Debug, Serialize)]

@@ -28,7 +28,6 @@ use super::{
     socket, unexpected,
 };
 use crate::{
-    journal::events::{EventLog, Hold},
     layout::Layout,
     serve::{history, systemd},
 };
@@ -65,8 +64,6 @@ pub struct Predecessor<'a> {
     pub router: &'a Addr<Router>,
     /// What takes the leadership over engines from them.
     pub leadership: &'a LeadershipHandle,
-    /// What is not written to any more.
-    pub events: Option<&'a EventLog>,
     /// Where state is written for the last time.
     pub layout: &'a Layout,
 }
@@ -75,14 +72,10 @@ pub struct Predecessor<'a> {
 pub struct Successor {
     channel: Channel,
     told: Option<BTreeSet<ModelId>>,
-    _silence: Option<Hold>,
 }
 
 /// While it exists, this process looks on; dropped, it decides again.
-struct Resigned<'a> {
-    leadership: Option<&'a LeadershipHandle>,
-    silence: Option<Hold>,
-}
+struct Resigned<'a>(Option<&'a LeadershipHandle>);
 
 // === impl Listener ===
 
@@ -143,11 +136,10 @@ impl Predecessor<'_> {
         // Before the farewell, since what the successor itself says counts only after it.
         systemd::main_pid(channel.peer());
         channel.say(&Reply::Farewell).await?;
-        resigned.leadership = None;
+        resigned.0 = None;
         Ok(Successor {
             channel,
             told: None,
-            _silence: resigned.silence.take(),
         })
     }
 
@@ -189,17 +181,12 @@ impl Predecessor<'_> {
             let hindrance = match self.hindrance(deadline).await? {
                 Some(hindrance) => hindrance,
                 None => {
-                    let mut resigned = self.look_on();
+                    let resigned = self.look_on();
                     // Orders that were on their way have arrived by the second look.
                     self.hindrance(deadline).await?;
                     match self.hindrance(deadline).await? {
                         Some(hindrance) => hindrance,
-                        None => {
-                            if let Some(events) = self.events {
-                                resigned.silence = events.hold().await;
-                            }
-                            return Ok(resigned);
-                        }
+                        None => return Ok(resigned),
                     }
                 }
             };
@@ -216,10 +203,7 @@ impl Predecessor<'_> {
 
     fn look_on(&self) -> Resigned<'_> {
         self.leadership.give_up();
-        Resigned {
-            leadership: Some(self.leadership),
-            silence: None,
-        }
+        Resigned(Some(self.leadership))
     }
 
     /// What is in the way. That requests wait is so only until the deadline.
@@ -247,7 +231,7 @@ async fn tell(
 
 impl Drop for Resigned<'_> {
     fn drop(&mut self) {
-        if let Some(leadership) = self.leadership {
+        if let Some(leadership) = self.0 {
             leadership.take_back();
         }
     }

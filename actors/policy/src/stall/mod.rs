@@ -43,12 +43,12 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stall {
     last: Signs,
-    standing: Standing,
+    state: StallState,
 }
 
 /// For how long nothing has moved although it has work.
 #[derive(Clone, Copy, Debug, Default)]
-enum Standing {
+enum StallState {
     /// It moves or has nothing to do.
     #[default]
     Not,
@@ -72,24 +72,26 @@ impl Stall {
         let has_moved = (seen.progress, work) != (self.last.progress, self.last.work);
         self.last = seen;
         if signs.running == 0 {
-            self.standing = Standing::Not;
+            self.state = StallState::Not;
             return Verdict::Fine;
         }
-        let (standing, verdict) = match self.standing {
-            Standing::Hung => (Standing::Hung, Verdict::Fine),
-            Standing::Not => (Standing::Still { since: now }, Verdict::Fine),
-            Standing::Still { .. } | Standing::Asked { .. } if has_moved => {
-                (Standing::Still { since: now }, Verdict::Fine)
+        let (state, verdict) = match self.state {
+            StallState::Hung => (StallState::Hung, Verdict::Fine),
+            StallState::Not => (StallState::Still { since: now }, Verdict::Fine),
+            StallState::Still { .. } | StallState::Asked { .. } if has_moved => {
+                (StallState::Still { since: now }, Verdict::Fine)
             }
-            Standing::Still { since } if now.saturating_duration_since(since) >= window => {
-                (Standing::Asked { at: now }, Verdict::Suspect)
+            StallState::Still { since } if now.saturating_duration_since(since) >= window => {
+                (StallState::Asked { at: now }, Verdict::Suspect)
             }
-            Standing::Asked { at } if now.saturating_duration_since(at) >= PROOF => {
-                (Standing::Hung, Verdict::Hung)
+            StallState::Asked { at } if now.saturating_duration_since(at) >= PROOF => {
+                (StallState::Hung, Verdict::Hung)
             }
-            waiting @ (Standing::Still { .. } | Standing::Asked { .. }) => (waiting, Verdict::Fine),
+            waiting @ (StallState::Still { .. } | StallState::Asked { .. }) => {
+                (waiting, Verdict::Fine)
+            }
         };
-        self.standing = standing;
+        self.state = state;
         verdict
     }
 }

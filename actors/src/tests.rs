@@ -14,9 +14,8 @@ use std::{
 
 use actix::{Actor, Addr};
 use kvwarden_policy::{
-    Generation, ModelId, TenantId,
+    ModelId, TenantId,
     cost::{RequestSize, Usage},
-    failure::FailureClass,
     lifecycle::State,
     residency,
     scheduling::{Bound, Bounds, Capacity, Discipline, FairSettings, Settings, TenantBounds},
@@ -26,10 +25,10 @@ use tokio::{sync::oneshot::Receiver, time::Instant};
 
 use crate::{
     Admission, Gpu, Model, Permit, Refusal, RequestHints, Router, Ticket,
-    engine::{Attached, EngineEnd, EngineKind, EngineSpec, News},
+    engine::{Attached, EngineKind, EngineSpec},
     gpu,
     model::{self, EngineParams, ModelState},
-    protocol::{Admit, Configure, Drain, EngineNews, ListActors, Preparation, Prepared, Snapshot},
+    protocol::{Admit, Configure, Drain, ListActors, Preparation, Prepared, Snapshot},
     router::{OTHERS, Unnamed},
     tenant::{self, TenantState},
 };
@@ -569,19 +568,6 @@ async fn strangers_beyond_the_limit_share_one_tenant() {
         .collect();
     assert_eq!(names.len(), 4, "{names:?}");
     assert!(names.iter().any(|name| name == OTHERS), "{names:?}");
-}
-
-#[actix_rt::test]
-async fn news_of_an_older_engine_is_counted_and_ignored() {
-    let node = Node::start(Setup::default()).await;
-    let what = News::Exited(EngineEnd::new(FailureClass::Crashed, "old"));
-    node.model.do_send(EngineNews {
-        engine: ModelId::from("m"),
-        generation: Generation(0),
-        what,
-    });
-    let state = node.until(|state| state.record.stale == 1).await;
-    assert_eq!(state.state, State::Ready);
 }
 
 #[actix_rt::test]

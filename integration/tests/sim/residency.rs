@@ -295,31 +295,3 @@ fn wish_to_park_that_comes_while_a_model_starts_is_kept() {
     assert_eq!(of(&server, "a")["rung"], "parked");
     assert_eq!(starts(&server, "a"), 1);
 }
-
-#[test]
-fn of_several_wishes_the_last_is_carried_out() {
-    let server = starting();
-    for verb in ["park", "unload", "park", "load"] {
-        server.wish("a", verb);
-    }
-    assert_eq!(settled(&server), "ready");
-}
-
-#[test]
-fn wishes_that_come_while_a_model_drains_or_wakes_are_kept() {
-    let slow =
-        "[[models]]\nid = \"a\"\nengine = \"sim\"\npreset = \"a100-8b\"\nsleep = [\"parked\"]\n";
-    let server = Server::start(slow);
-    let mut answer = server.exchange(CHAT, "t", &streamed("a", 150)).answer();
-    let _ = answer.until("content");
-    server.wish("a", "park");
-    reaches(&server, "a", "draining");
-    server.wish("a", "load");
-    let _ = answer.rest().expect("a whole stream");
-    assert_eq!(settled(&server), "ready");
-    for verb in ["park", "load", "park"] {
-        server.wish("a", verb);
-    }
-    assert_eq!(settled(&server), "asleep");
-    assert_eq!(starts(&server, "a"), 1);
-}

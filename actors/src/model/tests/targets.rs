@@ -129,3 +129,26 @@ async fn target_set_before_a_model_is_here_decides_instead_of_its_configuration(
     assert_eq!(rig.demand("m").await.state, State::Cold);
     rig.hears_nothing_for(SECOND).await;
 }
+
+#[actix_rt::test]
+async fn target_set_while_an_engine_drains_or_wakes_is_kept() {
+    let mut rig = Rig::serving(params()).await;
+    let running = permit(rig.ask()).await;
+    rig.target(Target::Sleep(Rung::L1));
+    assert_eq!(rig.state().await.state, State::Draining { to: Rung::L1 });
+    rig.target(Target::Load);
+    drop(running);
+    rig.hears("m/1 demote from Ready to L1").await;
+    rig.news("m", 1, News::Demoted);
+    assert_eq!(
+        rig.demand("m").await.state,
+        State::Waiting { from: Rung::L1 }
+    );
+    rig.grant("m");
+    rig.hears("m/1 wake from L1").await;
+    rig.target(Target::Sleep(Rung::L2));
+    rig.news("m", 1, News::Woken);
+    rig.hears("m/1 verify").await;
+    rig.news("m", 1, News::Verified);
+    rig.hears("m/1 demote from Ready to L2").await;
+}

@@ -3,6 +3,10 @@
 //! Cargo keeps the direction between the crates (policy knows no actors, actors no HTTP); this test
 //! keeps it between the folders of each. `cargo test -p kvwarden-integration --test layers -- --nocapture`
 //! prints the folders with what they import; `KVWARDEN_TREE=DIR` reads another checkout.
+#![expect(
+    clippy::print_stdout,
+    reason = "whoever asks for it sees the folders and what they import"
+)]
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -14,8 +14,8 @@ use crate::{
     },
 };
 
-/// Tuning saw 1 to 10 and older versions were tried on 101 to 305; these were never seen.
-const HELD_OUT: RangeInclusive<u64> = 401..=405;
+/// Tuning saw 1 to 10 and older versions were tried on 101 to 405; these were never seen.
+const HELD_OUT: RangeInclusive<u64> = 501..=505;
 
 pub(super) fn run(world: &World, requests: Vec<Request>, name: PolicyName) -> (Vec<Served>, Tally) {
     let (mut all, policy) = (Vec::new(), Policy::new(name, world, &requests));

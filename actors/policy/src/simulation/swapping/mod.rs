@@ -1,15 +1,17 @@
 //! Swapping in virtual time: the planner and its rivals over a list of requests.
 //!
-//! Every model runs the real [`Lifecycle`] and every byte is in the real [`Ledger`]; only the engine
-//! is made up: it starts, wakes and sleeps in exactly the time its costs say, serves everybody at
-//! once, and never fails. What is measured is the stall, from a request's arrival until its engine
-//! takes it.
+//! The bookkeeping is the server's own: every model runs the real [`Lifecycle`], says its [`Demand`] to
+//! the real [`Tracker`] and follows the [`Order`]s that come of it. Rivals decide by other rules on the
+//! same books. Only the engine is made up: it starts, wakes and sleeps in exactly the time its costs
+//! say, serves everybody at once, and never fails. What is measured is the stall, from a request's
+//! arrival until its engine takes it.
 
 pub mod cells;
 mod policy;
-pub mod search;
 #[cfg(test)]
-pub mod traces;
+pub(crate) mod search;
+#[cfg(test)]
+pub(crate) mod traces;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -21,8 +23,8 @@ use crate::{
     failure::FailureClass,
     lifecycle::{Effect, Event, Lifecycle, Rung, Rungs, State},
     residency::{
-        Action, ByRung, Costs, Demand, Forecast, Ledger, Limits, Model, Plan, Rate, Settings,
-        Snapshot, Succession,
+        ByRung, Costs, Demand, DeviceSelector, DeviceSize, HOST, Limits, Memory, Needs, Order,
+        OrderKind, Rate, Settings, Tracker,
     },
 };
 
@@ -32,6 +34,8 @@ pub use policy::{Policy, PolicyName};
 const TICK: Duration = Duration::from_millis(500);
 /// How often while nobody does.
 const PULSE: Duration = Duration::from_secs(1);
+/// How long a request takes, until some have ended; as the server assumes.
+const ASSUMED_SERVICE: Duration = Duration::from_secs(5);
 
 /// Where and what is served.
 #[derive(Clone, Debug, Default)]
@@ -44,7 +48,8 @@ pub struct World {
     pub models: Vec<Spec>,
 }
 
-/// What is fixed about a model.
+/// What is true of a model, where a [`Demand`] is what it says at a moment: its costs are what its
+/// engine takes, and only in the [`Tracker`] what is known of that.
 #[derive(Clone, Debug)]
 pub struct Spec {
     /// Its name.
@@ -107,8 +112,7 @@ pub struct Sim<'a> {
     epoch: Instant,
     now: Duration,
     engines: Vec<Engine>,
-    ledger: Ledger,
-    succession: Succession,
+    tracker: Tracker,
     agenda: BTreeMap<(Duration, u64), (usize, Due)>,
     numbered: u64,
     tally: Tally,
@@ -116,19 +120,22 @@ pub struct Sim<'a> {
 
 struct Engine {
     life: Lifecycle,
+    /// The newest order it has followed.
+    order: u64,
     rate: Rate,
-    devices: Vec<DeviceId>,
-    /// Where it is or comes from.
-    rung: Rung,
+    /// When the last request came.
+    asked_at: Option<Duration>,
+    /// When the last one came or ended.
+    busy_at: Duration,
     queue: VecDeque<Request>,
     in_flight: usize,
-    mean_service: f64,
-    is_promised: bool,
+    service_time: Duration,
 }
 
 #[derive(Clone, Copy)]
 enum Due {
-    Ended,
+    /// A request that took so long.
+    Ended(Duration),
     Verified,
     Woken,
     Demoted,
@@ -141,14 +148,22 @@ impl<'a> Sim<'a> {
     /// All models cold. `epoch` is any instant.
     #[must_use]
     pub fn new(world: &'a World, policy: Policy, epoch: Instant) -> Self {
+        let size = |(id, limits): &(DeviceId, Limits)| {
+            let total = limits.total.saturating_sub(limits.reserved);
+            (id.clone(), DeviceSize { index: None, total })
+        };
+        let mut tracker = Tracker::new(world.settings, epoch);
+        tracker.set_devices(world.devices.iter().map(size));
+        for spec in &world.models {
+            tracker.register(spec.id.clone(), spec.needs(), epoch);
+        }
         let mut sim = Self {
             world,
             policy,
             epoch,
             now: Duration::ZERO,
             engines: world.models.iter().map(Engine::new).collect(),
-            ledger: Ledger::new(world.devices.iter().cloned()),
-            succession: Succession::default(),
+            tracker,
             agenda: BTreeMap::new(),
             numbered: 0,
             tally: Tally::default(),
@@ -196,11 +211,11 @@ impl<'a> Sim<'a> {
     fn arrive(&mut self, request: Request, served: &mut impl FnMut(Served)) {
         let engine = &mut self.engines[request.model];
         engine.rate.seen(self.now);
+        (engine.asked_at, engine.busy_at) = (Some(self.now), self.now);
         engine.queue.push_back(request);
-        self.succession
-            .seen(&self.world.models[request.model].id, self.now);
         self.policy.seen(request.model, self.now);
         self.dispatch(request.model, served);
+        self.tell(request.model);
     }
 
     /// Everything that is due by now.
@@ -210,46 +225,25 @@ impl<'a> Sim<'a> {
         {
             let (model, due) = entry.remove();
             match due {
-                Due::Ended => self.end(model),
+                Due::Ended(took) => self.end(model, took),
                 Due::Verified => {
-                    self.engines[model].rung = Rung::Ready;
                     self.policy.ready(model, self.now);
                     self.happen(model, Event::Verified);
                     self.dispatch(model, served);
                 }
                 Due::Woken => self.happen(model, Event::Woken),
-                Due::Demoted => {
-                    self.happen(model, Event::Demoted);
-                    self.settle(model);
-                }
-                Due::Gone => {
-                    self.happen(model, Event::Exited(FailureClass::Stopped));
-                    self.settle(model);
-                }
+                Due::Demoted => self.happen(model, Event::Demoted),
+                Due::Gone => self.happen(model, Event::Exited(FailureClass::Stopped)),
             }
         }
     }
 
-    fn end(&mut self, model: usize) {
-        self.engines[model].in_flight -= 1;
+    fn end(&mut self, model: usize, took: Duration) {
+        self.engines[model].end(took, self.now);
         self.policy.ended(model, self.now);
         if self.engines[model].is_drained() {
             self.happen(model, Event::Drained);
         }
-    }
-
-    /// The model rests on a lower rung: only now is its memory free.
-    fn settle(&mut self, model: usize) {
-        let (engine, spec) = (&mut self.engines[model], &self.world.models[model]);
-        let Some(rung) = engine.life.state().rung() else {
-            unreachable!("it has just come to rest");
-        };
-        engine.rung = rung;
-        if rung == Rung::Cold {
-            engine.devices.clear();
-        }
-        self.ledger
-            .charge(&spec.id, &engine.devices, spec.bytes[rung]);
     }
 
     fn dispatch(&mut self, model: usize, served: &mut impl FnMut(Served)) {
@@ -259,15 +253,19 @@ impl<'a> Sim<'a> {
         while let Some(request) = self.engines[model].queue.pop_front() {
             let stall = self.now - request.at;
             served(Served { model, stall });
-            self.engines[model].begin(&request);
-            self.schedule(model, Due::Ended, request.service);
+            self.engines[model].in_flight += 1;
+            self.schedule(model, Due::Ended(request.service), request.service);
         }
     }
 
     fn happen(&mut self, model: usize, event: Event) {
         let (spec, engine) = (&self.world.models[model], &mut self.engines[model]);
-        let from = engine.rung;
+        let before = engine.life.state();
         let effect = engine.life.on(event, self.epoch + self.now, 0);
+        let is_drained = engine.is_drained();
+        if before != engine.life.state() {
+            self.tell(model);
+        }
         match effect {
             // Nobody came before this world, so nothing is adopted.
             Effect::None
@@ -277,7 +275,7 @@ impl<'a> Sim<'a> {
             | Effect::RefuseWaiting => {}
             Effect::Spawn(_) => {
                 self.tally.starts += 1;
-                self.schedule(model, Due::Verified, spec.costs[from].promote);
+                self.schedule(model, Due::Verified, spec.costs[Rung::Cold].promote);
             }
             Effect::Wake(rung) => {
                 self.tally.wakes += 1;
@@ -286,7 +284,7 @@ impl<'a> Sim<'a> {
             }
             Effect::Drain => {
                 self.tally.demotions += 1;
-                if engine.is_drained() {
+                if is_drained {
                     self.happen(model, Event::Drained);
                 }
             }
@@ -301,7 +299,15 @@ impl<'a> Sim<'a> {
         self.agenda.insert(key, (model, due));
     }
 
-    /// Says who waits, asks what to do, and does it.
+    /// Says where a model stands and how much it is wanted.
+    fn tell(&mut self, model: usize) {
+        let spec = &self.world.models[model];
+        let demand = self.engines[model].demand(spec, self.epoch, self.now);
+        let now = self.epoch + self.now;
+        self.tracker.update(&spec.id, demand, now);
+    }
+
+    /// Says who waits, asks what to do, and does it, until nothing more is ordered.
     fn act(&mut self) {
         for model in 0..self.engines.len() {
             if !self.engines[model].queue.is_empty() {
@@ -309,39 +315,44 @@ impl<'a> Sim<'a> {
             }
         }
         if self.is_anybody_waiting() || self.has_idle_limits() || self.policy.prefetches() {
-            let snapshot = self.snapshot();
-            let Plan { actions } = self.policy.plan(&snapshot, self.now);
-            for action in actions {
-                self.execute(action);
+            for model in 0..self.engines.len() {
+                self.tell(model);
+            }
+            loop {
+                let orders = self.decide();
+                if orders.is_empty() {
+                    break;
+                }
+                orders.into_iter().for_each(|order| self.deliver(order));
             }
         }
         self.tally.most_live = self.tally.most_live.max(self.live());
     }
 
-    fn execute(&mut self, action: Action) {
-        match action {
-            Action::Wait { .. } => {}
-            Action::Start { model, devices } => {
-                let model = self.index(&model);
-                let spec = &self.world.models[model];
-                self.ledger
-                    .charge(&spec.id, &devices, spec.bytes[Rung::Ready]);
-                self.engines[model].devices = devices;
-                self.engines[model].is_promised = false;
+    fn decide(&mut self) -> Vec<Order> {
+        let (policy, now) = (&self.policy, self.now);
+        self.tracker
+            .decide_by(self.epoch + now, |snapshot| policy.plan(snapshot, now))
+    }
+
+    fn deliver(&mut self, order: Order) {
+        let model = self.index(&order.engine);
+        let event = match order.kind {
+            OrderKind::Grant { is_prefetch, .. } => {
                 // Nobody wants yet who is loaded ahead.
-                self.happen(model, Event::Wanted);
-                self.happen(model, Event::Granted);
-            }
-            Action::Demote { model, to, why } => {
-                let model = self.index(&model);
-                if let Some(next) = why.for_whom() {
-                    let next = self.index(next);
-                    self.engines[next].is_promised = true;
+                if is_prefetch {
+                    self.happen(model, Event::Wanted);
                 }
-                self.policy.evicted(model);
-                self.happen(model, Event::Reclaim { to });
+                Event::Granted
             }
-        }
+            OrderKind::Reclaim(to) => {
+                self.policy.evicted(model);
+                Event::Reclaim { to }
+            }
+        };
+        self.engines[model].order = order.number;
+        self.happen(model, event);
+        self.tell(model);
     }
 
     fn index(&self, id: &ModelId) -> usize {
@@ -357,31 +368,28 @@ impl<'a> Sim<'a> {
         self.world.models.iter().any(|spec| spec.idle_ttl.is_some())
     }
 
-    fn snapshot(&self) -> Snapshot {
-        let is_changing = |device: &DeviceId| {
-            let mut engines = self.engines.iter();
-            engines.any(|engine| engine.is_changing() && engine.devices.contains(device))
-        };
-        let mut forecast = match self.policy.foresees() {
-            true => self.succession.forecast(self.now),
-            false => BTreeMap::new(),
-        };
-        let models = self.world.models.iter().zip(&self.engines);
-        Snapshot {
-            settings: self.world.settings,
-            devices: self.ledger.devices(is_changing),
-            models: models
-                .map(|(spec, engine)| Model {
-                    next: forecast.remove(&spec.id).unwrap_or_default(),
-                    ..engine.seen(spec, self.now)
-                })
-                .collect(),
-        }
-    }
-
     fn live(&self) -> usize {
         let queued = self.engines.iter().map(|engine| engine.queue.len());
         self.agenda.len() + queued.sum::<usize>() + self.policy.live()
+    }
+}
+
+// === impl Spec ===
+
+impl Spec {
+    fn needs(&self) -> Needs {
+        let is_host = |id: &DeviceId| id.as_str() == HOST;
+        let is_on_host = !self.allowed.is_empty() && self.allowed.iter().all(is_host);
+        Needs {
+            memory: Memory::Known(self.bytes),
+            devices: if is_on_host {
+                DeviceSelector::Host
+            } else {
+                DeviceSelector::Gpus(self.allowed.iter().map(ToString::to_string).collect())
+            },
+            width: self.width,
+            costs: Some(self.costs),
+        }
     }
 }
 
@@ -393,60 +401,48 @@ impl Engine {
         life.supports(spec.rungs);
         Self {
             life,
+            order: 0,
             rate: Rate::default(),
-            devices: Vec::new(),
-            rung: Rung::Cold,
+            asked_at: None,
+            busy_at: Duration::ZERO,
             queue: VecDeque::new(),
             in_flight: 0,
-            mean_service: 0.0,
-            is_promised: false,
+            service_time: ASSUMED_SERVICE,
         }
-    }
-
-    fn is_changing(&self) -> bool {
-        self.life.state().rung().is_none()
     }
 
     fn is_drained(&self) -> bool {
         matches!(self.life.state(), State::Draining { .. }) && self.in_flight == 0
     }
 
-    fn begin(&mut self, request: &Request) {
-        self.in_flight += 1;
-        self.mean_service += 0.1 * (request.service.as_secs_f64() - self.mean_service);
+    /// A request ended. The newest has an eighth of the mean, as in the server.
+    fn end(&mut self, took: Duration, now: Duration) {
+        self.in_flight -= 1;
+        self.busy_at = now;
+        self.service_time = self.service_time.mul_f64(0.875) + took.mul_f64(0.125);
     }
 
-    fn seen(&self, spec: &Spec, now: Duration) -> Model {
+    fn demand(&self, spec: &Spec, epoch: Instant, now: Duration) -> Demand {
         let waits = |request: &Request| (now - request.at).as_secs_f64() * request.weight;
         let oldest = self.queue.front().map(|request| now - request.at);
-        let last = self.rate.last_seen().unwrap_or_default();
-        Model {
-            id: spec.id.clone(),
-            rung: self.rung,
-            is_changing: self.is_changing(),
-            devices: self.devices.clone(),
-            width: spec.width,
-            allowed: spec.allowed.clone(),
-            bytes: spec.bytes,
-            costs: spec.costs,
-            is_promised: self.is_promised,
-            next: Forecast::default(),
-            demand: Demand {
-                state: self.life.state(),
-                rungs: spec.rungs,
-                drain: Duration::from_secs_f64(self.mean_service),
-                in_flight: self.in_flight,
-                queued: self.queue.len(),
-                rent: self.queue.iter().map(waits).sum(),
-                oldest_wait: oldest.unwrap_or_default(),
-                rate: self.rate.per_second(now),
-                soon: self.rate.soon(now),
-                may_prefetch: spec.idle_ttl.is_none(),
-                is_pinned: spec.is_pinned,
-                idle_for: now - last,
-                idle_ttl: spec.idle_ttl,
-                ..Demand::default()
-            },
+        let state = self.life.state();
+        let rests = matches!(state, State::Cold | State::Asleep { .. });
+        Demand {
+            state,
+            order: self.order,
+            rungs: spec.rungs,
+            is_pinned: spec.is_pinned,
+            in_flight: self.in_flight,
+            queued: self.queue.len(),
+            rent: self.queue.iter().map(waits).sum(),
+            oldest_wait: oldest.unwrap_or_default(),
+            rate: self.rate.per_second(now),
+            soon: self.rate.soon(now),
+            asked_at: self.asked_at.map(|at| epoch + at),
+            may_prefetch: rests && spec.idle_ttl.is_none(),
+            idle_for: now - self.busy_at,
+            idle_ttl: spec.idle_ttl,
+            drain: self.service_time,
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::{fmt, str::FromStr, time::Duration};
 
 use crate::{
+    ModelId,
     lifecycle::Rung,
     residency::{
         Action, Forecast, Model, Plan, Snapshot, Until, Why, placement,
@@ -51,6 +52,8 @@ pub enum PolicyName {
 /// A rule and what it remembers.
 pub struct Policy {
     name: PolicyName,
+    /// The models, in the order of the file.
+    ids: Vec<ModelId>,
     books: Vec<Book>,
     /// GDSF's age: the score of the last victim.
     age: f64,
@@ -130,6 +133,7 @@ impl Policy {
         }
         Self {
             name,
+            ids: world.models.iter().map(|spec| spec.id.clone()).collect(),
             books: world.models.iter().map(Book::new).collect(),
             age: 0.0,
             future,
@@ -157,14 +161,9 @@ impl Policy {
         self.age = self.age.max(self.books[model].gdsf);
     }
 
-    /// Whether it is told who may come next. The clairvoyant knows.
-    pub(super) fn foresees(&self) -> bool {
-        self.name == PolicyName::Kvwarden
-    }
-
     /// Whether it may act while nobody waits.
     pub(super) fn prefetches(&self) -> bool {
-        self.foresees() || self.name == PolicyName::Clairvoyant
+        matches!(self.name, PolicyName::Kvwarden | PolicyName::Clairvoyant)
     }
 
     pub(super) fn live(&self) -> usize {
@@ -173,12 +172,12 @@ impl Policy {
 
     pub(super) fn plan(&self, snapshot: &Snapshot, now: Duration) -> Plan {
         let trip = |model: &Model, to| round_trip(model, to).as_secs_f64();
-        let known = |model: &Model, to| self.true_value(snapshot, model, to, now);
+        let known = |model: &Model, to| self.true_value(model, to, now);
         match self.name {
             PolicyName::Kvwarden => Planner::new(snapshot, &value).plan(),
             PolicyName::Rent => Planner::new(&by_rent_alone(snapshot), &trip).plan(),
             PolicyName::Clairvoyant => Planner::new(&self.hindsight(snapshot, now), &known).plan(),
-            PolicyName::LlamaSwap => fewest(snapshot),
+            PolicyName::LlamaSwap => self.fewest(snapshot),
             PolicyName::Lru
             | PolicyName::Ollama
             | PolicyName::Lfu
@@ -189,9 +188,8 @@ impl Policy {
 
     /// What those stall who come next, if the model goes and is started again when the first of them
     /// comes; and the later that is, the less it counts (Belady 1966: the farthest goes).
-    fn true_value(&self, snapshot: &Snapshot, model: &Model, to: Rung, now: Duration) -> f64 {
-        let index = position(snapshot, model);
-        let (cost, future) = (round_trip(model, to), &self.future[index]);
+    fn true_value(&self, model: &Model, to: Rung, now: Duration) -> f64 {
+        let (cost, future) = (round_trip(model, to), &self.future[self.index(model)]);
         let coming = &future[future.partition_point(|at| *at <= now)..];
         let Some(first) = coming.first() else {
             return 0.0;
@@ -213,10 +211,31 @@ impl Policy {
         };
         let next = self.future.iter().map(coming).enumerate();
         let next = next.filter_map(|(model, at)| Some((at?, model))).min();
-        if let Some((at, model)) = next {
-            snapshot.models[model].next = Forecast::sure((at - now).as_secs_f64());
+        for model in &mut snapshot.models {
+            model.next = match next {
+                Some((at, next)) if model.id == self.ids[next] => {
+                    Forecast::sure((at - now).as_secs_f64())
+                }
+                Some(_) | None => Forecast::default(),
+            };
         }
         snapshot
+    }
+
+    /// Everybody is served as soon as possible, for the fewest evictions; of those that are as many, the
+    /// later in the file go.
+    fn fewest(&self, snapshot: &Snapshot) -> Plan {
+        let mut snapshot = snapshot.clone();
+        snapshot.settings.max_wait = Some(Duration::ZERO);
+        snapshot.settings.prefetch = false;
+        let place = |model: &Model| u32::try_from(self.index(model)).unwrap_or(u32::MAX);
+        let evictions = |model: &Model, _| 1.0 + 1e-6 / f64::from(place(model).saturating_add(1));
+        Planner::new(&snapshot, &evictions).plan()
+    }
+
+    fn index(&self, model: &Model) -> usize {
+        let found = self.ids.iter().position(|id| *id == model.id);
+        found.unwrap_or_else(|| unreachable!("plans are about models of the world"))
     }
 
     fn evict_by_score(&self, snapshot: &Snapshot, now: Duration) -> Plan {
@@ -293,7 +312,7 @@ impl Policy {
                 !other.demand.is_pinned && !other.is_changing && other.rung != Rung::Cold
             })
             .filter(|other| on(other).iter().any(|at| set.contains(at)))
-            .map(|other| (self.score(other, position(snapshot, other), now), other))
+            .map(|other| (self.score(other, now), other))
             .collect();
         others.sort_by(|a, b| a.0.total_cmp(&b.0));
         let (mut worst, mut chosen) = (f64::NEG_INFINITY, Vec::new());
@@ -314,7 +333,8 @@ impl Policy {
     }
 
     /// The lowest goes first.
-    fn score(&self, model: &Model, index: usize, now: Duration) -> f64 {
+    fn score(&self, model: &Model, now: Duration) -> f64 {
+        let index = self.index(model);
         let book = &self.books[index];
         let age = (now - book.last).as_secs_f64();
         match self.name {
@@ -336,11 +356,6 @@ impl Policy {
     }
 }
 
-fn position(snapshot: &Snapshot, model: &Model) -> usize {
-    let found = snapshot.models.iter().position(|one| one.id == model.id);
-    found.unwrap_or_else(|| unreachable!("it is one of them"))
-}
-
 /// From 0 for the first to 1.
 fn by_name(index: usize) -> f64 {
     let index = u32::try_from(index).unwrap_or(u32::MAX);
@@ -352,17 +367,6 @@ fn by_rent_alone(snapshot: &Snapshot) -> Snapshot {
     let mut snapshot = snapshot.clone();
     snapshot.settings.prefetch = false;
     snapshot
-}
-
-/// Everybody is served as soon as possible, for the fewest evictions; of those that are as many, the
-/// later in the file go.
-fn fewest(snapshot: &Snapshot) -> Plan {
-    let mut snapshot = snapshot.clone();
-    snapshot.settings.max_wait = Some(Duration::ZERO);
-    snapshot.settings.prefetch = false;
-    let place = |model: &Model| u32::try_from(position(&snapshot, model)).unwrap_or(u32::MAX);
-    let evictions = |model: &Model, _| 1.0 + 1e-6 / f64::from(place(model).saturating_add(1));
-    Planner::new(&snapshot, &evictions).plan()
 }
 
 // === impl Book ===

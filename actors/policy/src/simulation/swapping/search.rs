@@ -19,8 +19,7 @@ const AHEAD: f64 = 8.0;
 
 /// Seconds that all requests stall together. None unless there is one device, and at most 16 models
 /// of one device each, of which any fits.
-#[must_use]
-pub fn least_stall(world: &World, requests: &[Request]) -> Option<Duration> {
+pub(crate) fn least_stall(world: &World, requests: &[Request]) -> Option<Duration> {
     let [(_, limits)] = &world.devices[..] else {
         return None;
     };
@@ -33,7 +32,7 @@ pub fn least_stall(world: &World, requests: &[Request]) -> Option<Duration> {
     let search = Search {
         capacity,
         models: models
-            .map(|(index, spec)| Demand::new(spec, index, requests))
+            .map(|(index, spec)| Arrivals::new(spec, index, requests))
             .collect(),
         arrivals: requests.iter().map(|one| one.at.as_secs_f64()).collect(),
     };
@@ -42,12 +41,12 @@ pub fn least_stall(world: &World, requests: &[Request]) -> Option<Duration> {
 
 struct Search {
     capacity: u64,
-    models: Vec<Demand>,
+    models: Vec<Arrivals>,
     arrivals: Vec<f64>,
 }
 
 /// The requests of one model, with sums up to each of them.
-struct Demand {
+struct Arrivals {
     promote: f64,
     demote: f64,
     bytes: u64,
@@ -115,7 +114,7 @@ impl Search {
 
     /// Hands over each thing that could be done now; true if nobody waits.
     fn swaps(&self, schedule: &Schedule, mut follow: impl FnMut(Schedule)) -> bool {
-        let is_waiting = |(index, model): &(usize, &Demand)| {
+        let is_waiting = |(index, model): &(usize, &Arrivals)| {
             let next = model.at.get(schedule.next[*index]);
             !schedule.has(*index) && next.is_some_and(|at| *at <= schedule.now)
         };
@@ -179,9 +178,9 @@ impl Search {
     }
 }
 
-// === impl Demand ===
+// === impl Arrivals ===
 
-impl Demand {
+impl Arrivals {
     fn new(spec: &Spec, index: usize, requests: &[Request]) -> Self {
         let own = || requests.iter().filter(|request| request.model == index);
         let at: Vec<f64> = own().map(|one| one.at.as_secs_f64()).collect();
@@ -227,7 +226,7 @@ impl Schedule {
         self.now <= other.now && self.stalled <= other.stalled
     }
 
-    fn start(&self, index: usize, model: &Demand) -> Self {
+    fn start(&self, index: usize, model: &Arrivals) -> Self {
         let now = self.now + model.promote;
         let which = self.next[index]..model.by(now);
         let longest = model.service[which.clone()].iter().copied();
@@ -240,7 +239,7 @@ impl Schedule {
         after
     }
 
-    fn stop(&self, index: usize, model: &Demand) -> Self {
+    fn stop(&self, index: usize, model: &Arrivals) -> Self {
         let mut after = self.clone();
         let served = model.by(self.now);
         let drained = model.ended[served].max(self.ends[index]).max(self.now);

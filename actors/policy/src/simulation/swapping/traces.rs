@@ -16,7 +16,7 @@ const SEED: u64 = 1;
 
 /// Whose requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trace {
+pub(crate) enum Trace {
     /// Two services of language models.
     AzureTwo,
     /// The same, cut into eight.
@@ -27,13 +27,13 @@ pub enum Trace {
 
 /// A trace on a node of the cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Replay {
+pub(crate) struct Replay {
     /// Whose requests.
-    pub trace: Trace,
+    pub(crate) trace: Trace,
     /// How many of the models the device holds.
-    pub room: Room,
+    pub(crate) room: Room,
     /// What a reload costs.
-    pub reload: Reload,
+    pub(crate) reload: Reload,
 }
 
 // === impl Trace ===
@@ -81,7 +81,7 @@ impl Trace {
 
 impl Replay {
     /// All of them. Half of two models is one, so those come but once.
-    pub fn all() -> impl Iterator<Item = Self> {
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
         let on = |trace: Trace| {
             let rooms = Room::ALL.into_iter().take(trace.models() / 2);
             rooms.flat_map(move |room| {
@@ -96,15 +96,13 @@ impl Replay {
     }
 
     /// `trace-room-reload`.
-    #[must_use]
-    pub fn name(self) -> String {
+    pub(crate) fn name(self) -> String {
         let (trace, room) = (self.trace.name(), self.room.name());
         format!("{trace}-{room}-{}", self.reload.name())
     }
 
     /// The node: one device, and models of which it holds some.
-    #[must_use]
-    pub fn world(self) -> World {
+    pub(crate) fn world(self) -> World {
         let slots = match self.room {
             Room::One => 1,
             Room::Half => self.trace.models() / 2,
@@ -113,8 +111,7 @@ impl Replay {
     }
 
     /// In the order of time.
-    #[must_use]
-    pub fn requests(self) -> Vec<Request> {
+    pub(crate) fn requests(self) -> Vec<Request> {
         let arrivals = self.trace.arrivals();
         let end = arrivals.last().map_or(1, |(at, _)| *at);
         let stretch = LASTS * self.reload.seconds() / f64::from(end);

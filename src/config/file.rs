@@ -6,7 +6,10 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use kvwarden_actors::engine::{EngineKind, command::Api};
-use kvwarden_policy::{lifecycle::Rung, scheduling::Discipline};
+use kvwarden_policy::{
+    lifecycle::Rung,
+    scheduling::{Discipline, LONG_PROMPT_TOKENS},
+};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -347,7 +350,7 @@ pub struct ModelTable {
     #[serde(with = "DurationText")]
     pub stop_grace: Option<Duration>,
     /// Prompts of at least this many tokens wait behind shorter ones of the same tenant and priority.
-    #[default = 2048]
+    #[default(LONG_PROMPT_TOKENS)]
     pub long_prompt_tokens: u64,
     /// Start with the server instead of at the first request.
     #[default = true]

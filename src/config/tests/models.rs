@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kvwarden_actors::engine::EngineKind;
+use kvwarden_policy::scheduling::FairSettings;
 
 use super::*;
 use crate::config::ModelSource;
@@ -18,6 +19,14 @@ fn file_without_models_is_refused() {
 fn model_id_is_another_way_to_write_id() {
     let text = "[[models]]\nmodel_id = \"m\"\nengine = \"sim\"\n";
     assert_eq!(load(text).models[0].id.as_str(), "m");
+}
+
+/// At these the goals of fairness are proven.
+#[test]
+fn models_are_scheduled_by_the_settings_that_the_goals_are_proven_at() {
+    let model = load(MODEL).models.remove(0);
+    let proven = FairSettings::new(model.flags.capacity);
+    assert_eq!(model.long_prompt_tokens, proven.long_prompt_tokens);
 }
 
 #[test]

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use self::{fair::FairCore, line::Line, plain::Plain};
 pub use self::{
-    settings::{Capacity, FairSettings, Price, Settings},
+    settings::{Capacity, FairSettings, LONG_PROMPT_TOKENS, Price, Settings},
     types::{
         Arrival, Bound, Bounds, Counts, Discipline, Dispatch, Full, Group, Key, Outcome, Pushed,
         Share, Snapshot, TenantBounds, TenantState, WindowState,

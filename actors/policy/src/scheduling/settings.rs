@@ -12,6 +12,9 @@ pub(super) type Grains = i128;
 /// Grains per token.
 pub(super) const TOKEN: Grains = 1_000_000;
 
+/// From how many prompt tokens a request counts as long, unless the configuration says otherwise.
+pub const LONG_PROMPT_TOKENS: u64 = 2048;
+
 /// Everything a scheduler is told at its birth.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -144,7 +147,7 @@ impl FairSettings {
             credit: 0,
             assumed_output: 256,
             upfront_percent: 10,
-            long_prompt_tokens: 1024,
+            long_prompt_tokens: LONG_PROMPT_TOKENS,
             long_patience: Duration::from_secs(2),
             class_patience: Duration::from_secs(5),
             #[cfg(test)]

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!  push ─▶ waiting ─next─▶ running ─first_token─▶ ─streamed*─▶ ─finish─▶ gone
-//!             └─ remove, remove_expired, remove_if, or displaced by a shorter line ─▶ gone
+//!             └─ remove, remove_expired, remove_if, or displaced by a shorter queue ─▶ gone
 //! ```
 //!
 //! Three disciplines stand behind the same operations ([`Discipline`]). `Fair` is the point of it,
@@ -16,17 +16,17 @@
 //! O(log n) in requests and tenants, except [`Scheduler::remove_if`] and [`Scheduler::snapshot`].
 
 pub mod fair;
-mod line;
 mod plain;
 mod settings;
 mod slab;
 #[cfg(test)]
 mod tests;
 mod types;
+mod wait_queue;
 
 use std::time::{Duration, Instant};
 
-use self::{fair::FairCore, line::Line, plain::Plain};
+use self::{fair::FairCore, plain::Plain, wait_queue::WaitQueue};
 pub use self::{
     settings::{Capacity, FairSettings, LONG_PROMPT_TOKENS, Price, Settings},
     types::{
@@ -39,7 +39,7 @@ use crate::TenantId;
 /// The queue of one engine.
 #[derive(Debug)]
 pub struct Scheduler<T> {
-    line: Line<T>,
+    queue: WaitQueue<T>,
     order: Order,
     stale: u64,
     displaced: u64,
@@ -59,7 +59,7 @@ impl<T> Scheduler<T> {
     #[must_use]
     pub fn new(settings: &Settings) -> Self {
         Self {
-            line: Line::new(settings.bounds),
+            queue: WaitQueue::new(settings.bounds),
             order: match settings.discipline {
                 Discipline::Fifo => Order::Fifo(Plain::fifo(settings.max_in_flight)),
                 Discipline::Drr => Order::Drr(Plain::drr(settings.max_in_flight)),
@@ -80,7 +80,7 @@ impl<T> Scheduler<T> {
             let bound = Bound::Expiry;
             return Err(Full { item, bound });
         }
-        let leaving = match self.line.room(arrival) {
+        let leaving = match self.queue.room(arrival) {
             Ok(leaving) => leaving,
             Err(bound) => return Err(Full { item, bound }),
         };
@@ -89,10 +89,10 @@ impl<T> Scheduler<T> {
             .filter_map(|key| self.take_out(key, now))
             .collect();
         self.displaced += displaced.len() as u64;
-        let (key, place) = self.line.enter(arrival, item, now);
+        let (key, place) = self.queue.enter(arrival, item, now);
         match &mut self.order {
             Order::Fifo(plain) | Order::Drr(plain) => {
-                let counts = self.line.counts(&arrival.tenant);
+                let counts = self.queue.counts(&arrival.tenant);
                 plain.enqueue(key.index, arrival, place, counts);
             }
             Order::Fair(core) => core.enqueue(key.index, arrival, place, now),
@@ -106,8 +106,8 @@ impl<T> Scheduler<T> {
             Order::Fifo(plain) | Order::Drr(plain) => (plain.next()?, 0),
             Order::Fair(core) => core.next(now)?,
         };
-        let key = self.line.key_at(slot)?;
-        let left = self.line.start(key, now)?;
+        let key = self.queue.key_at(slot)?;
+        let left = self.queue.start(key, now)?;
         Some(Dispatch {
             key,
             item: left.item,
@@ -132,7 +132,7 @@ impl<T> Scheduler<T> {
 
     /// A dispatched request is over and its places in the engine are free.
     pub fn finish(&mut self, key: Key, outcome: &Outcome, now: Instant) {
-        if !self.line.is_running(key) {
+        if !self.queue.is_running(key) {
             self.stale += 1;
             return;
         }
@@ -140,7 +140,7 @@ impl<T> Scheduler<T> {
             Order::Fifo(plain) | Order::Drr(plain) => plain.finish(),
             Order::Fair(core) => core.finish(key.index, outcome, now),
         }
-        self.line.end(key);
+        self.queue.end(key);
     }
 
     /// Takes out a waiting request; it costs its tenant nothing.
@@ -153,7 +153,7 @@ impl<T> Scheduler<T> {
     /// Takes out the waiting requests whose time is over.
     pub fn remove_expired(&mut self, now: Instant) -> Vec<T> {
         let mut out = Vec::new();
-        while let Some(key) = self.line.expired(now) {
+        while let Some(key) = self.queue.expired(now) {
             out.extend(self.take_out(key, now));
         }
         out
@@ -161,7 +161,7 @@ impl<T> Scheduler<T> {
 
     /// Takes out the waiting requests that nobody waits for any more. O(n).
     pub fn remove_if(&mut self, is_gone: impl Fn(&T) -> bool, now: Instant) -> Vec<T> {
-        let keys = self.line.matching(is_gone);
+        let keys = self.queue.matching(is_gone);
         keys.into_iter()
             .filter_map(|key| self.take_out(key, now))
             .collect()
@@ -196,20 +196,20 @@ impl<T> Scheduler<T> {
     /// Other settings from now on, but for the discipline, which stays, and the engine's size, which
     /// [`serve_with`](Self::serve_with) tells. What waits already stays, even if it is more than may.
     pub fn adjust(&mut self, settings: &Settings) {
-        self.line.rebound(settings.bounds);
+        self.queue.rebound(settings.bounds);
         if let Order::Fair(core) = &mut self.order {
             core.adjust(settings.fair);
         }
     }
 
     /// A tenant is entitled otherwise from now on, and so is what waits of it: `share` says of each
-    /// request to what. Under `Fifo` and `Drr` only its place when the house is full changes.
+    /// request to what. Under `Fifo` and `Drr` only its place when the queue is full changes.
     pub fn reshare(&mut self, tenant: &TenantId, mut share: impl FnMut(&mut T) -> Share) {
-        for key in self.line.waiting_of(tenant) {
-            let Some(share) = self.line.item_mut(key).map(&mut share) else {
+        for key in self.queue.waiting_of(tenant) {
+            let Some(share) = self.queue.item_mut(key).map(&mut share) else {
                 continue;
             };
-            self.line.regroup(tenant, &share.group);
+            self.queue.regroup(tenant, &share.group);
             if let Order::Fair(core) = &mut self.order {
                 core.reshare(key.index, &share);
             }
@@ -219,19 +219,19 @@ impl<T> Scheduler<T> {
     /// What waits and runs of everyone.
     #[must_use]
     pub fn total(&self) -> Counts {
-        self.line.total()
+        self.queue.total()
     }
 
     /// What waits and runs of one tenant.
     #[must_use]
     pub fn counts(&self, tenant: &TenantId) -> Counts {
-        self.line.counts(tenant)
+        self.queue.counts(tenant)
     }
 
     /// How long the request has waited that waits longest.
     #[must_use]
     pub fn oldest_wait(&self, now: Instant) -> Option<Duration> {
-        self.line.oldest_wait(now)
+        self.queue.oldest_wait(now)
     }
 
     /// Seconds that requests have waited, each times the weight of its group. Of each group a few
@@ -239,13 +239,13 @@ impl<T> Scheduler<T> {
     /// O(tenants).
     #[must_use]
     pub fn rent(&self, now: Instant) -> f64 {
-        self.line.rent(now)
+        self.queue.rent(now)
     }
 
     /// Everything worth showing.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let tenants = self.line.tenants().map(|(tenant, counts)| TenantState {
+        let tenants = self.queue.tenants().map(|(tenant, counts)| TenantState {
             tenant: tenant.clone(),
             counts,
         });
@@ -257,7 +257,7 @@ impl<T> Scheduler<T> {
                 Order::Drr(_) => Discipline::Drr,
                 Order::Fair(_) => Discipline::Fair,
             },
-            total: self.line.total(),
+            total: self.queue.total(),
             stale: self.stale,
             displaced: self.displaced,
             window: match &self.order {
@@ -290,18 +290,18 @@ impl<T> Scheduler<T> {
     }
 
     fn take_out(&mut self, key: Key, now: Instant) -> Option<T> {
-        if !self.line.is_waiting(key) {
+        if !self.queue.is_waiting(key) {
             return None;
         }
         match &mut self.order {
             Order::Fifo(plain) | Order::Drr(plain) => plain.dequeue(key.index),
             Order::Fair(core) => core.dequeue(key.index),
         }
-        self.line.remove(key, now).map(|left| left.item)
+        self.queue.remove(key, now).map(|left| left.item)
     }
 
     fn core_of_running(&mut self, key: Key) -> Option<&mut FairCore> {
-        if !self.line.is_running(key) {
+        if !self.queue.is_running(key) {
             self.stale += 1;
             return None;
         }

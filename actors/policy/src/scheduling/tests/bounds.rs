@@ -72,7 +72,7 @@ fn made_up_tenants_have_one_line_among_them() {
         let made_up = arrival("_other", &item.to_string(), 1, now);
         scheduler.push(&made_up, item, now).unwrap();
     }
-    // Up to half of the house, whoever is in it: no line of a made-up tenant is ever longer.
+    // Up to half of the queue, whoever is in it: no line of a made-up tenant is ever longer.
     for _ in 0..1000 {
         let pushed = scheduler.push(&arrival("quiet", "quiet", 1, now), 9999, now);
         assert_eq!(pushed.unwrap().displaced.len(), 1);

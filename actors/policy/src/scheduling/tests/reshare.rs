@@ -114,7 +114,7 @@ fn adjusted_bounds_hold_for_who_comes() {
         scheduler.adjust(&settings);
         assert_eq!(scheduler.total().waiting, 10, "what waits already stays");
         assert!(push(&mut scheduler, "a").is_err());
-        // The house is full; who fills it most makes room.
+        // The queue is full; who fills it most makes room.
         assert_eq!(push(&mut scheduler, "b"), Ok(1));
         settings.bounds = ROOMY;
         scheduler.adjust(&settings);

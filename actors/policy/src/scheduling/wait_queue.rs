@@ -1,9 +1,9 @@
-//! Who is in the house: what waits, what runs, and what may still come in.
+//! The wait queue of a model: what waits, what runs, and what may still come in.
 //!
-//! When the house is full, a group with a shorter line takes the place of the newest request in the
-//! longest line ("longest queue drop" of stochastic fairness queueing, McKenney 1990), and within a
+//! When it is full, a group with a shorter queue takes the place of the newest request in the
+//! longest one ("longest queue drop" of stochastic fairness queueing, McKenney 1990), and within a
 //! group a tenant does. Groups are what is entitled: a flood fills its own place and never that of
-//! one below it, and a thousand made-up tenants, one group, have one line among them.
+//! one below it, and a thousand made-up tenants, one group, have one queue among them.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -51,19 +51,19 @@ struct Tenant {
 
 /// The tenants of a group that are here.
 #[derive(Debug, Default)]
-struct Crowd {
+struct GroupQueue {
     counts: Counts,
-    by_fill: BTreeSet<(u64, u32)>,
+    by_usage: BTreeSet<(u64, u32)>,
 }
 
-/// A request left the line.
+/// A request that left the queue.
 pub(super) struct Left<T> {
     pub(super) item: T,
     pub(super) waited: Duration,
 }
 
 #[derive(Debug)]
-pub(super) struct Line<T> {
+pub(super) struct WaitQueue<T> {
     bounds: Bounds,
     requests: Slab<Request<T>>,
     expiries: BTreeSet<(Instant, Key)>,
@@ -71,16 +71,16 @@ pub(super) struct Line<T> {
     tenants: Vec<Tenant>,
     vacant: Vec<u32>,
     by_id: HashMap<TenantId, u32>,
-    groups: HashMap<Arc<str>, Crowd>,
-    by_fill: BTreeSet<(u64, Arc<str>)>,
+    groups: HashMap<Arc<str>, GroupQueue>,
+    by_usage: BTreeSet<(u64, Arc<str>)>,
     total: Counts,
     tails: i64,
     heads: i64,
 }
 
-// === impl Line ===
+// === impl WaitQueue ===
 
-impl<T> Line<T> {
+impl<T> WaitQueue<T> {
     pub(super) fn new(bounds: Bounds) -> Self {
         Self {
             bounds,
@@ -91,7 +91,7 @@ impl<T> Line<T> {
             vacant: Vec::new(),
             by_id: HashMap::new(),
             groups: HashMap::new(),
-            by_fill: BTreeSet::new(),
+            by_usage: BTreeSet::new(),
             total: Counts::default(),
             tails: 0,
             heads: 0,
@@ -110,7 +110,7 @@ impl<T> Line<T> {
             bytes: ours.bytes.saturating_add(arrival.bytes),
             running: ours.running,
         };
-        // A tenant that fills the house alone meets its own bound and not everyone's.
+        // A tenant that fills the queue alone meets its own bound and not everyone's.
         let bounds = arrival.tenant_bounds;
         if after.waiting > bounds.requests.min(self.bounds.requests) {
             return Err(Bound::TenantRequests);
@@ -137,18 +137,18 @@ impl<T> Line<T> {
     /// these have too few, so that no two displace each other in turn.
     fn displace(&self, arrival: &Arrival, after: &Counts, bytes: u64) -> Option<Vec<Key>> {
         let own = self.groups.get(&arrival.group.name);
-        let mut own_after = own.map_or_else(Counts::default, |crowd| crowd.counts);
+        let mut own_after = own.map_or_else(Counts::default, |group| group.counts);
         own_after.waiting += 1;
         own_after.bytes = own_after.bytes.saturating_add(arrival.bytes);
-        let (fullest, name) = self.by_fill.last()?;
-        let is_other = *name != arrival.group.name && *fullest > self.fill(&own_after);
-        let (crowd, spared) = if is_other {
+        let (fullest, name) = self.by_usage.last()?;
+        let is_other = *name != arrival.group.name && *fullest > self.usage(&own_after);
+        let (group, spared) = if is_other {
             (self.groups.get(name)?, 0)
         } else {
-            (own?, self.fill(after))
+            (own?, self.usage(after))
         };
-        let victims = crowd.by_fill.iter().rev();
-        let victims = victims.take_while(|(fill, _)| *fill > spared);
+        let victims = group.by_usage.iter().rev();
+        let victims = victims.take_while(|(usage, _)| *usage > spared);
         let newest =
             victims.flat_map(|(_, tenant)| self.tenants[*tenant as usize].waiting.iter().rev());
         let mut freed = 0;
@@ -173,7 +173,7 @@ impl<T> Line<T> {
             self.tails += 1;
             self.tails
         };
-        let tenant = self.seat(arrival);
+        let tenant = self.intern(arrival);
         let key = self.requests.insert(Request {
             tenant,
             bytes: arrival.bytes,
@@ -206,7 +206,7 @@ impl<T> Line<T> {
     pub(super) fn remove(&mut self, key: Key, now: Instant) -> Option<Left<T>> {
         let left = self.leave(key, now)?;
         let tenant = self.requests.remove(key)?.tenant;
-        self.unseat_if_empty(tenant);
+        self.forget_if_empty(tenant);
         Some(left)
     }
 
@@ -214,7 +214,7 @@ impl<T> Line<T> {
     pub(super) fn end(&mut self, key: Key) {
         if let Some(request) = self.requests.remove(key) {
             self.recount(request.tenant, |counts| counts.running -= 1);
-            self.unseat_if_empty(request.tenant);
+            self.forget_if_empty(request.tenant);
         }
     }
 
@@ -317,9 +317,9 @@ impl<T> Line<T> {
         })
     }
 
-    /// How much of the house a tenant fills, in millionths of the bound it is closer to, rounded up
+    /// How much of the queue a tenant takes, in millionths of the bound it is closer to, rounded up
     /// so that a single request already counts.
-    fn fill(&self, counts: &Counts) -> u64 {
+    fn usage(&self, counts: &Counts) -> u64 {
         let waiting = u64::try_from(counts.waiting).unwrap_or(u64::MAX);
         let places = u64::try_from(self.bounds.requests).unwrap_or(u64::MAX);
         let millionths = |part: u64, whole: u64| {
@@ -330,30 +330,30 @@ impl<T> Line<T> {
     }
 
     fn recount(&mut self, tenant: u32, change: impl Fn(&mut Counts)) {
-        let (before, was) = self.fills(tenant);
+        let (before, was) = self.usages(tenant);
         change(&mut self.total);
         change(&mut self.tenants[tenant as usize].counts);
-        let group = self.tenants[tenant as usize].group.clone();
-        change(&mut self.groups.entry(group.clone()).or_default().counts);
-        let (after, is) = self.fills(tenant);
-        if let Some(crowd) = self.groups.get_mut(&group) {
-            refile(&mut crowd.by_fill, before, after, tenant);
-            if crowd.counts == Counts::default() {
-                self.groups.remove(&group);
+        let name = self.tenants[tenant as usize].group.clone();
+        change(&mut self.groups.entry(name.clone()).or_default().counts);
+        let (after, is) = self.usages(tenant);
+        if let Some(group) = self.groups.get_mut(&name) {
+            refile(&mut group.by_usage, before, after, tenant);
+            if group.counts == Counts::default() {
+                self.groups.remove(&name);
             }
         }
-        refile(&mut self.by_fill, was, is, group);
+        refile(&mut self.by_usage, was, is, name);
     }
 
-    /// How full the house is of a tenant, and of its group.
-    fn fills(&self, tenant: u32) -> (u64, u64) {
+    /// How much of the queue a tenant takes, and its group.
+    fn usages(&self, tenant: u32) -> (u64, u64) {
         let tenant = &self.tenants[tenant as usize];
-        let crowd = self.groups.get(&tenant.group);
-        let group = crowd.map_or(0, |crowd| self.fill(&crowd.counts));
-        (self.fill(&tenant.counts), group)
+        let group = self.groups.get(&tenant.group);
+        let group = group.map_or(0, |group| self.usage(&group.counts));
+        (self.usage(&tenant.counts), group)
     }
 
-    /// Other bounds from now on. How full the house is of somebody depends on them.
+    /// Other bounds from now on. What part of the queue somebody takes depends on them.
     pub(super) fn rebound(&mut self, bounds: Bounds) {
         let here: Vec<u32> = self.by_id.values().copied().collect();
         let counts: Vec<(u32, Counts)> = here.into_iter().map(|at| (at, self.clear(at))).collect();
@@ -401,7 +401,7 @@ impl<T> Line<T> {
         counts
     }
 
-    fn seat(&mut self, arrival: &Arrival) -> u32 {
+    fn intern(&mut self, arrival: &Arrival) -> u32 {
         let id = &arrival.tenant;
         self.regroup(id, &arrival.group);
         if let Some(at) = self.by_id.get(id) {
@@ -425,7 +425,7 @@ impl<T> Line<T> {
         at
     }
 
-    fn unseat_if_empty(&mut self, at: u32) {
+    fn forget_if_empty(&mut self, at: u32) {
         let tenant = &self.tenants[at as usize];
         if tenant.counts == Counts::default() {
             self.by_id.remove(&tenant.id);
@@ -434,7 +434,7 @@ impl<T> Line<T> {
     }
 }
 
-/// Whoever fills nothing is in no list.
+/// Whoever takes nothing is in no list.
 fn refile<T: Ord + Clone>(list: &mut BTreeSet<(u64, T)>, before: u64, after: u64, who: T) {
     if before != after {
         list.remove(&(before, who.clone()));

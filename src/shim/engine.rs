@@ -10,8 +10,8 @@ use std::{
 
 use kvwarden_actors::process::{
     cgroup::Cgroup,
-    shim::{KEEP_ENVIRON, ShimSpec, StopCommand, TREE_TOKEN},
-    tree::Table,
+    shim::{KEEP_ENVIRON, ShimSpec, StopCommand},
+    tree::{TREE_TOKEN, Table},
 };
 use nix::{
     errno::Errno,

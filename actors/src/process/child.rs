@@ -25,10 +25,8 @@ use tokio::{
 };
 
 use super::{
-    shim::{
-        LISTENING, REFUSED, ShimCommand, ShimEvent, ShimExit, ShimRecord, ShimSpec, TREE_TOKEN,
-    },
-    tree::{self, ProcessId},
+    shim::{LISTENING, REFUSED, ShimCommand, ShimEvent, ShimExit, ShimRecord, ShimSpec},
+    tree::{self, ProcessId, TREE_TOKEN},
 };
 use crate::files;
 

@@ -179,8 +179,8 @@ mod tests {
 
     use super::*;
     use crate::process::{
-        shim::{ShimExit, TREE_TOKEN},
-        tree::ProcessId,
+        shim::ShimExit,
+        tree::{ProcessId, TREE_TOKEN},
     };
 
     fn record(dir: &Path, name: &str, shim: ProcessId) -> PathBuf {

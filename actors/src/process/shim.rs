@@ -14,9 +14,6 @@ use serde::{Deserialize, Serialize};
 
 use super::tree::ProcessId;
 
-/// The variable that marks every process of an engine's tree, so that leftovers can be found.
-pub const TREE_TOKEN: &str = "KVWARDEN_TREE";
-
 /// What a shim prints once its socket is there.
 pub const LISTENING: &str = "listening";
 
@@ -30,14 +27,14 @@ pub struct ShimSpec {
     pub model: String,
     /// Which start of the model this is.
     pub generation: u64,
-    /// The value of [`TREE_TOKEN`] in the engine's environment; unique per spawn, of
+    /// The value of [`TREE_TOKEN`](super::tree::TREE_TOKEN) in the engine's environment; unique per spawn, of
     /// `[A-Za-z0-9._-]{1,64}` because it also names a cgroup.
     pub token: String,
     /// The engine's executable.
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<String>,
-    /// Its environment; [`TREE_TOKEN`] and [`KEEP_ENVIRON`] are added, nothing is inherited.
+    /// Its environment; `TREE_TOKEN` and [`KEEP_ENVIRON`] are added, nothing is inherited.
     pub env: BTreeMap<String, String>,
     /// Where the shim listens.
     pub socket: PathBuf,
@@ -66,7 +63,7 @@ pub struct StopCommand {
 
 /// Set to `1` for every engine. Processes that set their own title with Python's `setproctitle`
 /// (vLLM's `EngineCore` and workers, SGLang's scheduler) write over their environment in memory,
-/// so `/proc/PID/environ` would lose [`TREE_TOKEN`]; with this variable they don't.
+/// so `/proc/PID/environ` would lose `TREE_TOKEN`; with this variable they don't.
 /// <https://github.com/dvarrazzo/py-setproctitle#environment-variables>
 pub const KEEP_ENVIRON: &str = "SPT_NOENV";
 
@@ -118,7 +115,7 @@ pub struct ShimRecord {
     pub model: String,
     /// Which start of the model this is.
     pub generation: u64,
-    /// Marks the processes of this tree; see [`TREE_TOKEN`].
+    /// Marks the processes of this tree; see [`TREE_TOKEN`](super::tree::TREE_TOKEN).
     pub token: String,
     /// Where the shim listens.
     pub socket: PathBuf,

@@ -19,7 +19,10 @@ use kvwarden_policy::startup::Traces;
 use nix::{libc, sys::signal, unistd::Pid};
 use serde::{Deserialize, Serialize};
 
-use super::{cgroup::Cgroup, shim::TREE_TOKEN};
+use super::cgroup::Cgroup;
+
+/// The variable that marks every process of an engine's tree, so that leftovers can be found.
+pub const TREE_TOKEN: &str = "KVWARDEN_TREE";
 
 /// Ticks of `/proc` are hundredths of a second on every architecture (`USER_HZ`).
 const MILLIS_PER_TICK: u64 = 10;

@@ -18,8 +18,8 @@ use std::{
 use kvwarden_actors::process::{
     cgroup::Cgroup,
     child::{self, Child, LaunchError},
-    shim::{ShimEvent, ShimExit, ShimSpec, StopCommand, TREE_TOKEN},
-    tree::{ProcessId, Table, kill_tree},
+    shim::{ShimEvent, ShimExit, ShimSpec, StopCommand},
+    tree::{ProcessId, TREE_TOKEN, Table, kill_tree},
 };
 use kvwarden_policy::failure::FailureClass;
 use nix::{

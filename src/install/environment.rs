@@ -76,8 +76,8 @@ pub(super) fn ready(recipe: &Recipe, root: &Path) -> Option<Marker> {
     usable.then_some(marker)
 }
 
-/// Where the environment at `root` has its packages. Its path names the Python's version, which the marker
-/// does not: an environment has one.
+/// Where the environment at `root` has its packages. Its path names the Python's version, which the
+/// marker does not: an environment has one.
 pub(super) fn site_packages(root: &Path) -> Result<PathBuf, InstallError> {
     let lib = root.join("venv/lib");
     let mut entries = fs::read_dir(&lib).map_err(at(&lib))?.flatten();

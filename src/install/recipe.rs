@@ -169,7 +169,8 @@ const SGLANG_LAUNCHER: Launcher = Launcher::Own {
     source: include_str!("recipes/sglang_launch.py"),
 };
 
-/// Run by every Python of an environment as it starts: a permission is a process's own and ends at `exec`.
+/// Run by every Python of an environment as it starts: a permission is a process's own and ends at
+/// `exec`.
 const AMX: (&str, &str) = ("kvwarden_amx.pth", include_str!("recipes/kvwarden_amx.pth"));
 
 /// The variables every `uv` runs with: its own progress bars would only fill the log, and a Python

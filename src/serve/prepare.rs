@@ -208,7 +208,8 @@ fn prepare(
     })))
 }
 
-/// Of the machine's processors those that this process, and so its engines, may use: a container has its own share of them.
+/// Of the machine's processors those that this process, and so its engines, may use: a container has
+/// its own share of them.
 fn usable_cores() -> u32 {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     cores.try_into().unwrap_or(u32::MAX)

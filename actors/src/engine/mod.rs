@@ -1,9 +1,8 @@
 //! The engines kvwarden can run, one module each.
 //!
-//! [`EngineKind`] names an engine and its [`Dialect`] says all there is to know of it, [`EngineSpec`] says what
-//! a model wants of it, and
-//! [`Launch::command`] turns that into argv and environment: a pure function, so that every
-//! engine's flags are tested without starting one.
+//! [`EngineKind`] names an engine and its [`Dialect`] says all there is to know of it. [`EngineSpec`]
+//! says what a model wants of it, and [`Launch::command`] turns that into argv and environment: a
+//! pure function, so that every engine's flags are tested without starting one.
 
 mod attach;
 pub mod command;
@@ -278,18 +277,19 @@ pub struct Start<'a> {
     pub gpus: &'a [String],
 }
 
-/// Up to this many processors are few: vLLM's core and its worker, which wait for each other by spinning, its API server and kvwarden
-/// leave none of them for the threads that compute.
+/// Up to this many processors are few: vLLM's core and its worker, which wait for each other by
+/// spinning, its API server and kvwarden leave none of them for the threads that compute.
 const FEW_CORES: u32 = 4;
 
 impl Launch {
-    /// An engine on the CPU leaves nothing of them to kvwarden and to its own other work unless it is told to.
+    /// An engine on the CPU leaves nothing of them to kvwarden and to its own other work unless it is
+    /// told to.
     fn has_few_cores(&self) -> bool {
         self.cores <= FEW_CORES
     }
 
-    /// How many threads an engine is to compute with on the CPU. None: as it chooses. Threads wait for each other by spinning, so one
-    /// that has to wait for a processor costs all of them their time.
+    /// How many threads an engine is to compute with on the CPU. None: as it chooses. Threads wait for
+    /// each other by spinning, so one that has to wait for a processor costs all of them their time.
     fn threads(&self) -> Option<u32> {
         let all_but_one = self
             .has_few_cores()

@@ -56,4 +56,5 @@ pub mod panic;
 mod serve;
 mod shim;
 mod sim;
+mod terminal;
 mod weights;

@@ -47,7 +47,7 @@
 //! | the simulated engine | `actors/policy/src/simulation/engine/tests.rs` | `src/sim/tests/main.rs` |
 //! | `bench` and `replay` | `src/lab/bench/stats/mod.rs` `src/lab/bench/load/tests.rs` `src/journal/log.rs` | `src/lab/bench/tests/sim.rs` `src/cli/tests/replay.rs` |
 //! | memory and descriptors do not grow | `actors/policy/tests/flat_memory.rs` | `chaos/soak.rs` `chaos/streams.rs` `chaos/swaps.rs` |
-//! | which folder may import which | | `layers.rs` |
+//! | which folder may import which | | `layers/main.rs` |
 
 mod binary;
 pub mod caller;

@@ -11,7 +11,6 @@ pub mod reload;
 pub mod replay;
 mod reply;
 pub mod serve;
-pub(crate) mod show;
 pub mod status;
 pub mod usage;
 pub mod version;

@@ -11,10 +11,10 @@ use kvwarden_policy::residency::Until;
 
 use super::{
     reply::{Engine, Gpu, Model, Resident, Status},
-    show,
     status::{StatusArgs, run_with},
     wish::{self, Verb},
 };
+use crate::terminal;
 
 /// A note is a sentence: below this width it is not worth a column of its own.
 const NARROWEST_NOTE: u16 = 24;
@@ -41,11 +41,11 @@ pub fn run(args: &ModelsArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn render(status: &Status, out: &mut dyn Write) -> io::Result<()> {
-    write!(out, "{}", show::lines(&table(status)))
+    write!(out, "{}", terminal::lines(&table(status)))
 }
 
 fn table(status: &Status) -> Table {
-    let mut table = show::table([
+    let mut table = terminal::table([
         "MODEL",
         "ENGINE",
         "STATE",
@@ -88,15 +88,15 @@ fn row(model: &Model, index: usize, engine: &Engine, gpu: &Gpu) -> [Cell; 12] {
     [
         Cell::new(format!("{}{}", engine.engine, first(aliases(model)))),
         Cell::new(&engine.kind),
-        show::state(engine.state),
-        show::maybe(resident.and_then(|resident| devices(resident, gpu))),
-        show::maybe(resident.and_then(memory)),
-        show::maybe(resident.map(score)),
-        show::maybe(resident.map(|resident| rate(resident.rate))),
-        show::maybe(saved.map(show::bytes)),
-        show::number(running),
-        show::number(waiting(&first(model.waiting.to_string()), until)),
-        show::maybe(started.map(show::seconds)),
+        terminal::state(engine.state),
+        terminal::maybe(resident.and_then(|resident| devices(resident, gpu))),
+        terminal::maybe(resident.and_then(memory)),
+        terminal::maybe(resident.map(score)),
+        terminal::maybe(resident.map(|resident| rate(resident.rate))),
+        terminal::maybe(saved.map(terminal::bytes)),
+        terminal::number(running),
+        terminal::number(waiting(&first(model.waiting.to_string()), until)),
+        terminal::maybe(started.map(terminal::seconds)),
         Cell::new(engine.record.note.as_deref().unwrap_or_default()),
     ]
 }
@@ -115,7 +115,7 @@ fn devices(resident: &Resident, gpu: &Gpu) -> Option<String> {
 }
 
 fn memory(resident: &Resident) -> Option<String> {
-    let each = show::bytes(resident.bytes);
+    let each = terminal::bytes(resident.bytes);
     match (resident.bytes, resident.devices.len()) {
         (0, _) => None,
         (_, 0 | 1) => Some(each),
@@ -145,7 +145,7 @@ fn rate(per_second: f64) -> String {
 
 fn waiting(requests: &str, until: Option<Until>) -> String {
     match until {
-        Some(until) => format!("{requests} {}", show::waits_for(until))
+        Some(until) => format!("{requests} {}", terminal::waits_for(until))
             .trim()
             .to_owned(),
         None => requests.to_owned(),

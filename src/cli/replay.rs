@@ -16,7 +16,7 @@ use kvwarden_policy::{
     simulation::swapping::{PolicyName, Request, World, cells::Cell},
 };
 
-use super::show;
+use crate::terminal;
 use crate::{
     config::units::{parse_duration, parse_size},
     journal,
@@ -148,33 +148,33 @@ fn names(args: &ReplayArgs) -> Vec<PolicyName> {
 }
 
 fn print(report: &Report, out: &mut impl Write) -> io::Result<()> {
-    let requests = show::count(report.requests, "request");
-    let models = show::count(report.models, "model");
+    let requests = terminal::count(report.requests, "request");
+    let models = terminal::count(report.models, "model");
     let (label, source) = (report.label, &report.source);
-    let lasts = show::seconds(report.lasts_s);
+    let lasts = terminal::seconds(report.lasts_s);
     writeln!(out, "{label}: {source}, {requests} for {models} in {lasts}")?;
-    let mut table = show::table([
+    let mut table = terminal::table([
         "POLICY", "STALL", "TIMES", "P50", "P99", "LONGEST", "STARTS", "WAKES",
     ]);
     let first = report.policies.first().map_or(0.0, |policy| policy.stall_s);
     for policy in &report.policies {
         table.add_row(row(policy, first));
     }
-    write!(out, "{}", show::lines(&table))
+    write!(out, "{}", terminal::lines(&table))
 }
 
 fn row(policy: &PolicyReport, first: f64) -> [Field; 8] {
-    let seconds = |seconds| show::number(show::seconds(seconds));
+    let seconds = |seconds| terminal::number(terminal::seconds(seconds));
     let times = (first > 0.0).then(|| format!("{:.2}", policy.stall_s / first));
     [
         Field::new(policy.policy),
         seconds(policy.stall_s),
-        show::maybe(times),
+        terminal::maybe(times),
         seconds(policy.p50_s),
         seconds(policy.p99_s),
         seconds(policy.max_s),
-        show::number(policy.starts),
-        show::number(policy.wakes),
+        terminal::number(policy.starts),
+        terminal::number(policy.wakes),
     ]
 }
 

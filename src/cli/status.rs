@@ -13,8 +13,8 @@ use serde_json::Value;
 use super::{
     client::{ClientError, Target},
     reply::{Gpu, Memory, Model, Status, Tenant},
-    show::{self, BAD, CARE, HEAD, QUIET},
 };
+use crate::terminal::{self, BAD, CARE, HEAD, QUIET};
 
 /// A model needs a hand; 1 is for a server that can't be asked.
 pub(super) const BROKEN: u8 = 3;
@@ -81,7 +81,7 @@ fn render(status: &Status, base: &str, out: &mut dyn Write) -> io::Result<()> {
 }
 
 fn render_totals(status: &Status, base: &str, out: &mut dyn Write) -> io::Result<()> {
-    let (version, uptime) = (&status.version, show::seconds(status.totals.uptime_s));
+    let (version, uptime) = (&status.version, terminal::seconds(status.totals.uptime_s));
     writeln!(
         out,
         "{HEAD}kvwarden {version}{HEAD:#} at {base}, up {uptime}"
@@ -105,33 +105,33 @@ fn render_totals(status: &Status, base: &str, out: &mut dyn Write) -> io::Result
         "{} running, {} waiting, at most {} in flight; {} since it started",
         status.admission.in_flight,
         status.admission.queue_depth,
-        show::thousands(status.admission.max_in_flight as u64),
+        terminal::thousands(status.admission.max_in_flight as u64),
         requests(status.totals.total_requests),
     )
 }
 
 fn requests(number: u64) -> String {
     let s = if number == 1 { "" } else { "s" };
-    format!("{} request{s}", show::thousands(number))
+    format!("{} request{s}", terminal::thousands(number))
 }
 
 fn render_models(models: &[Model], out: &mut dyn Write) -> io::Result<()> {
-    let mut table = show::table([
+    let mut table = terminal::table([
         "MODEL", "STATE", "ENGINE", "PID", "RUNNING", "WAITING", "STARTS", "FAILURES",
     ]);
     for model in models {
         table.add_row([
             Cell::new(&model.id),
-            show::state(model.state),
+            terminal::state(model.state),
             Cell::new(&model.engine),
-            show::maybe(model.pid),
-            show::number(format!("{}/{}", model.running, model.max_running)),
-            show::number(model.waiting),
-            show::number(model.record.starts),
-            show::number(model.record.failures),
+            terminal::maybe(model.pid),
+            terminal::number(format!("{}/{}", model.running, model.max_running)),
+            terminal::number(model.waiting),
+            terminal::number(model.record.starts),
+            terminal::number(model.record.failures),
         ]);
     }
-    write!(out, "{}", show::lines(&table))?;
+    write!(out, "{}", terminal::lines(&table))?;
     models.iter().try_for_each(|model| render_note(model, out))
 }
 
@@ -156,7 +156,7 @@ fn render_tenants(tenants: &[Tenant], out: &mut dyn Write) -> io::Result<()> {
     if tenants.is_empty() {
         return writeln!(out, " no tenant yet");
     }
-    let mut table = show::table([
+    let mut table = terminal::table([
         "TENANT",
         "IN FLIGHT",
         "ADMITTED",
@@ -168,15 +168,15 @@ fn render_tenants(tenants: &[Tenant], out: &mut dyn Write) -> io::Result<()> {
     for tenant in tenants {
         table.add_row([
             Cell::new(&tenant.id),
-            show::number(tenant.in_flight),
-            show::number(show::thousands(tenant.admitted)),
-            show::number(show::thousands(tenant.refused)),
-            show::number(show::thousands(tenant.used.prompt_tokens)),
-            show::number(show::thousands(tenant.used.cached_tokens)),
-            show::number(show::thousands(tenant.used.completion_tokens)),
+            terminal::number(tenant.in_flight),
+            terminal::number(terminal::thousands(tenant.admitted)),
+            terminal::number(terminal::thousands(tenant.refused)),
+            terminal::number(terminal::thousands(tenant.used.prompt_tokens)),
+            terminal::number(terminal::thousands(tenant.used.cached_tokens)),
+            terminal::number(terminal::thousands(tenant.used.completion_tokens)),
         ]);
     }
-    write!(out, "{}", show::lines(&table))
+    write!(out, "{}", terminal::lines(&table))
 }
 
 fn render_devices(reading: &Reading, out: &mut dyn Write) -> io::Result<()> {
@@ -186,24 +186,24 @@ fn render_devices(reading: &Reading, out: &mut dyn Write) -> io::Result<()> {
         Reading::Lost { reason } => {
             writeln!(out, " {BAD}the GPU driver does not answer{BAD:#}: {reason}")
         }
-        Reading::Devices { devices } => write!(out, "{}", show::lines(&device_table(devices))),
+        Reading::Devices { devices } => write!(out, "{}", terminal::lines(&device_table(devices))),
     }
 }
 
 fn device_table(devices: &[DeviceReading]) -> comfy_table::Table {
-    let mut table = show::table(["GPU", "NAME", "MEMORY IN USE", "BUSY", "TEMPERATURE"]);
+    let mut table = terminal::table(["GPU", "NAME", "MEMORY IN USE", "BUSY", "TEMPERATURE"]);
     for device in devices {
         let memory = format!(
             "{} of {}",
-            show::bytes(device.used),
-            show::bytes(device.total)
+            terminal::bytes(device.used),
+            terminal::bytes(device.total)
         );
         table.add_row([
-            show::number(device.index),
+            terminal::number(device.index),
             Cell::new(&device.name),
             Cell::new(memory),
-            show::maybe(device.utilization.map(|share| format!("{share} %"))),
-            show::maybe(device.temperature.map(|degrees| format!("{degrees} C"))),
+            terminal::maybe(device.utilization.map(|share| format!("{share} %"))),
+            terminal::maybe(device.temperature.map(|degrees| format!("{degrees} C"))),
         ]);
     }
     table
@@ -211,26 +211,26 @@ fn device_table(devices: &[DeviceReading]) -> comfy_table::Table {
 
 /// What the planner shares out, which is less than what the driver sees.
 fn render_memory(gpu: &Gpu, out: &mut dyn Write) -> io::Result<()> {
-    let mut table = show::table(["MEMORY", "TAKEN BY MODELS", "NOW"]);
+    let mut table = terminal::table(["MEMORY", "TAKEN BY MODELS", "NOW"]);
     let is_shared = |memory: &&Memory| memory.capacity != u64::MAX || memory.taken > 0;
     for memory in gpu.memory.iter().filter(is_shared) {
         table.add_row([
             Cell::new(gpu.device_name(&memory.id)),
             Cell::new(taken(memory)),
-            show::maybe(doing(memory)),
+            terminal::maybe(doing(memory)),
         ]);
     }
     match table.is_empty() {
         true => Ok(()),
-        false => write!(out, "\n{}", show::lines(&table)),
+        false => write!(out, "\n{}", terminal::lines(&table)),
     }
 }
 
 fn taken(memory: &Memory) -> String {
-    let taken = show::bytes(memory.taken);
+    let taken = terminal::bytes(memory.taken);
     match memory.capacity {
         u64::MAX => format!("{taken}, no limit"),
-        capacity => format!("{taken} of {}", show::bytes(capacity)),
+        capacity => format!("{taken} of {}", terminal::bytes(capacity)),
     }
 }
 

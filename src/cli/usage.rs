@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum as _, ValueHint};
 use comfy_table::Cell;
 use serde_json::{Value, json};
 
-use super::show;
+use crate::terminal;
 use crate::{
     config::units::parse_duration,
     journal::{self, Column, Store, Total},
@@ -107,7 +107,7 @@ fn print(totals: &[Total], by: &[Column], out: &mut dyn Write) -> io::Result<()>
         "OF THEM CACHED",
         "OUTPUT TOKENS",
     ];
-    let mut table = show::table(columns.chain(counts.map(str::to_owned)));
+    let mut table = terminal::table(columns.chain(counts.map(str::to_owned)));
     for total in totals {
         let usage = total.usage;
         let counts = [
@@ -116,10 +116,10 @@ fn print(totals: &[Total], by: &[Column], out: &mut dyn Write) -> io::Result<()>
             usage.cached_tokens,
             usage.completion_tokens,
         ];
-        let counts = counts.map(|count| show::number(show::thousands(count)));
+        let counts = counts.map(|count| terminal::number(terminal::thousands(count)));
         table.add_row(total.of.iter().map(Cell::new).chain(counts));
     }
-    write!(out, "{}", show::lines(&table))
+    write!(out, "{}", terminal::lines(&table))
 }
 
 fn name(column: Column) -> String {

@@ -20,9 +20,9 @@ use tokio::time::Instant;
 
 use super::{
     reply::{Engine, Gpu, Model, Status},
-    show::{self, CARE, GOOD},
     status::{BROKEN, StatusArgs, ask},
 };
+use crate::terminal::{self, CARE, GOOD};
 
 /// The model came to rest elsewhere.
 const ELSEWHERE: u8 = 4;
@@ -282,7 +282,7 @@ impl Teller {
             }
             return self.say(&line.to_string());
         }
-        let until = until.map(show::waits_for).unwrap_or_default();
+        let until = until.map(terminal::waits_for).unwrap_or_default();
         let line = format!("{} {engine}: {state} {until}", self.clock());
         self.say(line.trim_end())
     }
@@ -300,7 +300,7 @@ impl Teller {
     }
 
     fn clock(&self) -> String {
-        format!("{:>10}", show::seconds(self.elapsed()))
+        format!("{:>10}", terminal::seconds(self.elapsed()))
     }
 
     fn say(&self, line: &str) -> io::Result<()> {

@@ -20,7 +20,7 @@ use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
 use serde::Serialize;
 use serde_json::json;
 
-use super::show::{self, BAD, CARE, GOOD};
+use crate::terminal::{self, BAD, CARE, GOOD};
 
 /// Options of `kvwarden doctor`.
 #[derive(Args, Clone, Debug)]
@@ -99,7 +99,7 @@ fn render(checks: &[Check], is_terminal: bool, out: &mut dyn Write) -> io::Resul
             table.add_row([Cell::new(""), Cell::new(""), fix]);
         }
     }
-    write!(out, "{}\n{}\n", show::lines(&table), summary(checks))
+    write!(out, "{}\n{}\n", terminal::lines(&table), summary(checks))
 }
 
 fn summary(checks: &[Check]) -> String {
@@ -109,12 +109,12 @@ fn summary(checks: &[Check]) -> String {
         (0, 0) => format!("{GOOD}all is well{GOOD:#}"),
         (0, _) => format!(
             "{CARE}no problem, {}{CARE:#}",
-            show::count(warnings, "warning")
+            terminal::count(warnings, "warning")
         ),
         (_, _) => format!(
             "{BAD}{}{BAD:#}, {}",
-            show::count(problems, "problem"),
-            show::count(warnings, "warning")
+            terminal::count(problems, "problem"),
+            terminal::count(warnings, "warning")
         ),
     }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::Check;
-use crate::cli::show;
+use crate::terminal;
 
 const NAME: &str = "clock";
 
@@ -26,7 +26,7 @@ pub(super) fn sane(now: SystemTime, program: Option<SystemTime>) -> Check {
     if behind > SLACK {
         let finding = format!(
             "it is {} before this program's date",
-            show::seconds(behind.as_secs_f64())
+            terminal::seconds(behind.as_secs_f64())
         );
         return Check::problem(NAME, finding, FIX);
     }

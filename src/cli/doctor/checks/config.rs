@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::Check;
 use crate::{
-    cli::show,
     config::{ConfigError, Loaded, Problem},
+    terminal,
 };
 
 const NAME: &str = "configuration";
@@ -21,12 +21,12 @@ pub(super) fn file(path: Option<&Path>, loaded: Option<&Result<Loaded, ConfigErr
     match loaded {
         Err(error) => Check::problem(NAME, first_of(&error.problems, error.to_string()), fix),
         Ok(loaded) if !loaded.warnings.is_empty() => {
-            let warnings = show::count(loaded.warnings.len(), "warning");
+            let warnings = terminal::count(loaded.warnings.len(), "warning");
             let summary = format!("{} has {warnings}", path.display());
             Check::warning(NAME, first_of(&loaded.warnings, summary), fix)
         }
         Ok(loaded) => {
-            let models = show::count(loaded.config.models.len(), "model");
+            let models = terminal::count(loaded.config.models.len(), "model");
             Check::ok(NAME, format!("{} is valid: {models}", path.display()))
         }
     }

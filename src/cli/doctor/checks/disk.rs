@@ -3,7 +3,7 @@
 use std::{os::unix::ffi::OsStrExt as _, path::Path};
 
 use super::{Check, Needs, machine::Directory};
-use crate::cli::show;
+use crate::terminal;
 
 /// `sun_path` holds 108 bytes, the last a NUL (unix(7)).
 const SOCKET_PATH_BYTES: usize = 107;
@@ -39,7 +39,7 @@ pub(super) fn space(path: &Path, free: Option<u64>, missing: &Needs) -> Check {
         let finding = "the file system does not say how much is free";
         return Check::not_applicable(SPACE, finding);
     };
-    let is_free = format!("{} free", show::bytes(free));
+    let is_free = format!("{} free", terminal::bytes(free));
     let fix = format!(
         "free some of {}, or set KVWARDEN_DATA_DIR to another disk",
         path.display()
@@ -52,12 +52,12 @@ pub(super) fn space(path: &Path, free: Option<u64>, missing: &Needs) -> Check {
                 format!("{is_free}; every engine needed is installed"),
             ),
             needed if needed > free => {
-                let needs = format!("{is_free}, {} needed for engines", show::bytes(needed));
+                let needs = format!("{is_free}, {} needed for engines", terminal::bytes(needed));
                 Check::problem(SPACE, needs, fix)
             }
             needed => Check::ok(
                 SPACE,
-                format!("{is_free}, {} needed for engines", show::bytes(needed)),
+                format!("{is_free}, {} needed for engines", terminal::bytes(needed)),
             ),
         };
     }
@@ -65,7 +65,7 @@ pub(super) fn space(path: &Path, free: Option<u64>, missing: &Needs) -> Check {
         .recipes
         .iter()
         .filter(|recipe| recipe.bytes > free)
-        .map(|recipe| format!("{} ({})", recipe.name, show::bytes(recipe.bytes)))
+        .map(|recipe| format!("{} ({})", recipe.name, terminal::bytes(recipe.bytes)))
         .collect();
     if too_large.is_empty() {
         return Check::ok(SPACE, format!("{is_free}, enough for any one engine"));

@@ -2,8 +2,8 @@
 
 use super::{Check, Needs};
 use crate::{
-    cli::show,
     install::{Environment, State},
+    terminal,
 };
 
 pub(super) fn environment(environment: &Environment, needs: &Needs) -> Check {
@@ -12,7 +12,7 @@ pub(super) fn environment(environment: &Environment, needs: &Needs) -> Check {
     let is_needed = needs.are_known && needs.contains(engine);
     match &environment.state {
         State::Ready { version } => {
-            let size = show::bytes(environment.bytes);
+            let size = terminal::bytes(environment.bytes);
             Check::ok(name, format!("{version}, {size}"))
         }
         State::Partial => Check::warning(

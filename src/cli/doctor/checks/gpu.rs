@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kvwarden_actors::device::{DeviceProcess, DeviceReading, Reading};
 
 use super::{Check, Needs, machine::EngineTree};
-use crate::cli::show;
+use crate::terminal;
 
 /// Builds that run on a GPU only.
 const CUDA_ENGINES: [&str; 2] = ["vllm", "sglang"];
@@ -32,7 +32,7 @@ pub(super) fn driver(reading: &Reading, on_bus: usize, needs: &Needs) -> Check {
             "see `dmesg | grep -i xid`; reboot, or reload the nvidia modules",
         ),
         Reading::NotYet | Reading::NoGpu { .. } | Reading::Devices { .. } if on_bus > 0 => {
-            let devices = show::count(on_bus, "NVIDIA device");
+            let devices = terminal::count(on_bus, "NVIDIA device");
             let finding = format!(
                 "{devices} on the bus, and no driver that answers{}",
                 why(reading)
@@ -65,7 +65,7 @@ fn describe(device: &DeviceReading) -> String {
         "{} {} ({})",
         device.index,
         device.name,
-        show::bytes(device.total)
+        terminal::bytes(device.total)
     )
 }
 
@@ -122,7 +122,7 @@ fn taken_by_others<'a>(
             let name = names.get(&process.pid).map_or("?", String::as_str);
             let used = process
                 .used
-                .map_or_else(String::new, |used| format!(", {}", show::bytes(used)));
+                .map_or_else(String::new, |used| format!(", {}", terminal::bytes(used)));
             format!("pid {} ({name}{used})", process.pid)
         })
         .collect();
@@ -132,8 +132,8 @@ fn taken_by_others<'a>(
     }
     Some(format!(
         "{} of {} on device {} are in use by {}",
-        show::bytes(foreign),
-        show::bytes(device.total),
+        terminal::bytes(foreign),
+        terminal::bytes(device.total),
         device.index,
         who.join(", ")
     ))

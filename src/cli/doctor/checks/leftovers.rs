@@ -3,7 +3,7 @@
 use std::io;
 
 use super::{Check, machine::EngineTree};
-use crate::cli::show;
+use crate::terminal;
 
 const NAME: &str = "leftovers";
 
@@ -23,7 +23,10 @@ pub(super) fn processes(trees: &io::Result<Vec<EngineTree>>) -> Check {
     if left.is_empty() {
         let finding = match live.len() {
             0 => "no engine runs".to_owned(),
-            live => format!("{} running, each looked after", show::count(live, "engine")),
+            live => format!(
+                "{} running, each looked after",
+                terminal::count(live, "engine")
+            ),
         };
         return Check::ok(NAME, finding);
     }
@@ -40,7 +43,7 @@ pub(super) fn processes(trees: &io::Result<Vec<EngineTree>>) -> Check {
         NAME,
         format!(
             "{} of {engines} gone",
-            show::count_of(pids.len(), "process", "processes")
+            terminal::count_of(pids.len(), "process", "processes")
         ),
         format!("kill -KILL {}", pids.join(" ")),
     )

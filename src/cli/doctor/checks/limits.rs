@@ -1,7 +1,7 @@
 //! Does the system allow enough of what is counted: descriptors, memory, shared memory?
 
 use super::{Check, Needs, machine::Memory};
-use crate::cli::show;
+use crate::terminal;
 
 /// Of a request: one to the client, one to the engine.
 const FILES_PER_REQUEST: u64 = 2;
@@ -77,13 +77,13 @@ pub(super) fn memory(memory: Option<Memory>, needs: &Needs) -> Check {
     let finding = match limit {
         Some(limit) => format!(
             "{} available, and this container may use {}",
-            show::bytes(available),
-            show::bytes(limit)
+            terminal::bytes(available),
+            terminal::bytes(limit)
         ),
         None => format!(
             "{} of {} available",
-            show::bytes(available),
-            show::bytes(total)
+            terminal::bytes(available),
+            terminal::bytes(total)
         ),
     };
     if usable >= wanted {
@@ -91,7 +91,7 @@ pub(super) fn memory(memory: Option<Memory>, needs: &Needs) -> Check {
     }
     let fix = format!(
         "end other programs, or give it more: an engine takes {} and its weights",
-        show::bytes(wanted)
+        terminal::bytes(wanted)
     );
     Check::warning(MEMORY, finding, fix)
 }
@@ -110,15 +110,15 @@ pub(super) fn shared_memory(size_and_free: Option<(u64, u64)>, needs: &Needs) ->
     };
     let finding = format!(
         "/dev/shm: {} of {} free",
-        show::bytes(free),
-        show::bytes(size)
+        terminal::bytes(free),
+        terminal::bytes(size)
     );
     if free >= SHARED_MEMORY {
         return Check::ok(SHARED, finding);
     }
     let finding = format!(
         "{finding}; vLLM and SGLang need {}",
-        show::bytes(SHARED_MEMORY)
+        terminal::bytes(SHARED_MEMORY)
     );
     needs.unmet(SHARED, finding, fix)
 }

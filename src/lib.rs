@@ -1,29 +1,60 @@
 //! kvwarden shares the GPUs of one node fairly between tenants.
 //!
 //! It stands between OpenAI clients and the inference engines of one machine. It starts and
-//! supervises the engines, decides whose request goes next, and serves one API in front of them.
+//! supervises the engines, decides whose request goes next and which models are in memory, and
+//! serves one API in front of them. This page is the one to read first; each folder begins with one
+//! of its own.
 //!
 //! ```text
-//!  clients ── HTTP ──▶ http ── Admit ──▶ Router ── Reserve ──▶ Tenant
-//!                       │                  ▲ │ ◀── Reserved ────┘
-//!                       │           Demand │ │ Enqueue
-//!                       │   Grant, Reclaim ▼ ▼
-//!                       │ ◀──── Permit ── Model ── Spawn, Signal ─▶ Gpu ── task per engine
-//!                       │                   ▲ ◀── EngineNews ─────────────┘      │
-//!                       │                   └── FirstToken, SlotFreed            │ Unix socket
-//!                       │                                                        ▼
-//!                       └───────── bytes of requests and answers ──────▶ engine ◀─ shim
+//!  clients ── HTTP ──▶ http ── Admit ──▶ Router ── Reserve ──▶ Tenant ── Enqueue ──┐
+//!                       │ ▲                                                        ▼
+//!                       │ └──────────────────────── Permit ────────────────────  Model
+//!                       │                                                        │  ▲
+//!                       │   Gpu ◀─── Demand ──── Router ◀──── Demand ────────────┤  │
+//!                       │    │ └─ Grant, Reclaim ─▶ Router ── Grant, Reclaim ────┼─▶│
+//!                       │    │ ◀────── Spawn, Signal ────────────────────────────┘  │
+//!                       │    ▼                                                      │
+//!                       │   one task an engine ───────── EngineNews ────────────────┘
+//!                       │    │ Unix socket
+//!                       │    ▼
+//!                       │   shim ── parent of ──▶ engine
+//!                       └── bytes of requests and answers ─▶ ┘
 //! ```
+//!
+//! A permit gives back what it holds when it is dropped: it tells the Model `FirstToken` and
+//! `SlotFreed`, and the Tenant `Settle`. Demand, Grant and Reclaim go by the Router, since the Gpu
+//! knows engines by name only.
 //!
 //! # Where things are
 //!
-//! | crate, folder | knows | never |
-//! |---|---|---|
-//! | `kvwarden-policy` (actors/policy) | the decisions: queue, buckets, lifecycle, backoff | an actor, a socket, a clock |
-//! | `kvwarden-actors` (actors) | who tells whom what; engines as processes | HTTP of clients, files of users |
-//! | `kvwarden` (src) | argv, files, HTTP, Prometheus text | a decision |
+//! Cargo keeps the direction between the crates, `integration/tests/layers` between their folders: each
+//! imports only what stands below it in this table.
 //!
-//! Cargo enforces the direction: `kvwarden` → `kvwarden-actors` → `kvwarden-policy`.
+//! | crate, folder | is | never |
+//! |---|---|---|
+//! | `kvwarden` (src) | the outside world: argv, files, HTTP, Prometheus' text | a decision |
+//! | [`cli`] | the commands, one file each | |
+//! | `lab` | `bench` and `replay`: measures a server, or the planner in virtual time | serves anybody |
+//! | `serve` | what `kvwarden serve` is made of: start, reload, takeover, drain | anything once a request |
+//! | `http` | the API, and a request's way through it | `serve` |
+//! | `metrics` | every metric, registered once | |
+//! | `journal` | usage and events, in one SQLite file | text of requests |
+//! | `config` | the file, its checks, and what the rest is told | starts or fetches anything |
+//! | `weights`, `install` | what a model weighs; engines' private environments | |
+//! | `shim` | the process that is the parent of one engine | threads |
+//! | `sim` | the simulated engine, which speaks vLLM's API | |
+//! | `layout`, `terminal`, [`panic`](mod@panic) | directories; how commands print; the end of the process | |
+//! | `kvwarden-actors` (actors) | who tells whom what | HTTP of clients, files of users |
+//! | `router`, `tenant`, `model`, `gpu` | the actors; `protocol` has their messages, `ticket` what travels in them | waits inside a handler |
+//! | `process` | engines as processes: started, adopted, supervised, ended | decides whether one runs |
+//! | `engine` | one file for each engine: what kvwarden has to know of it | |
+//! | `device` | GPUs as NVML sees them | |
+//! | `kvwarden-policy` (actors/policy) | the decisions, as pure functions of their arguments | an actor, a socket, a clock |
+//! | `scheduling` | the fair queue: which request goes next, and when | |
+//! | `residency` | the planner: which models are in memory | |
+//! | `lifecycle`, `backoff`, `failure`, `stall` | one engine's states, and what its end means | |
+//! | `simulation` | engines and swaps in virtual time, which the tests run on | is part of serving |
+//! | `kvwarden-integration` (integration) | the real binary against real engines; a table of what is tested where | |
 //!
 //! # What always holds
 //!
@@ -34,10 +65,36 @@
 //! - Every engine is the child of a shim that kills its whole tree when kvwarden is gone and no other
 //!   adopts it in time.
 //! - At any moment one process is in charge of the engines of a state directory: also while another
-//!   takes over ([`serve::takeover`]), and none stops an engine that the other still streams from.
+//!   takes over (`serve::takeover`), and none stops an engine that the other still streams from.
 //! - Only an exact list of routes reaches an engine, and engines listen on loopback only, with a
 //!   key of their own per start.
 //! - Every queue, buffer and map that a client can grow has a limit in the configuration.
+//!
+//! # How to add
+//!
+//! **An engine.** Write `actors/src/engine/NAME.rs` with a `static DIALECT`: the keys it takes, the flags
+//! that are kvwarden's, its arguments and environment, its quirks as a server, how it sleeps, the names
+//! of its gauges. Give it a row in `EngineKind` (`actors/src/engine/mod.rs`). If kvwarden is to install
+//! it, add a recipe to `src/install/recipe.rs`; the sentences it dies with go to
+//! `actors/policy/src/failure`, with a log of it in the corpus there. Start it for real in
+//! `integration/tests/real_engines.rs`.
+//!
+//! **A metric.** Add a field and its line in `Metrics::register` (`src/metrics.rs`). What a request counts
+//! goes through a handle in `src/http/series.rs`; what an actor knows goes into its observable state
+//! and from there, at a scrape, through `src/http/admin/observe.rs`. Then README's list, and
+//! `integration/tests/sim/golden/metrics.txt`.
+//!
+//! **A configuration key.** Add a field with its comment, type and default to its table in
+//! `src/config/file.rs`: the comment is the reference. Check it in `src/config/check`, resolve it in
+//! `src/config/resolved.rs`, and pass it on in `src/serve/wiring.rs` to the parameters of the actor that
+//! needs it. `src/config/change.rs` says what a reload does with it. The test of the reference
+//! prints the line for `src/config/reference.md`.
+//!
+//! **A command.** Add `src/cli/NAME.rs` with its arguments and `run`, and a row in `Command` (`src/cli/mod.rs`).
+//! Then README's list, and `integration/tests/sim/golden/help.txt`.
+//!
+//! **A message.** Add a struct to `actors/src/protocol.rs`, with a comment that begins with who says it to
+//! whom, and a handler that does not wait.
 
 #![expect(
     unreachable_pub,

@@ -239,13 +239,13 @@ fn nobody_is_loaded_ahead_while_it_may_harm() {
     };
     quiet("switched off", &|it| it.settings.prefetch = false);
     quiet("not allowed", &|it| {
-        it.models[1].demand.may_prefetch = false
+        it.models[1].demand.may_prefetch = false;
     });
     quiet("the victim is busy", &|it| {
-        it.models[0].demand.in_flight = 1
+        it.models[0].demand.in_flight = 1;
     });
     quiet("the victim is pinned", &|it| {
-        it.models[0].demand.is_pinned = true
+        it.models[0].demand.is_pinned = true;
     });
     quiet("the device changes", &|it| it.devices[0].is_changing = true);
     quiet("the victim comes first", &|it| {

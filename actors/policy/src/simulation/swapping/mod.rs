@@ -323,7 +323,7 @@ impl<'a> Sim<'a> {
                 if orders.is_empty() {
                     break;
                 }
-                orders.into_iter().for_each(|order| self.deliver(order));
+                orders.into_iter().for_each(|order| self.deliver(&order));
             }
         }
         self.tally.most_live = self.tally.most_live.max(self.live());
@@ -335,7 +335,7 @@ impl<'a> Sim<'a> {
             .decide_by(self.epoch + now, |snapshot| policy.plan(snapshot, now))
     }
 
-    fn deliver(&mut self, order: Order) {
+    fn deliver(&mut self, order: &Order) {
         let model = self.index(&order.engine);
         let event = match order.kind {
             OrderKind::Grant { is_prefetch, .. } => {

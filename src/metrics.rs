@@ -6,7 +6,7 @@
 
 use std::{collections::HashSet, sync::atomic::AtomicU64};
 
-use kvwarden_policy::lifecycle::Rung;
+use kvwarden_policy::lifecycle::SleepLevel;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
@@ -43,10 +43,10 @@ labels! {
     Rejection { tenant, reason }
     /// By reason.
     Reason { reason }
-    /// By model, engine and rung.
-    AtRung { model, engine, rung }
-    /// By rung.
-    OfRung { rung }
+    /// By model, engine and sleep level.
+    AtSleepLevel { model, engine, rung }
+    /// By sleep level.
+    OfSleepLevel { rung }
     /// By result.
     OfResult { result }
     /// By device, and whether it is what there is or what is taken.
@@ -77,7 +77,7 @@ pub struct Metrics {
     /// Those of them that a request followed.
     pub model_prefetch_hits: Family<Model, Counter>,
     /// Where an engine rests, 1 for its rung.
-    pub model_rung: Family<AtRung, Gauge>,
+    pub model_level: Family<AtSleepLevel, Gauge>,
     /// Bytes an engine is charged for.
     pub model_memory: Family<Engine, Gauge>,
     /// Bytes of KV that it left on disk.
@@ -85,9 +85,9 @@ pub struct Metrics {
     /// Bytes of a device.
     pub device_memory: Family<DeviceMemory, Gauge>,
     /// Waking to the first proven token, by the rung it came from.
-    pub wake: Family<OfRung, Histogram>,
+    pub wake: Family<OfSleepLevel, Histogram>,
     /// Drained to memory given back, by the rung it went to.
-    pub demote: Family<OfRung, Histogram>,
+    pub demote: Family<OfSleepLevel, Histogram>,
     /// Lines that the event log lost.
     pub events_dropped: Counter,
     /// Times the configuration was read again.
@@ -181,7 +181,7 @@ impl Metrics {
                 "model_prefetch_hits",
                 "Of those, how many a request followed before the memory was taken again",
             ),
-            model_rung: add(
+            model_level: add(
                 r,
                 "model_rung",
                 "1 for the rung where the engine rests, or comes from while it changes, else 0",
@@ -296,7 +296,7 @@ impl Metrics {
 
     /// Forgets what there was of models, engines, tenants, actors and devices, which may be gone.
     pub fn clear_gauges(&self) {
-        self.model_rung.clear();
+        self.model_level.clear();
         self.model_memory.clear();
         self.model_saved_kv.clear();
         self.device_memory.clear();
@@ -358,13 +358,13 @@ where
 
 /// A rung as a label.
 #[must_use]
-pub fn rung(rung: Rung) -> &'static str {
-    match rung {
-        Rung::Ready => "ready",
-        Rung::Parked => "parked",
-        Rung::L1 => "l1",
-        Rung::L2 => "l2",
-        Rung::Cold => "cold",
+pub fn level(level: SleepLevel) -> &'static str {
+    match level {
+        SleepLevel::Ready => "ready",
+        SleepLevel::Parked => "parked",
+        SleepLevel::L1 => "l1",
+        SleepLevel::L2 => "l2",
+        SleepLevel::Cold => "cold",
     }
 }
 

@@ -10,7 +10,7 @@ use kvwarden_policy::{
     DeviceId, Generation, ModelId, TenantId,
     cost::RequestSize,
     failure::FailureClass,
-    lifecycle::{Rung, State},
+    lifecycle::{SleepLevel, State},
     residency::{self, Needs},
     scheduling::{Key, Outcome},
 };
@@ -142,7 +142,7 @@ pub struct Reclaim {
     /// Names this order in [`residency::Demand::order`].
     pub order: u64,
     /// How deep it shall go.
-    pub to: Rung,
+    pub to: SleepLevel,
 }
 
 /// Model -> Gpu: an order to a live engine.
@@ -174,7 +174,7 @@ pub enum Target {
     /// It shall serve as soon as there is room.
     Load,
     /// It shall go this deep once its requests have ended; cold is to unload it.
-    Sleep(Rung),
+    Sleep(SleepLevel),
     /// It shall stay where it is, or not any more.
     Pin(bool),
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use divan::Bencher;
 use kvwarden_policy::{
-    lifecycle::{Rung, Rungs, State},
-    residency::{ByRung, Costs, Demand, Device, Forecast, Model, Settings, Snapshot, plan},
+    lifecycle::{SleepLevel, SleepLevels, State},
+    residency::{BySleepLevel, Costs, Demand, Device, Forecast, Model, Settings, Snapshot, plan},
     simulation::rng::SplitMix,
 };
 
@@ -42,16 +42,20 @@ fn full(devices: usize, models: usize) -> Snapshot {
         let place = is_there.then(|| device.id.clone());
         snapshot.models.push(Model {
             id: format!("model-{index}").into(),
-            rung: if is_there { Rung::Ready } else { Rung::Cold },
+            level: if is_there {
+                SleepLevel::Ready
+            } else {
+                SleepLevel::Cold
+            },
             is_changing: false,
             devices: place.into_iter().collect(),
             width: 1,
             allowed: Vec::new(),
-            bytes: ByRung::from_fn(|rung| match rung {
-                Rung::Ready => ready,
-                Rung::Parked => ready / 2,
-                Rung::L1 | Rung::L2 => GIB / 2,
-                Rung::Cold => 0,
+            bytes: BySleepLevel::from_fn(|level| match level {
+                SleepLevel::Ready => ready,
+                SleepLevel::Parked => ready / 2,
+                SleepLevel::L1 | SleepLevel::L2 => GIB / 2,
+                SleepLevel::Cold => 0,
             }),
             costs: Costs::prior(ready),
             next: Forecast::default(),
@@ -60,11 +64,13 @@ fn full(devices: usize, models: usize) -> Snapshot {
                 state: if is_there {
                     State::Ready
                 } else {
-                    State::Waiting { from: Rung::Cold }
+                    State::Waiting {
+                        from: SleepLevel::Cold,
+                    }
                 },
-                rungs: [Rung::Parked, Rung::L1, Rung::L2]
+                levels: [SleepLevel::Parked, SleepLevel::L1, SleepLevel::L2]
                     .into_iter()
-                    .collect::<Rungs>(),
+                    .collect::<SleepLevels>(),
                 drain: Duration::from_secs(2),
                 in_flight: index % 3,
                 queued: usize::from(!is_there),

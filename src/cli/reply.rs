@@ -6,7 +6,7 @@
 use kvwarden_actors::{device::Reading, engine::saved_kv::Kept, model::Occupancy};
 use kvwarden_policy::{
     cost::Usage,
-    lifecycle::{Rungs, State},
+    lifecycle::{SleepLevels, State},
     residency::Until,
 };
 use serde::{Deserialize, Deserializer, de::DeserializeOwned, de::Error as _};
@@ -62,7 +62,8 @@ pub(crate) struct Engine {
     pub(crate) state: State,
     pub(crate) occupancy: Occupancy,
     /// How deep it can sleep.
-    pub(crate) rungs: Rungs,
+    #[serde(rename = "rungs")]
+    pub(crate) levels: SleepLevels,
     pub(crate) record: Record,
 }
 

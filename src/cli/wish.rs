@@ -11,7 +11,7 @@ use std::{
 
 use clap::{Args, Subcommand};
 use kvwarden_policy::{
-    lifecycle::{Rung, State},
+    lifecycle::{SleepLevel, State},
     residency::Until,
 };
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -76,7 +76,7 @@ pub(super) struct WishArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Goal {
     Serve,
-    Rest(Rung),
+    Rest(SleepLevel),
 }
 
 /// How far a wish got. In the order of what matters of several engines of which one has to serve.
@@ -157,10 +157,10 @@ impl Verb {
     fn parts(&self) -> (&'static str, &WishArgs, Option<Goal>) {
         match self {
             Self::Load(wish) => ("load", wish, Some(Goal::Serve)),
-            Self::Unload(wish) => ("unload", wish, Some(Goal::Rest(Rung::Cold))),
-            Self::Park(wish) => ("park", wish, Some(Goal::Rest(Rung::Parked))),
-            Self::Sleep(wish) => ("sleep", wish, Some(Goal::Rest(Rung::L1))),
-            Self::DeepSleep(wish) => ("deep-sleep", wish, Some(Goal::Rest(Rung::L2))),
+            Self::Unload(wish) => ("unload", wish, Some(Goal::Rest(SleepLevel::Cold))),
+            Self::Park(wish) => ("park", wish, Some(Goal::Rest(SleepLevel::Parked))),
+            Self::Sleep(wish) => ("sleep", wish, Some(Goal::Rest(SleepLevel::L1))),
+            Self::DeepSleep(wish) => ("deep-sleep", wish, Some(Goal::Rest(SleepLevel::L2))),
             Self::Pin(wish) => ("pin", wish, None),
             Self::Unpin(wish) => ("unpin", wish, None),
         }
@@ -195,7 +195,7 @@ impl Goal {
             (
                 Self::Rest(to),
                 State::Ready | State::Cold | State::Asleep { .. } | State::Waiting { .. },
-            ) if state.rung() == Some(to) => Verdict::Fulfilled,
+            ) if state.level() == Some(to) => Verdict::Fulfilled,
             (
                 Self::Rest(_),
                 State::Ready | State::Cold | State::Asleep { .. } | State::Waiting { .. },
@@ -231,8 +231,8 @@ impl Goal {
                 "there is no room for it, even without all that may go; it goes on waiting"
                     .to_owned()
             }
-            (Self::Rest(to), _) if !engine.rungs.contains(to) => {
-                let known = engine.rungs.iter().map(|rung| rung.to_string());
+            (Self::Rest(to), _) if !engine.levels.contains(to) => {
+                let known = engine.levels.iter().map(|level| level.to_string());
                 let known = known.collect::<Vec<_>>().join(", ");
                 format!("it is {state}: its engine can be {known}, and not {to}")
             }
@@ -322,17 +322,24 @@ mod tests {
     }
 
     #[test]
-    fn wish_is_fulfilled_at_its_own_rung_and_missed_at_others() {
-        let asleep = |rung| State::Asleep { rung };
+    fn wish_is_fulfilled_at_its_own_level_and_missed_at_others() {
+        let asleep = |level| State::Asleep { level };
         let verdict = |goal: Goal, state| goal.of_engine(state, None);
-        let park = Goal::Rest(Rung::Parked);
-        assert_eq!(verdict(park, asleep(Rung::Parked)), Verdict::Fulfilled);
+        let park = Goal::Rest(SleepLevel::Parked);
+        assert_eq!(
+            verdict(park, asleep(SleepLevel::Parked)),
+            Verdict::Fulfilled
+        );
         assert_eq!(verdict(park, State::Cold), Verdict::Elsewhere);
         assert_eq!(verdict(park, State::Ready), Verdict::Elsewhere);
-        let draining = State::Draining { to: Rung::Parked };
+        let draining = State::Draining {
+            to: SleepLevel::Parked,
+        };
         assert_eq!(verdict(park, draining), Verdict::OnItsWay);
-        let unload = Goal::Rest(Rung::Cold);
-        let wanted_again = State::Waiting { from: Rung::Cold };
+        let unload = Goal::Rest(SleepLevel::Cold);
+        let wanted_again = State::Waiting {
+            from: SleepLevel::Cold,
+        };
         assert_eq!(verdict(unload, wanted_again), Verdict::Fulfilled);
         assert_eq!(verdict(Goal::Serve, wanted_again), Verdict::OnItsWay);
         let no_room = Goal::Serve.of_engine(wanted_again, Some(Until::Room));

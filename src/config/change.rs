@@ -7,7 +7,7 @@ use std::{
 };
 
 use kvwarden_actors::engine::EngineFlags;
-use kvwarden_policy::lifecycle::Rungs;
+use kvwarden_policy::lifecycle::SleepLevels;
 use serde::{Deserialize, Serialize};
 
 use super::{Config, ModelConfig, file::GpuTable};
@@ -57,8 +57,8 @@ pub fn plan(running: &Config, wanted: Config) -> (Config, Changes) {
 /// Stands for all that an engine is prepared by: another number, another engine.
 #[must_use]
 pub fn revision(model: &ModelConfig) -> u64 {
-    let rungs = model.flags.rungs;
-    let all = (engine(model), rungs, model.start_timeout, model.stop_grace);
+    let levels = model.flags.levels;
+    let all = (engine(model), levels, model.start_timeout, model.stop_grace);
     let mut hasher = DefaultHasher::new();
     format!("{all:?}").hash(&mut hasher);
     hasher.finish()
@@ -70,7 +70,7 @@ fn engine(model: &ModelConfig) -> impl PartialEq + fmt::Debug {
     // Of a server that somebody else runs only the queue before it is ours.
     let is_ours = model.engine.dialect().is_started();
     let flags = EngineFlags {
-        rungs: Rungs::default(),
+        levels: SleepLevels::default(),
         ..model.flags.clone()
     };
     let ours = is_ours.then_some((

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use kvwarden_actors::engine::{EngineKind, command::Api};
 use kvwarden_policy::{
-    lifecycle::Rung,
+    lifecycle::SleepLevel,
     scheduling::{Discipline, LONG_PROMPT_TOKENS},
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -392,7 +392,7 @@ pub enum Sleep {
     L2,
 }
 
-impl From<Sleep> for Rung {
+impl From<Sleep> for SleepLevel {
     fn from(sleep: Sleep) -> Self {
         match sleep {
             Sleep::Parked => Self::Parked,

@@ -27,8 +27,8 @@ use std::{
 };
 
 use kvwarden_policy::{
-    lifecycle::{Rung, State},
-    residency::{ByRung, Cost, Limits, Settings},
+    lifecycle::{SleepLevel, State},
+    residency::{BySleepLevel, Cost, Limits, Settings},
     simulation::swapping::{Request, Spec, World},
 };
 use serde::{Deserialize, Serialize};
@@ -89,10 +89,10 @@ pub struct LogModel {
     /// Where it may be; none: anywhere.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<String>,
-    /// Bytes on each of its devices by rung; nothing where a rung is missing.
-    pub bytes: BTreeMap<Rung, u64>,
-    /// What its rungs cost. Those between ready and cold that are missing it has not.
-    pub costs: BTreeMap<Rung, LogCost>,
+    /// Bytes on each of its devices by sleep level; nothing where a sleep level is missing.
+    pub bytes: BTreeMap<SleepLevel, u64>,
+    /// What its sleep levels cost. Those between ready and cold that are missing it has not.
+    pub costs: BTreeMap<SleepLevel, LogCost>,
     /// It is never evicted.
     #[serde(default)]
     pub pinned: bool,
@@ -101,7 +101,7 @@ pub struct LogModel {
     pub idle_ttl: Option<f64>,
 }
 
-/// What a rung costs, in seconds.
+/// What a sleep level costs, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LogCost {
     /// From ready down to it.
@@ -177,7 +177,7 @@ pub enum What {
     /// The planner took its memory.
     Demote {
         /// How deep it shall go.
-        to: Rung,
+        to: SleepLevel,
         /// Why ([`Why`](kvwarden_policy::residency::Why)).
         why: serde_json::Value,
     },
@@ -360,8 +360,8 @@ impl Header {
 
 impl LogModel {
     fn spec(&self) -> Spec {
-        let cost = |rung| {
-            let cost = self.costs.get(&rung);
+        let cost = |level| {
+            let cost = self.costs.get(&level);
             cost.map_or(Cost::default(), |cost| Cost {
                 demote: seconds(cost.down),
                 promote: seconds(cost.up),
@@ -371,9 +371,9 @@ impl LogModel {
             id: self.id.as_str().into(),
             width: self.width,
             allowed: self.devices.iter().map(|id| id.as_str().into()).collect(),
-            bytes: ByRung::from_fn(|rung| self.bytes.get(&rung).copied().unwrap_or(0)),
-            rungs: self.costs.keys().copied().collect(),
-            costs: ByRung::from_fn(cost),
+            bytes: BySleepLevel::from_fn(|level| self.bytes.get(&level).copied().unwrap_or(0)),
+            levels: self.costs.keys().copied().collect(),
+            costs: BySleepLevel::from_fn(cost),
             is_pinned: self.pinned,
             idle_ttl: self.idle_ttl.map(seconds),
         }
@@ -382,21 +382,25 @@ impl LogModel {
     /// What a server writes of a model.
     #[must_use]
     pub fn of(spec: &Spec) -> Self {
-        let below = || spec.rungs.iter().filter(|rung| *rung > Rung::Ready);
-        let cost = |rung| LogCost {
-            down: spec.costs[rung].demote.as_secs_f64(),
-            up: spec.costs[rung].promote.as_secs_f64(),
+        let below = || {
+            spec.levels
+                .iter()
+                .filter(|level| *level > SleepLevel::Ready)
+        };
+        let cost = |level| LogCost {
+            down: spec.costs[level].demote.as_secs_f64(),
+            up: spec.costs[level].promote.as_secs_f64(),
         };
         Self {
             id: spec.id.to_string(),
             width: spec.width,
             devices: spec.allowed.iter().map(ToString::to_string).collect(),
             bytes: spec
-                .rungs
+                .levels
                 .iter()
-                .map(|rung| (rung, spec.bytes[rung]))
+                .map(|level| (level, spec.bytes[level]))
                 .collect(),
-            costs: below().map(|rung| (rung, cost(rung))).collect(),
+            costs: below().map(|level| (level, cost(level))).collect(),
             pinned: spec.is_pinned,
             idle_ttl: spec.idle_ttl.map(|ttl| ttl.as_secs_f64()),
         }

@@ -23,7 +23,7 @@ const INTERVAL: Duration = Duration::from_secs(30);
 pub struct History {
     /// Last requests, by model.
     pub rates: BTreeMap<String, Rate>,
-    /// What changing rungs took, by engine.
+    /// What changing sleep levels took, by engine.
     pub costs: BTreeMap<String, Costs>,
     /// Which engine is asked after which.
     pub succession: Succession,

@@ -17,7 +17,7 @@ use kvwarden_actors::{
 };
 use kvwarden_policy::{
     ModelId,
-    lifecycle::{Rung, State},
+    lifecycle::{SleepLevel, State},
     residency::{self, Action, Limits},
     simulation::swapping::{Spec, World},
 };
@@ -29,7 +29,7 @@ use crate::{
         events::EventLog,
         log::{Event, Header, Line, What},
     },
-    metrics::{self, Metrics, OfRung},
+    metrics::{self, Metrics, OfSleepLevel},
 };
 
 /// How often the node is looked at: what its models cost changes with every swap.
@@ -38,8 +38,8 @@ const INTERVAL: Duration = Duration::from_secs(30);
 /// Counts how long engines take on their way, and writes down where they went.
 #[derive(Debug)]
 pub struct Observer {
-    wake: Family<OfRung, Histogram>,
-    demote: Family<OfRung, Histogram>,
+    wake: Family<OfSleepLevel, Histogram>,
+    demote: Family<OfSleepLevel, Histogram>,
     events: Option<Arc<EventLog>>,
     /// Another process writes down what becomes of engines.
     is_relieved: AtomicBool,
@@ -78,14 +78,14 @@ impl Observer {
         let Some((before, since)) = before else {
             return;
         };
-        let (histogram, rung) = match (before, state) {
+        let (histogram, level) = match (before, state) {
             (State::Waking { from }, State::Ready) => (&self.wake, from),
             (State::Demoting { to }, State::Asleep { .. } | State::Cold) => (&self.demote, to),
-            (State::Stopping, State::Cold) => (&self.demote, Rung::Cold),
+            (State::Stopping, State::Cold) => (&self.demote, SleepLevel::Cold),
             _ => return,
         };
-        let labels = OfRung {
-            rung: metrics::rung(rung).to_owned(),
+        let labels = OfSleepLevel {
+            rung: metrics::level(level).to_owned(),
         };
         let took = since.elapsed().as_secs_f64();
         histogram.get_or_create(&labels).observe(took);
@@ -181,7 +181,7 @@ fn spec(model: &residency::Model) -> Spec {
         width: model.width,
         allowed: model.allowed.clone(),
         bytes: model.bytes,
-        rungs: model.demand.rungs,
+        levels: model.demand.levels,
         costs: model.costs,
         is_pinned: model.demand.is_pinned,
         idle_ttl: model.demand.idle_ttl,
@@ -193,8 +193,8 @@ fn weightless(id: ModelId) -> Spec {
         id,
         width: 1,
         allowed: Vec::new(),
-        bytes: residency::ByRung::default(),
-        rungs: kvwarden_policy::lifecycle::Rungs::default(),
+        bytes: residency::BySleepLevel::default(),
+        levels: kvwarden_policy::lifecycle::SleepLevels::default(),
         costs: residency::Costs::default(),
         is_pinned: false,
         idle_ttl: None,

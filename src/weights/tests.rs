@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
-use kvwarden_policy::{lifecycle::Rungs, scheduling::Capacity};
+use kvwarden_policy::{lifecycle::SleepLevels, scheduling::Capacity};
 use serde_json::json;
 
 use super::*;
@@ -16,7 +16,7 @@ fn flags() -> EngineFlags {
         kv_cache_bytes: None,
         kv_cpu_bytes: None,
         kv_ssd_bytes: None,
-        rungs: Rungs::default(),
+        levels: SleepLevels::default(),
         own: None,
         extra_args: Vec::new(),
         env: BTreeMap::new(),

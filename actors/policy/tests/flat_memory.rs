@@ -7,7 +7,7 @@ use std::{
 };
 
 use kvwarden_policy::{
-    lifecycle::Rung,
+    lifecycle::SleepLevel,
     simulation::{
         rng::SplitMix,
         swapping::{Policy, PolicyName, Request, Sim, Tally, World, cells::Cell},
@@ -25,8 +25,8 @@ const SLACK: usize = 4 << 10;
 fn world() -> World {
     let mut world = Cell::named("zipf-one-cheap").expect("a cell").world();
     for spec in &mut world.models {
-        spec.costs[Rung::Cold].demote = Duration::from_millis(50);
-        spec.costs[Rung::Cold].promote = Duration::from_millis(50);
+        spec.costs[SleepLevel::Cold].demote = Duration::from_millis(50);
+        spec.costs[SleepLevel::Cold].promote = Duration::from_millis(50);
     }
     world
 }

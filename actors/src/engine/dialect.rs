@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use kvwarden_policy::lifecycle::{Rung, Rungs};
+use kvwarden_policy::lifecycle::{SleepLevel, SleepLevels};
 use serde_json::Value;
 
 use super::{EngineFlags, Launch, Start};
@@ -123,12 +123,12 @@ pub struct Quirks {
 pub struct Sleep {
     /// Where a running engine tells what it can.
     pub described_at: &'static str,
-    /// The rungs that it has the calls for, by that description.
-    pub rungs: fn(&Value) -> Rungs,
+    /// The sleep levels that it has the calls for, by that description.
+    pub levels: fn(&Value) -> SleepLevels,
     /// The way down. None where there is none.
-    pub down: fn(Rung, Rung) -> Option<Vec<Call>>,
+    pub down: fn(SleepLevel, SleepLevel) -> Option<Vec<Call>>,
     /// The way up. Empty where no engine sleeps.
-    pub up: fn(Rung) -> Vec<Call>,
+    pub up: fn(SleepLevel) -> Vec<Call>,
 }
 
 /// An order to an engine.

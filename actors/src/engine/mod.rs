@@ -13,17 +13,17 @@ pub(crate) mod kv_disk_gc;
 mod llamacpp;
 pub mod order;
 pub mod probe;
-pub mod rungs;
 pub mod saved_kv;
 mod sglang;
 mod sim;
+pub mod sleep;
 mod vllm;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use kvwarden_policy::{
     Generation, ModelId,
-    lifecycle::Rungs,
+    lifecycle::SleepLevels,
     residency::{DeviceSelector, Footprint, Memory, Needs},
     scheduling::Capacity,
 };
@@ -238,7 +238,7 @@ pub struct EngineFlags {
     /// Bytes of disk for KV that leaves memory.
     pub kv_ssd_bytes: Option<u64>,
     /// How deep the engine may be put to sleep instead of being stopped.
-    pub rungs: Rungs,
+    pub levels: SleepLevels,
     /// A server of the author's own, on the engine `command`.
     pub own: Option<Box<OwnServer>>,
     /// Appended as they are.
@@ -251,7 +251,7 @@ impl EngineFlags {
     /// It may be put to sleep at all.
     #[must_use]
     pub fn may_sleep(&self) -> bool {
-        self.rungs != Rungs::default()
+        self.levels != SleepLevels::default()
     }
 }
 
@@ -317,7 +317,7 @@ impl Launch {
     #[must_use]
     pub fn fingerprint(&self) -> String {
         let mut awake = self.clone();
-        awake.flags.rungs = Rungs::default();
+        awake.flags.levels = SleepLevels::default();
         let start = Start {
             port: 0,
             key: "",
@@ -423,7 +423,8 @@ pub struct Endpoint {
     /// The name it knows the model by.
     pub served_name: String,
     /// How deep it can sleep.
-    pub rungs: Rungs,
+    #[serde(rename = "rungs")]
+    pub levels: SleepLevels,
     /// What it answered when it was new.
     pub canary: Canary,
 }

@@ -6,7 +6,7 @@ use actix::{Message, WeakRecipient};
 use kvwarden_policy::{
     DeviceId, Generation, ModelId,
     failure::FailureClass,
-    lifecycle::{Phase, Rung},
+    lifecycle::{Phase, SleepLevel},
 };
 
 use super::{Endpoint, EngineSpec, saved_kv::Kept};
@@ -46,14 +46,14 @@ pub enum Transition {
     /// Give memory back.
     Demote {
         /// Where it is.
-        from: Rung,
+        from: SleepLevel,
         /// How deep it shall go.
-        to: Rung,
+        to: SleepLevel,
     },
     /// Take memory again.
     Wake {
         /// Where it is.
-        from: Rung,
+        from: SleepLevel,
     },
     /// Answer the canary as it did when it was new.
     Verify,
@@ -88,7 +88,7 @@ pub enum News {
     /// An earlier kvwarden left it asleep.
     FoundAsleep {
         /// How deep.
-        rung: Rung,
+        level: SleepLevel,
         /// Where it will answer.
         endpoint: Arc<Endpoint>,
     },

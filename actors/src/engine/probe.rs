@@ -180,7 +180,7 @@ fn judged(
 mod tests {
     use std::io::{Read as _, Write as _};
 
-    use kvwarden_policy::{Generation, lifecycle::Rungs};
+    use kvwarden_policy::{Generation, lifecycle::SleepLevels};
 
     use super::*;
     use crate::engine::EngineKind;
@@ -202,7 +202,7 @@ mod tests {
             base,
             api_key: Some("ours".to_owned()),
             served_name: "m".to_owned(),
-            rungs: Rungs::default(),
+            levels: SleepLevels::default(),
             canary: None,
         };
         let answer = Probe::new(&endpoint).canary().await;

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use kvwarden_policy::lifecycle::{Rung, Rungs};
+use kvwarden_policy::lifecycle::{SleepLevel, SleepLevels};
 use serde_json::{Value, json};
 
 use super::{
@@ -141,7 +141,7 @@ fn gpu_args(launch: &Launch, start: Start<'_>) -> Vec<String> {
         .flag_if("--enable-memory-saver", flags.may_sleep())
         .flag_if(
             "--enable-weights-cpu-backup",
-            flags.rungs.contains(Rung::L1),
+            flags.levels.contains(SleepLevel::L1),
         );
     let Some(host) = flags.kv_cpu_bytes else {
         return args.0;
@@ -219,7 +219,7 @@ fn common_env(launch: &Launch, start: Start<'_>) -> BTreeMap<String, String> {
 
 const SLEEP: Sleep = Sleep {
     described_at: "/server_info",
-    rungs,
+    levels,
     down,
     up,
 };
@@ -227,22 +227,22 @@ const SLEEP: Sleep = Sleep {
 const ALL: &[&str] = &["kv_cache", "weights", "cuda_graph"];
 
 /// The endpoints are always there; without the memory saver they end in an error.
-fn rungs(info: &Value) -> Rungs {
+fn levels(info: &Value) -> SleepLevels {
     let on = |flag: &str| info[flag] == true;
-    let none = Rungs::default();
+    let none = SleepLevels::default();
     if !on("enable_memory_saver") {
         return none;
     }
-    let parked = none.with(Rung::Parked);
+    let parked = none.with(SleepLevel::Parked);
     match on("enable_weights_cpu_backup") {
-        true => parked.with(Rung::L1),
+        true => parked.with(SleepLevel::L1),
         false => parked,
     }
 }
 
 /// It either backs weights up always or never.
-fn down(from: Rung, to: Rung) -> Option<Vec<Call>> {
-    use Rung::{Cold, L1, L2, Parked, Ready};
+fn down(from: SleepLevel, to: SleepLevel) -> Option<Vec<Call>> {
+    use SleepLevel::{Cold, L1, L2, Parked, Ready};
     match (from, to) {
         (Ready, Parked) => Some(vec![release(&["kv_cache"])]),
         (Ready, L1) => Some(vec![release(ALL)]),
@@ -251,11 +251,11 @@ fn down(from: Rung, to: Rung) -> Option<Vec<Call>> {
     }
 }
 
-fn up(from: Rung) -> Vec<Call> {
+fn up(from: SleepLevel) -> Vec<Call> {
     match from {
-        Rung::Parked => vec![resume(&["kv_cache"])],
-        Rung::L1 => vec![resume(ALL)],
-        Rung::L2 | Rung::Ready | Rung::Cold => Vec::new(),
+        SleepLevel::Parked => vec![resume(&["kv_cache"])],
+        SleepLevel::L1 => vec![resume(ALL)],
+        SleepLevel::L2 | SleepLevel::Ready | SleepLevel::Cold => Vec::new(),
     }
 }
 
@@ -287,9 +287,9 @@ mod tests {
             tags.sort();
             tags
         };
-        let parked = down(Rung::Ready, Rung::Parked).unwrap();
-        let deeper = down(Rung::Parked, Rung::L1).unwrap();
+        let parked = down(SleepLevel::Ready, SleepLevel::Parked).unwrap();
+        let deeper = down(SleepLevel::Parked, SleepLevel::L1).unwrap();
         let released = tags([parked, deeper].concat());
-        assert_eq!(released, tags(up(Rung::L1)));
+        assert_eq!(released, tags(up(SleepLevel::L1)));
     }
 }

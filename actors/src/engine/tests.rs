@@ -1,4 +1,4 @@
-use kvwarden_policy::lifecycle::Rung;
+use kvwarden_policy::lifecycle::SleepLevel;
 
 use super::*;
 
@@ -52,7 +52,7 @@ fn flags() -> EngineFlags {
         kv_cache_bytes: None,
         kv_cpu_bytes: None,
         kv_ssd_bytes: None,
-        rungs: Rungs::default(),
+        levels: SleepLevels::default(),
         own: None,
         extra_args: Vec::new(),
         env: BTreeMap::new(),
@@ -344,26 +344,26 @@ fn llamacpp_saves_slots_where_there_is_a_budget_for_them() {
 
 #[test]
 fn sleep_is_prepared_only_where_it_is_allowed_and_frees_something() {
-    let prepared = |kind, rungs: &[Rung]| {
-        let rungs = rungs.iter().copied().collect();
-        let command = started(&launch(kind, EngineFlags { rungs, ..flags() }));
+    let prepared = |kind, levels: &[SleepLevel]| {
+        let levels = levels.iter().copied().collect();
+        let command = started(&launch(kind, EngineFlags { levels, ..flags() }));
         let dev_mode = command.env.contains_key("VLLM_SERVER_DEV_MODE");
         (command.args.join(" "), dev_mode)
     };
-    let (line, dev_mode) = prepared(EngineKind::Vllm, &[Rung::L2]);
+    let (line, dev_mode) = prepared(EngineKind::Vllm, &[SleepLevel::L2]);
     assert!(line.contains("--enable-sleep-mode") && dev_mode, "{line}");
-    for (kind, rungs) in [
-        (EngineKind::VllmCpu, &[Rung::L2][..]),
+    for (kind, levels) in [
+        (EngineKind::VllmCpu, &[SleepLevel::L2][..]),
         (EngineKind::Vllm, &[]),
     ] {
-        let (line, dev_mode) = prepared(kind, rungs);
+        let (line, dev_mode) = prepared(kind, levels);
         assert!(!line.contains("sleep") && !dev_mode, "{line}");
     }
-    let (line, _) = prepared(EngineKind::Sglang, &[Rung::Parked]);
+    let (line, _) = prepared(EngineKind::Sglang, &[SleepLevel::Parked]);
     assert!(line.ends_with("--enable-memory-saver"), "{line}");
-    let (line, _) = prepared(EngineKind::Sglang, &[Rung::Parked, Rung::L1]);
+    let (line, _) = prepared(EngineKind::Sglang, &[SleepLevel::Parked, SleepLevel::L1]);
     assert!(line.ends_with("--enable-weights-cpu-backup"), "{line}");
-    let (line, _) = prepared(EngineKind::SglangCpu, &[Rung::Parked, Rung::L1]);
+    let (line, _) = prepared(EngineKind::SglangCpu, &[SleepLevel::Parked, SleepLevel::L1]);
     assert!(!line.contains("memory-saver"), "{line}");
 }
 

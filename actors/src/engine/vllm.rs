@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use kvwarden_policy::lifecycle::{Rung, Rungs};
+use kvwarden_policy::lifecycle::{SleepLevel, SleepLevels};
 use serde_json::{Value, json};
 
 use super::{
@@ -267,26 +267,26 @@ fn common_env(launch: &Launch, start: Start<'_>) -> BTreeMap<String, String> {
 
 pub(super) const SLEEP: Sleep = Sleep {
     described_at: "/openapi.json",
-    rungs,
+    levels,
     down,
     up,
 };
 
-fn rungs(api: &Value) -> Rungs {
+fn levels(api: &Value) -> SleepLevels {
     let has = |call: &Call| {
         let path = call.path.split('?').next().unwrap_or_default();
         api["paths"].get(path).is_some()
     };
-    let possible = |rung: &Rung| {
-        let down = down(Rung::Ready, *rung).unwrap_or_default();
-        down.iter().chain(&up(*rung)).all(has)
+    let possible = |level: &SleepLevel| {
+        let down = down(SleepLevel::Ready, *level).unwrap_or_default();
+        down.iter().chain(&up(*level)).all(has)
     };
-    Rung::ASLEEP.into_iter().filter(possible).collect()
+    SleepLevel::ASLEEP.into_iter().filter(possible).collect()
 }
 
 /// What it has backed up it keeps, so there is no way from L1 to L2.
-fn down(from: Rung, to: Rung) -> Option<Vec<Call>> {
-    use Rung::{Cold, L1, L2, Parked, Ready};
+fn down(from: SleepLevel, to: SleepLevel) -> Option<Vec<Call>> {
+    use SleepLevel::{Cold, L1, L2, Parked, Ready};
     match (from, to) {
         (Ready, Parked) => Some(vec![
             order("/pause?mode=wait"),
@@ -299,12 +299,12 @@ fn down(from: Rung, to: Rung) -> Option<Vec<Call>> {
     }
 }
 
-fn up(from: Rung) -> Vec<Call> {
+fn up(from: SleepLevel) -> Vec<Call> {
     match from {
-        Rung::Parked => vec![order("/wake_up?tags=kv_cache")],
-        Rung::L1 => vec![order("/wake_up")],
+        SleepLevel::Parked => vec![order("/wake_up?tags=kv_cache")],
+        SleepLevel::L1 => vec![order("/wake_up")],
         // Loading needs room that the KV cache would take.
-        Rung::L2 => vec![
+        SleepLevel::L2 => vec![
             order("/wake_up?tags=weights"),
             Call {
                 path: "/collective_rpc",
@@ -312,7 +312,7 @@ fn up(from: Rung) -> Vec<Call> {
             },
             order("/wake_up?tags=kv_cache"),
         ],
-        Rung::Ready | Rung::Cold => Vec::new(),
+        SleepLevel::Ready | SleepLevel::Cold => Vec::new(),
     }
 }
 
@@ -329,8 +329,8 @@ mod tests {
 
     #[test]
     fn what_runs_is_never_aborted() {
-        for to in Rung::ASLEEP {
-            let calls = down(Rung::Ready, to).unwrap();
+        for to in SleepLevel::ASLEEP {
+            let calls = down(SleepLevel::Ready, to).unwrap();
             assert!(calls[0].path.contains("mode=wait"), "{calls:?}");
         }
     }

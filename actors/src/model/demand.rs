@@ -25,7 +25,7 @@ impl Model {
         residency::Demand {
             state: replica.life.state(),
             order: replica.order,
-            rungs: replica.life.rungs(),
+            levels: replica.life.levels(),
             is_pinned: replica.life.is_pinned(),
             in_flight: usize::try_from(replica.occupancy.running).unwrap_or(usize::MAX),
             queued: self.queue.total().waiting,

@@ -7,7 +7,7 @@ use kvwarden_policy::{
     Generation, ModelId,
     backoff::DOWNLOAD_AGAIN,
     failure::FailureClass,
-    lifecycle::{Effect, Event, Rung, State},
+    lifecycle::{Effect, Event, SleepLevel, State},
     residency::Needs,
     stall::Stall,
 };
@@ -46,7 +46,7 @@ impl Model {
             Effect::Adopt(generation) => self.spawn(at, generation, ctx),
             Effect::Drain => self.drained(at, ctx),
             Effect::Demote(to) => {
-                let from = before.rung().unwrap_or(Rung::Ready);
+                let from = before.level().unwrap_or(SleepLevel::Ready);
                 self.signal(at, Order::Change(Transition::Demote { from, to }));
             }
             Effect::Wake(from) => self.signal(at, Order::Change(Transition::Wake { from })),
@@ -108,7 +108,7 @@ impl Model {
             return;
         }
         let can_rise = |state: State| matches!(state, State::Cold | State::Asleep { .. });
-        let shallow = |at: &usize| self.replicas[*at].life.state().rung();
+        let shallow = |at: &usize| self.replicas[*at].life.state().level();
         let first = (0..self.replicas.len())
             .filter(|at| !self.replicas[*at].is_leaving)
             .filter(|at| can_rise(self.replicas[*at].life.state()))
@@ -251,7 +251,7 @@ impl Handler<Reclaim> for Model {
     fn handle(&mut self, Reclaim { engine, order, to }: Reclaim, ctx: &mut Context<Self>) {
         self.vitals.handled();
         if let Some(at) = self.replica(&engine) {
-            let is_at_rest = |replica: &Replica| replica.life.state().rung().is_some();
+            let is_at_rest = |replica: &Replica| replica.life.state().level().is_some();
             let rested = is_at_rest(&self.replicas[at]);
             self.replicas[at].order = order;
             self.apply(at, Event::Reclaim { to }, ctx);
@@ -301,9 +301,9 @@ impl Handler<EngineNews> for Model {
                 self.on_endpoint(at, endpoint, ctx);
                 self.on_verified(at, ctx);
             }
-            News::FoundAsleep { rung, endpoint } => {
+            News::FoundAsleep { level, endpoint } => {
                 self.on_endpoint(at, endpoint, ctx);
-                self.apply(at, Event::FoundAsleep(rung), ctx);
+                self.apply(at, Event::FoundAsleep(level), ctx);
             }
             News::Demoted => self.apply(at, Event::Demoted, ctx),
             News::Proved => replica.signs.progress += 1,
@@ -352,7 +352,7 @@ impl Model {
     fn on_endpoint(&mut self, at: usize, endpoint: Arc<Endpoint>, ctx: &Context<Self>) {
         let replica = &mut self.replicas[at];
         replica.record.started();
-        replica.life.supports(endpoint.rungs);
+        replica.life.supports(endpoint.levels);
         replica.poller = Some(MetricsPoller::start(
             endpoint.clone(),
             ctx.address().downgrade(),

@@ -211,8 +211,8 @@ impl Model {
     fn lead(&self) -> &Replica {
         let rank = |replica: &&Replica| {
             let state = replica.life.state();
-            // One that changes has no rung, and leads those that rest without serving.
-            (!state.admits(), state.rung())
+            // One that changes has no sleep level, and leads those that rest without serving.
+            (!state.admits(), state.level())
         };
         let lead = self.replicas.iter().min_by_key(rank);
         lead.unwrap_or(&self.replicas[0])

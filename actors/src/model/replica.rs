@@ -180,7 +180,7 @@ impl Replica {
             is_prepared: matches!(self.spec, Some((revision, _)) if revision == self.revision),
             occupancy: self.occupancy,
             waiting: self.waiting,
-            rungs: self.life.rungs(),
+            levels: self.life.levels(),
             barred: self.life.barred(),
             target: self.target.map(|(target, _)| target),
             record: self.record.clone(),

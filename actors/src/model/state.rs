@@ -4,7 +4,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use kvwarden_policy::{
     DeviceId, Generation, ModelId,
-    lifecycle::{Rungs, State},
+    lifecycle::{SleepLevels, State},
     residency::Rate,
     scheduling,
 };
@@ -133,9 +133,10 @@ pub struct EngineState {
     /// Requests that wait inside it, while it says so.
     pub waiting: Option<u64>,
     /// How deep it can sleep.
-    pub rungs: Rungs,
+    #[serde(rename = "rungs")]
+    pub levels: SleepLevels,
     /// Where it broke its promise.
-    pub barred: Rungs,
+    pub barred: SleepLevels,
     /// What an operator wants of it and has not got yet.
     #[serde(rename = "wish")]
     pub target: Option<Target>,

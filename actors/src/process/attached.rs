@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kvwarden_policy::{failure::FailureClass, lifecycle::Rungs};
+use kvwarden_policy::{failure::FailureClass, lifecycle::SleepLevels};
 
 use super::task::{EngineTask, Orders};
 use crate::engine::{Attached, Endpoint, EngineEnd, EngineKind, News, probe::Probe};
@@ -25,7 +25,7 @@ pub(super) async fn watch(
         base: attached.base.clone(),
         api_key: attached.api_key.clone(),
         served_name: attached.served_name.clone(),
-        rungs: Rungs::default(),
+        levels: SleepLevels::default(),
         canary: None,
     };
     let probe = Probe::new(&endpoint);

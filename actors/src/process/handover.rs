@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kvwarden_policy::{DeviceId, lifecycle::Rung};
+use kvwarden_policy::{DeviceId, lifecycle::SleepLevel};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -43,7 +43,8 @@ pub enum HandoverState {
     /// It sleeps. An engine that is asked for a token in its sleep may die of it.
     Asleep {
         /// How deep.
-        rung: Rung,
+        #[serde(rename = "rung")]
+        level: SleepLevel,
         /// Bytes it goes on holding on each device.
         bytes: u64,
     },

@@ -10,8 +10,8 @@ use crate::engine::{
     Endpoint, Launch, News,
     command::OwnServer,
     probe::{Canary, Probe},
-    rungs,
     saved_kv::Shelf,
+    sleep,
 };
 
 /// How long an engine that served may take to prove that it still does. It may be busy with what the
@@ -42,12 +42,12 @@ impl EngineTask {
                 return Err(reason);
             }
         };
-        let rungs = rungs::supported(endpoint, launch.flags.rungs).await;
+        let levels = sleep::supported(endpoint, launch.flags.levels).await;
         if let Some(shelf) = Shelf::of(launch, self.params.max_saved_kv) {
             self.tell(News::Restored(shelf.restore(endpoint).await));
         }
         Ok(Endpoint {
-            rungs,
+            levels,
             canary,
             ..endpoint.clone()
         })
@@ -84,9 +84,9 @@ impl EngineTask {
             at_most_slow(endpoint, token, launch, STILL_WORKS).await?;
         }
         // Which of them it may use does not belong to its start, and may have changed.
-        let rungs = rungs::supported(endpoint, launch.flags.rungs).await;
+        let levels = sleep::supported(endpoint, launch.flags.levels).await;
         Ok(Endpoint {
-            rungs,
+            levels,
             ..endpoint.clone()
         })
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use kvwarden_policy::{failure::FailureClass, lifecycle::Rungs};
+use kvwarden_policy::{failure::FailureClass, lifecycle::SleepLevels};
 
 use super::{
     child::Child,
@@ -63,7 +63,7 @@ impl EngineTask {
                 base: format!("http://127.0.0.1:{port}"),
                 api_key: Some(key),
                 served_name: launch.served_name.clone(),
-                rungs: Rungs::default(),
+                levels: SleepLevels::default(),
                 canary: None,
             },
         };
@@ -97,9 +97,9 @@ impl EngineTask {
             return Err(EngineEnd::new(FailureClass::Stopped, reason));
         };
         // Which of them it may use may have changed.
-        let known = handover.endpoint.rungs.iter();
-        let allowed = known.filter(|rung| launch.flags.rungs.contains(*rung));
-        handover.endpoint.rungs = allowed.collect();
+        let known = handover.endpoint.levels.iter();
+        let allowed = known.filter(|level| launch.flags.levels.contains(*level));
+        handover.endpoint.levels = allowed.collect();
         match Child::adopt(&orphan.path, orphan.record.clone()).await {
             Ok(child) => Ok(Started {
                 child,

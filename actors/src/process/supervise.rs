@@ -5,7 +5,7 @@ use std::{path::PathBuf, pin::Pin, sync::Arc};
 
 use kvwarden_policy::{
     failure::FailureClass,
-    lifecycle::{Phase, Rung},
+    lifecycle::{Phase, SleepLevel},
 };
 
 use super::{
@@ -27,7 +27,7 @@ type Work<'a> = Pin<Box<dyn Future<Output = Done> + 'a>>;
 /// What came of it.
 enum Done {
     Proved(Result<Endpoint, String>),
-    FoundAsleep(Result<Rung, String>),
+    FoundAsleep(Result<SleepLevel, String>),
     Probed(Result<(), String>),
     Changed(Transition, News),
     GivenUp,
@@ -171,8 +171,8 @@ impl<'a> Supervisor<'a> {
                     async move { Done::Proved(task.still_works(&endpoint, &token, launch).await) },
                 )
             }
-            HandoverState::Asleep { rung, .. } => Box::pin(async move {
-                Done::FoundAsleep(prove::still_sleeps(&endpoint).await.map(|()| rung))
+            HandoverState::Asleep { level, .. } => Box::pin(async move {
+                Done::FoundAsleep(prove::still_sleeps(&endpoint).await.map(|()| level))
             }),
         }
     }
@@ -217,10 +217,10 @@ impl<'a> Supervisor<'a> {
                 self.task.tell(News::Ready(self.endpoint.clone()));
                 None
             }
-            Done::FoundAsleep(Ok(rung)) => {
+            Done::FoundAsleep(Ok(level)) => {
                 self.stage = Stage::Serving;
                 let endpoint = self.endpoint.clone();
-                self.task.tell(News::FoundAsleep { rung, endpoint });
+                self.task.tell(News::FoundAsleep { level, endpoint });
                 None
             }
             Done::Proved(Err(reason)) | Done::FoundAsleep(Err(reason)) => {
@@ -296,9 +296,9 @@ impl<'a> Supervisor<'a> {
     fn state_after(&self, what: Transition, news: &News) -> Option<HandoverState> {
         match (what, news) {
             (Transition::Demote { to, .. }, News::Demoted) => {
-                let freed = self.task.spawn.spec.needs().freed(Rung::Ready, to);
+                let freed = self.task.spawn.spec.needs().freed(SleepLevel::Ready, to);
                 Some(HandoverState::Asleep {
-                    rung: to,
+                    level: to,
                     bytes: self.handover.bytes.saturating_sub(freed),
                 })
             }

@@ -5,12 +5,12 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use kvwarden_policy::lifecycle::Rung;
+use kvwarden_policy::lifecycle::SleepLevel;
 
 use super::{task::EngineTask, tree::processor_times};
 use crate::{
     device::Held,
-    engine::{Endpoint, News, Transition, control::Control, rungs},
+    engine::{Endpoint, News, Transition, control::Control, sleep},
 };
 
 /// How long an engine may take for one call. Moving the weights of a large model takes minutes on a
@@ -31,13 +31,13 @@ impl EngineTask {
                 Ok(()) => News::Demoted,
                 Err(reason) => News::DemoteFailed { reason },
             },
-            Transition::Wake { from } => match rungs::promote(endpoint, from, WITHIN).await {
+            Transition::Wake { from } => match sleep::promote(endpoint, from, WITHIN).await {
                 Ok(()) => News::Woken,
                 Err(error) => News::WakeFailed {
                     reason: error.to_string(),
                 },
             },
-            Transition::Verify => match rungs::verify(endpoint, &endpoint.canary).await {
+            Transition::Verify => match sleep::verify(endpoint, &endpoint.canary).await {
                 Ok(()) => News::Verified,
                 Err(reason) => News::VerifyFailed { reason },
             },
@@ -46,8 +46,8 @@ impl EngineTask {
 
     async fn demote(
         &self,
-        from: Rung,
-        to: Rung,
+        from: SleepLevel,
+        to: SleepLevel,
         endpoint: &Endpoint,
         token: &str,
     ) -> Result<(), String> {
@@ -58,7 +58,7 @@ impl EngineTask {
         let (reading, processes) = tokio::join!(self.reader.read(), processes(token));
         let devices: Vec<String> = self.spawn.devices.iter().map(ToString::to_string).collect();
         let held = Held::of(&reading, &devices, processes);
-        let demoted = rungs::demote(endpoint, from, to, WITHIN).await;
+        let demoted = sleep::demote(endpoint, from, to, WITHIN).await;
         demoted.map_err(|error| error.to_string())?;
         let withheld = match simulated {
             Some(before) => {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kvwarden_policy::{
-    Generation, ModelId, failure::FailureClass, lifecycle::Rung, simulation::rng::SplitMix,
+    Generation, ModelId, failure::FailureClass, lifecycle::SleepLevel, simulation::rng::SplitMix,
 };
 use tokio::{sync::oneshot::Receiver, time::Instant};
 
@@ -76,10 +76,10 @@ fn news(rng: &mut SplitMix) -> EngineNews {
 fn tell(node: &Node, rng: &mut SplitMix) {
     let engine = ModelId::from("m");
     let order = rng.below(20).into();
-    let rung = Rung::ALL[rng.below(5) as usize];
+    let level = SleepLevel::ALL[rng.below(5) as usize];
     let target = [
         Target::Load,
-        Target::Sleep(rung),
+        Target::Sleep(level),
         Target::Pin(rng.below(2) == 0),
     ];
     match rng.below(4) {
@@ -93,7 +93,7 @@ fn tell(node: &Node, rng: &mut SplitMix) {
         1 => node.model.do_send(Reclaim {
             engine,
             order,
-            to: rung,
+            to: level,
         }),
         2 => node.model.do_send(SetTarget {
             model: engine,

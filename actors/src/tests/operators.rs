@@ -1,6 +1,6 @@
 //! What operators want of a model.
 
-use kvwarden_policy::lifecycle::Rung;
+use kvwarden_policy::lifecycle::SleepLevel;
 
 use super::*;
 use crate::protocol::{Grant, SetTarget, Target};
@@ -10,7 +10,7 @@ use crate::protocol::{Grant, SetTarget, Target};
 async fn target_is_forgotten_at_the_moment_it_is_reached() {
     let node = Node::start(Setup::default()).await;
     for (target, state) in [
-        (Target::Sleep(Rung::Cold), State::Cold),
+        (Target::Sleep(SleepLevel::Cold), State::Cold),
         (Target::Load, State::Ready),
     ] {
         let model = "m".into();
@@ -23,7 +23,7 @@ async fn target_is_forgotten_at_the_moment_it_is_reached() {
 #[actix_rt::test]
 async fn model_that_was_put_away_is_not_loaded_before_somebody_asks() {
     let node = Node::start(Setup::default()).await;
-    let away = Target::Sleep(Rung::Cold);
+    let away = Target::Sleep(SleepLevel::Cold);
     node.model.do_send(SetTarget {
         model: "m".into(),
         target: away,

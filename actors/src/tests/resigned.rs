@@ -22,7 +22,7 @@ async fn what_would_need_an_engine_to_be_started_is_refused_and_may_be_tried_els
     node.router.do_send(Resign);
     node.model.do_send(SetTarget {
         model: "m".into(),
-        target: Target::Sleep(kvwarden_policy::lifecycle::Rung::Cold),
+        target: Target::Sleep(kvwarden_policy::lifecycle::SleepLevel::Cold),
     });
     node.until(|state| state.state != State::Ready).await;
     assert_eq!(refusal(node.ask("t", "m")).await, Refusal::Draining);

@@ -41,7 +41,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// How a client is slow.
 #[derive(Clone, Copy, Debug)]
-enum Manner {
+enum Slow {
     Headers,
     Body,
     Reader,
@@ -117,7 +117,7 @@ fn first_tokens(server: &Server, model: &str, count: u32) -> Vec<Duration> {
 /// Slow clients of every manner until it is over. Those that the server throws out come back.
 async fn all_slow(port: u16, each: u32, over: &AtomicBool) {
     let mut clients = JoinSet::new();
-    for manner in [Manner::Headers, Manner::Body, Manner::Reader] {
+    for manner in [Slow::Headers, Slow::Body, Slow::Reader] {
         for _ in 0..each {
             clients.spawn(async move {
                 loop {
@@ -135,15 +135,15 @@ async fn all_slow(port: u16, each: u32, over: &AtomicBool) {
     clients.shutdown().await;
 }
 
-async fn slow(port: u16, manner: Manner) -> io::Result<()> {
+async fn slow(port: u16, manner: Slow) -> io::Result<()> {
     let request = caller::post(CHAT, "slow", &ask("shared", 30_000));
     let head = request.windows(4).position(|part| part == b"\r\n\r\n");
     let head = head.expect("a request has a head") + 4;
     let mut caller = Caller::connect_narrowly(port).await?;
     let at_once = match manner {
-        Manner::Headers => 0,
-        Manner::Body => head,
-        Manner::Reader => request.len(),
+        Slow::Headers => 0,
+        Slow::Body => head,
+        Slow::Reader => request.len(),
     };
     caller.send(&request[..at_once]).await?;
     for byte in &request[at_once..] {

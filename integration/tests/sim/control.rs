@@ -180,7 +180,7 @@ fn command_line_loads_parks_and_unloads_and_tells_each_step() {
 }
 
 #[test]
-fn rung_that_the_engine_does_not_have_is_told() {
+fn level_that_the_engine_does_not_have_is_told() {
     let server = Server::start(AWKWARD);
     assert_eq!(models(&server, &["load", "m"]).status.code(), Some(0));
     let output = models(&server, &["deep-sleep", "m"]);

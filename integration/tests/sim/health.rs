@@ -74,7 +74,7 @@ fn broken_model_degrades_the_node() {
 }
 
 #[test]
-fn swaps_are_counted_by_model_and_rungs_and_memory_are_shown() {
+fn swaps_are_counted_by_model_and_levels_and_memory_are_shown() {
     let lazy = |id| model(id, "autostart = false");
     let server = Server::start(&format!("{ROOM}{}{}", lazy("a"), lazy("b")));
     for id in ["a", "b"] {

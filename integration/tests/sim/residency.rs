@@ -124,11 +124,11 @@ fn a_thousand_requests_for_a_cold_model_start_it_once() {
 #[test]
 fn sleeping_model_wakes_for_a_request_without_a_new_start() {
     let server = Server::start(&three());
-    for (verb, rung) in [("park", "parked"), ("deep-sleep", "l2")] {
+    for (verb, level) in [("park", "parked"), ("deep-sleep", "l2")] {
         let _ = server.client().post(CHAT, &chat("a", 2)).expect(200);
         wish(&server, "a", verb);
         reaches(&server, "a", "asleep");
-        assert_eq!(of(&server, "a")["rung"], rung);
+        assert_eq!(of(&server, "a")["rung"], level);
     }
     let _ = server.client().post(CHAT, &chat("a", 2)).expect(200);
     assert_eq!(starts(&server, "a"), 1);

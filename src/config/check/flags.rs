@@ -2,7 +2,7 @@
 
 use kvwarden_actors::engine::{EngineFlags, EngineKind, KvOnDisk};
 use kvwarden_policy::{
-    lifecycle::{Rung, Rungs},
+    lifecycle::{SleepLevel, SleepLevels},
     scheduling::Capacity,
     simulation::steps,
 };
@@ -43,7 +43,7 @@ pub(super) fn flags(
         kv_cache_bytes: model.kv_cache,
         kv_cpu_bytes: model.kv_cpu.filter(|bytes| *bytes > 0),
         kv_ssd_bytes: kv_ssd(section, model, engine),
-        rungs: rungs(model, engine, has_several_models),
+        levels: levels(model, engine, has_several_models),
         own: own_server(section, model, engine),
         extra_args: [&defaults.extra_args[..], &model.extra_args[..]].concat(),
         env,
@@ -70,12 +70,14 @@ fn kv_ssd(section: &mut Section<'_>, model: &ModelTable, engine: EngineKind) -> 
 }
 
 /// L1 is for who asks for it: it takes as much host memory as the model has weights.
-fn rungs(model: &ModelTable, engine: EngineKind, has_several_models: bool) -> Rungs {
+fn levels(model: &ModelTable, engine: EngineKind, has_several_models: bool) -> SleepLevels {
     let sleeps = engine.dialect().sleep.is_some();
     match &model.sleep {
-        Some(allowed) => allowed.iter().copied().map(Rung::from).collect(),
-        None if sleeps && has_several_models => Rungs::default().with(Rung::Parked).with(Rung::L2),
-        None => Rungs::default(),
+        Some(allowed) => allowed.iter().copied().map(SleepLevel::from).collect(),
+        None if sleeps && has_several_models => SleepLevels::default()
+            .with(SleepLevel::Parked)
+            .with(SleepLevel::L2),
+        None => SleepLevels::default(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Memory and what a model may do with it.
 
-use kvwarden_policy::lifecycle::{Rung, Rungs};
+use kvwarden_policy::lifecycle::{SleepLevel, SleepLevels};
 
 use super::*;
 
@@ -27,15 +27,18 @@ fn model_that_can_never_fit_is_refused_with_both_sizes() {
 
 #[test]
 fn sleep_is_for_nodes_with_several_models_unless_it_is_asked_for() {
-    let rungs = |text: &str| load(text).models[0].flags.rungs;
-    let none = Rungs::default();
-    assert_eq!(rungs(MODEL), none);
+    let levels = |text: &str| load(text).models[0].flags.levels;
+    let none = SleepLevels::default();
+    assert_eq!(levels(MODEL), none);
     let two = format!("{MODEL}{}", MODEL.replace("\"m\"", "\"n\""));
-    assert_eq!(rungs(&two), none.with(Rung::Parked).with(Rung::L2));
+    assert_eq!(
+        levels(&two),
+        none.with(SleepLevel::Parked).with(SleepLevel::L2)
+    );
     let asked = format!("{MODEL}sleep = [\"l1\"]\n");
-    assert_eq!(rungs(&asked), none.with(Rung::L1));
+    assert_eq!(levels(&asked), none.with(SleepLevel::L1));
     let never = two.replacen("\"sim\"", "\"sim\"\nsleep = []", 1);
-    assert_eq!(rungs(&never), none);
+    assert_eq!(levels(&never), none);
 }
 
 #[test]

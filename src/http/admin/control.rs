@@ -9,7 +9,7 @@ use kvwarden_actors::{
     Refusal,
     protocol::{SetTarget, Target},
 };
-use kvwarden_policy::lifecycle::Rung;
+use kvwarden_policy::lifecycle::SleepLevel;
 use serde_json::{Value, json};
 
 use crate::{
@@ -30,10 +30,10 @@ pub trait Reload: Send + Sync {
 pub fn routes(app: &mut web::ServiceConfig) {
     let targets = [
         ("load", Target::Load),
-        ("unload", Target::Sleep(Rung::Cold)),
-        ("park", Target::Sleep(Rung::Parked)),
-        ("sleep", Target::Sleep(Rung::L1)),
-        ("deep-sleep", Target::Sleep(Rung::L2)),
+        ("unload", Target::Sleep(SleepLevel::Cold)),
+        ("park", Target::Sleep(SleepLevel::Parked)),
+        ("sleep", Target::Sleep(SleepLevel::L1)),
+        ("deep-sleep", Target::Sleep(SleepLevel::L2)),
         ("pin", Target::Pin(true)),
         ("unpin", Target::Pin(false)),
     ];

@@ -8,7 +8,7 @@ use kvwarden_actors::{
     overview::ActorName,
 };
 use kvwarden_policy::{
-    lifecycle::{Rung, State},
+    lifecycle::{SleepLevel, State},
     residency::{Device, Resident},
 };
 
@@ -166,14 +166,14 @@ fn observe_engine(
 fn observe_resident(labels: &metrics::Engine, resident: &Resident, metrics: &Metrics) {
     let taken = resident.bytes.saturating_mul(resident.devices.len() as u64);
     metrics.model_memory.get_or_create(labels).set(bytes(taken));
-    for rung in Rung::ALL {
-        let at = metrics::AtRung {
+    for level in SleepLevel::ALL {
+        let at = metrics::AtSleepLevel {
             model: labels.model.clone(),
             engine: labels.engine.clone(),
-            rung: metrics::rung(rung).to_owned(),
+            rung: metrics::level(level).to_owned(),
         };
-        let is_there = rung == resident.rung;
-        metrics.model_rung.get_or_create(&at).set(is_there.into());
+        let is_there = level == resident.level;
+        metrics.model_level.get_or_create(&at).set(is_there.into());
     }
 }
 

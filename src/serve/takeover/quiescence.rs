@@ -90,14 +90,16 @@ impl Model<'_> {
 
 #[cfg(test)]
 mod tests {
-    use kvwarden_policy::lifecycle::{Phase, Rung};
+    use kvwarden_policy::lifecycle::{Phase, SleepLevel};
 
     use super::*;
 
     const LOADS: State = State::Starting {
         phase: Phase::Loading,
     };
-    const WAITS: State = State::Waiting { from: Rung::Cold };
+    const WAITS: State = State::Waiting {
+        from: SleepLevel::Cold,
+    };
 
     fn of(waiting: usize, engines: &[(State, bool)]) -> Option<Hindrance> {
         let engines = engines.to_vec();

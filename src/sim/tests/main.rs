@@ -10,4 +10,4 @@ mod faults;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
-mod rungs;
+mod sleep_levels;

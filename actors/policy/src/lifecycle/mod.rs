@@ -14,10 +14,10 @@
 //! here. The machine never spawns or stops anything: it answers with an [`Effect`].
 //!
 //! A model goes down only when nobody runs on it, and only deeper; it serves again only after one
-//! token proved that it can. A rung whose promise an engine broke is barred: the engine is stopped,
-//! the next wish starts it cold, and it never goes to that rung again.
+//! token proved that it can. A sleep level whose promise an engine broke is barred: the engine is stopped,
+//! the next wish starts it cold, and it never goes to that sleep level again.
 
-mod rung;
+mod sleep_level;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -30,7 +30,7 @@ use crate::{
     failure::FailureClass,
 };
 
-pub use rung::{Rung, Rungs};
+pub use sleep_level::{SleepLevel, SleepLevels};
 pub use state::{Effect, Event, Phase, State};
 
 /// The life of one model.
@@ -40,8 +40,8 @@ pub struct Lifecycle {
     generation: Generation,
     backoff: Backoff,
     retry_at: Option<Instant>,
-    supported: Rungs,
-    barred: Rungs,
+    supported: SleepLevels,
+    barred: SleepLevels,
     is_pinned: bool,
 }
 
@@ -56,8 +56,8 @@ impl Lifecycle {
             generation: Generation::default(),
             backoff: Backoff::default(),
             retry_at: None,
-            supported: Rungs::default(),
-            barred: Rungs::default(),
+            supported: SleepLevels::default(),
+            barred: SleepLevels::default(),
             is_pinned: false,
         }
     }
@@ -101,24 +101,24 @@ impl Lifecycle {
     }
 
     /// Sets what its engine was found to support. Until then it only serves and stops.
-    pub fn supports(&mut self, rungs: Rungs) {
-        self.supported = rungs;
+    pub fn supports(&mut self, levels: SleepLevels) {
+        self.supported = levels;
     }
 
-    /// Rungs that broke their promise.
+    /// SleepLevels that broke their promise.
     #[must_use]
-    pub fn barred(&self) -> Rungs {
+    pub fn barred(&self) -> SleepLevels {
         self.barred
     }
 
-    /// Bars a rung, as was found in an earlier life of this version.
-    pub fn bar(&mut self, rung: Rung) {
-        self.barred = self.barred.with(rung);
+    /// Bars a sleep level, as was found in an earlier life of this version.
+    pub fn bar(&mut self, level: SleepLevel) {
+        self.barred = self.barred.with(level);
     }
 
     /// Where it may go: supported and not barred.
     #[must_use]
-    pub fn rungs(&self) -> Rungs {
+    pub fn levels(&self) -> SleepLevels {
         self.supported.minus(self.barred)
     }
 
@@ -146,17 +146,31 @@ impl Lifecycle {
             (Fetching | Broken { .. }, FetchFailed(class)) => self.break_down(class),
 
             // Up.
-            (Cold, Wanted) => self.go(Waiting { from: Rung::Cold }, Effect::Demand),
-            (Asleep { rung }, Wanted) => self.go(Waiting { from: rung }, Effect::Demand),
-            (Waiting { from: Rung::Cold }, Granted) => self.spawn(),
+            (Cold, Wanted) => self.go(
+                Waiting {
+                    from: SleepLevel::Cold,
+                },
+                Effect::Demand,
+            ),
+            (Asleep { level }, Wanted) => self.go(Waiting { from: level }, Effect::Demand),
+            (
+                Waiting {
+                    from: SleepLevel::Cold,
+                },
+                Granted,
+            ) => self.spawn(),
             (Waiting { from }, Granted) => self.go(Waking { from }, Effect::Wake(from)),
-            (Cold | Waiting { from: Rung::Cold }, Inherited(generation))
-                if generation > self.generation =>
-            {
+            (
+                Cold
+                | Waiting {
+                    from: SleepLevel::Cold,
+                },
+                Inherited(generation),
+            ) if generation > self.generation => {
                 self.generation = generation;
                 self.go(Adopting, Effect::Adopt(generation))
             }
-            (Adopting, FoundAsleep(rung)) => self.rest(rung),
+            (Adopting, FoundAsleep(level)) => self.rest(level),
             (Starting { .. }, Progressed(phase)) => self.go(Starting { phase }, Effect::None),
             (Waking { from }, Woken) => self.go(Verifying { from }, Effect::Verify),
             (Adopting | Starting { .. } | Verifying { .. }, Verified) => {
@@ -169,7 +183,12 @@ impl Lifecycle {
             }
             (Backoff { .. } | Broken { .. }, RetryDue) => {
                 self.retry_at = None;
-                self.go(Waiting { from: Rung::Cold }, Effect::Demand)
+                self.go(
+                    Waiting {
+                        from: SleepLevel::Cold,
+                    },
+                    Effect::Demand,
+                )
             }
 
             // Down.
@@ -190,27 +209,41 @@ impl Lifecycle {
                 self.bar(to);
                 self.stop()
             }
-            (Asleep { rung }, Reclaim { to } | Sleep { to })
-            | (Waiting { from: rung }, Reclaim { to }) => self.deepen(rung, to),
+            (Asleep { level }, Reclaim { to } | Sleep { to })
+            | (Waiting { from: level }, Reclaim { to }) => self.deepen(level, to),
             (Waiting { from }, Sleep { to }) => {
                 self.rest(from);
                 self.deepen(from, to)
             }
-            (Waiting { from: Rung::Cold } | Cold, Unwanted) => self.rest(Rung::Cold),
+            (
+                Waiting {
+                    from: SleepLevel::Cold,
+                }
+                | Cold,
+                Unwanted,
+            ) => self.rest(SleepLevel::Cold),
             (
                 Adopting | Starting { .. } | Waking { .. } | Verifying { .. } | Demoting { .. },
-                Unwanted | Sleep { to: Rung::Cold },
+                Unwanted
+                | Sleep {
+                    to: SleepLevel::Cold,
+                },
             )
             | (Waiting { .. } | Ready | Draining { .. } | Asleep { .. }, Unwanted) => self.stop(),
             (Backoff { .. }, Unwanted | Sleep { .. }) | (Broken { .. }, Unwanted) => {
                 self.retry_at = None;
-                self.rest(Rung::Cold)
+                self.rest(SleepLevel::Cold)
             }
 
             (_, Dismissed) => self.dismiss(),
 
             // What was left running could not be used. It served until now, so it shall again.
-            (Adopting, Exited(_)) => self.go(Waiting { from: Rung::Cold }, Effect::Demand),
+            (Adopting, Exited(_)) => self.go(
+                Waiting {
+                    from: SleepLevel::Cold,
+                },
+                Effect::Demand,
+            ),
 
             // The engine's end is a failure where it served or was about to. On its way down, and
             // down, nobody loses by it.
@@ -222,7 +255,7 @@ impl Lifecycle {
             (
                 Waiting { .. } | Draining { .. } | Demoting { .. } | Asleep { .. } | Stopping,
                 Exited(_),
-            ) if self.state.has_engine() => self.rest(Rung::Cold),
+            ) if self.state.has_engine() => self.rest(SleepLevel::Cold),
 
             (_, Pin(is_pinned)) => {
                 self.is_pinned = is_pinned;
@@ -285,32 +318,35 @@ impl Lifecycle {
         effect
     }
 
-    fn rest(&mut self, at: Rung) -> Effect {
+    fn rest(&mut self, at: SleepLevel) -> Effect {
         let state = match at {
-            Rung::Ready => State::Ready,
-            Rung::Parked | Rung::L1 | Rung::L2 => State::Asleep { rung: at },
-            Rung::Cold => State::Cold,
+            SleepLevel::Ready => State::Ready,
+            SleepLevel::Parked | SleepLevel::L1 | SleepLevel::L2 => State::Asleep { level: at },
+            SleepLevel::Cold => State::Cold,
         };
         self.go(state, Effect::None)
     }
 
-    /// The first rung from here down that it may go to.
-    fn allowed(&self, to: Rung) -> Rung {
-        let mut below = self.rungs().iter().filter(|rung| *rung > Rung::Ready);
-        below.find(|rung| *rung >= to).unwrap_or(Rung::Cold)
+    /// The first sleep level from here down that it may go to.
+    fn allowed(&self, to: SleepLevel) -> SleepLevel {
+        let mut below = self
+            .levels()
+            .iter()
+            .filter(|level| *level > SleepLevel::Ready);
+        below.find(|level| *level >= to).unwrap_or(SleepLevel::Cold)
     }
 
-    fn deepen(&mut self, from: Rung, to: Rung) -> Effect {
+    fn deepen(&mut self, from: SleepLevel, to: SleepLevel) -> Effect {
         match self.allowed(to) {
             to if to > from => self.demote(to),
             _ => Effect::None,
         }
     }
 
-    fn demote(&mut self, to: Rung) -> Effect {
+    fn demote(&mut self, to: SleepLevel) -> Effect {
         match to {
-            Rung::Cold => self.stop(),
-            Rung::Ready | Rung::Parked | Rung::L1 | Rung::L2 => {
+            SleepLevel::Cold => self.stop(),
+            SleepLevel::Ready | SleepLevel::Parked | SleepLevel::L1 | SleepLevel::L2 => {
                 self.go(State::Demoting { to }, Effect::Demote(to))
             }
         }
@@ -324,10 +360,15 @@ impl Lifecycle {
         };
         self.backoff.reset();
         self.retry_at = None;
-        self.barred = Rungs::default();
-        let to = Rung::Cold;
+        self.barred = SleepLevels::default();
+        let to = SleepLevel::Cold;
         match self.state {
-            Fetching | Cold | Waiting { from: Rung::Cold } | Stopping => Effect::None,
+            Fetching
+            | Cold
+            | Waiting {
+                from: SleepLevel::Cold,
+            }
+            | Stopping => Effect::None,
             State::Backoff { .. } | Broken { .. } => self.rest(to),
             Ready => self.go(Draining { to }, Effect::Drain),
             Draining { .. } => self.go(Draining { to }, Effect::None),

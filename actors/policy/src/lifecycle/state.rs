@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::Rung;
+use super::SleepLevel;
 use crate::{Generation, failure::FailureClass};
 
 /// Where a model stands.
@@ -19,7 +19,7 @@ pub enum State {
     /// It asked for a place and waits for the grant.
     Waiting {
         /// Where it waits: cold, or asleep.
-        from: Rung,
+        from: SleepLevel,
     },
     /// An earlier kvwarden left its engine running; one token is asked for to prove it.
     Adopting,
@@ -33,27 +33,28 @@ pub enum State {
     /// It lets nobody in any more, and the requests that run come to their end.
     Draining {
         /// What follows.
-        to: Rung,
+        to: SleepLevel,
     },
     /// Its engine is giving memory back.
     Demoting {
         /// What it will be.
-        to: Rung,
+        to: SleepLevel,
     },
     /// Its engine lives and can't serve.
     Asleep {
         /// How deep.
-        rung: Rung,
+        #[serde(rename = "rung")]
+        level: SleepLevel,
     },
     /// Its engine is taking memory again.
     Waking {
         /// What it was.
-        from: Rung,
+        from: SleepLevel,
     },
     /// Its engine woke; one token is asked for to prove it.
     Verifying {
         /// What it was.
-        from: Rung,
+        from: SleepLevel,
     },
     /// Its engine is being stopped.
     Stopping,
@@ -98,7 +99,7 @@ pub enum Event {
     /// An earlier kvwarden left an engine of it running: its start of that generation.
     Inherited(Generation),
     /// That engine is this deep asleep. It is not asked for a token, since it may die of that.
-    FoundAsleep(Rung),
+    FoundAsleep(SleepLevel),
     /// The start got further.
     Progressed(Phase),
     /// The engine woke.
@@ -113,13 +114,13 @@ pub enum Event {
     /// The planner needs its memory.
     Reclaim {
         /// How deep it shall go.
-        to: Rung,
+        to: SleepLevel,
     },
     /// An operator wants it out of memory. Said again until it is, since an engine that starts or
     /// wakes can't sleep yet.
     Sleep {
         /// How deep it shall go; cold is to unload it.
-        to: Rung,
+        to: SleepLevel,
     },
     /// An operator wants it kept, or not any more: a pinned model is not reclaimed.
     Pin(bool),
@@ -155,9 +156,9 @@ pub enum Effect {
     /// Let nobody in; say [`Event::Drained`] when nobody runs, at once if nobody does.
     Drain,
     /// Tell the engine to go to sleep this deep.
-    Demote(Rung),
-    /// Tell the engine, which is at this rung, to wake.
-    Wake(Rung),
+    Demote(SleepLevel),
+    /// Tell the engine, which is at this sleep level, to wake.
+    Wake(SleepLevel),
     /// Ask the engine for one token.
     Verify,
     /// Stop the running engine.
@@ -175,14 +176,14 @@ impl State {
         self == Self::Ready
     }
 
-    /// The rung it rests at. None while it changes.
+    /// The sleep level it rests at. None while it changes.
     #[must_use]
-    pub fn rung(self) -> Option<Rung> {
+    pub fn level(self) -> Option<SleepLevel> {
         match self {
-            Self::Ready => Some(Rung::Ready),
-            Self::Asleep { rung } | Self::Waiting { from: rung } => Some(rung),
+            Self::Ready => Some(SleepLevel::Ready),
+            Self::Asleep { level } | Self::Waiting { from: level } => Some(level),
             Self::Fetching | Self::Cold | Self::Backoff { .. } | Self::Broken { .. } => {
-                Some(Rung::Cold)
+                Some(SleepLevel::Cold)
             }
             Self::Adopting
             | Self::Starting { .. }
@@ -234,7 +235,7 @@ impl State {
     /// An engine exists.
     #[must_use]
     pub fn has_engine(self) -> bool {
-        self.rung() != Some(Rung::Cold)
+        self.level() != Some(SleepLevel::Cold)
     }
 }
 
@@ -258,7 +259,7 @@ impl fmt::Display for State {
             Self::Ready => f.write_str("ready"),
             Self::Draining { .. } => f.write_str("draining"),
             Self::Demoting { .. } => f.write_str("giving memory back"),
-            Self::Asleep { rung } => rung.fmt(f),
+            Self::Asleep { level } => level.fmt(f),
             Self::Waking { .. } => f.write_str("waking"),
             Self::Stopping => f.write_str("stopping"),
             Self::Backoff { attempt, .. } => write!(f, "backing off after failure {attempt}"),

@@ -26,7 +26,12 @@ fn a_wanted_model_asks_for_a_place_and_then_starts_once() {
     let (life, effect) = after(&[Event::Fetched, Event::Wanted]);
     assert_eq!(
         (life.state(), effect),
-        (State::Waiting { from: Rung::Cold }, Effect::Demand)
+        (
+            State::Waiting {
+                from: SleepLevel::Cold
+            },
+            Effect::Demand
+        )
     );
     let (mut life, effect) = after(&[Event::Fetched, Event::Wanted, Event::Granted]);
     assert_eq!(effect, Effect::Spawn(Generation(1)));
@@ -151,37 +156,45 @@ fn an_inherited_engine_that_sleeps_goes_on_sleeping_and_wakes_when_it_is_wanted(
     let (mut life, effect) = after(&[
         Event::Fetched,
         Event::Inherited(Generation(7)),
-        Event::FoundAsleep(Rung::L1),
+        Event::FoundAsleep(SleepLevel::L1),
     ]);
     assert_eq!(
         (life.state(), effect),
-        (State::Asleep { rung: Rung::L1 }, Effect::None)
+        (
+            State::Asleep {
+                level: SleepLevel::L1
+            },
+            Effect::None
+        )
     );
     assert_eq!(life.on(Event::Wanted, epoch(), 0), Effect::Demand);
-    assert_eq!(life.on(Event::Granted, epoch(), 0), Effect::Wake(Rung::L1));
+    assert_eq!(
+        life.on(Event::Granted, epoch(), 0),
+        Effect::Wake(SleepLevel::L1)
+    );
     assert_eq!(life.generation(), Generation(7));
 }
 
-fn asleep_at(rung: Rung) -> Lifecycle {
+fn asleep_at(level: SleepLevel) -> Lifecycle {
     let (mut life, _) = after(&TO_READY);
-    life.supports(Rungs::default().with(rung));
-    for event in [Event::Reclaim { to: rung }, Event::Drained, Event::Demoted] {
+    life.supports(SleepLevels::default().with(level));
+    for event in [Event::Reclaim { to: level }, Event::Drained, Event::Demoted] {
         life.on(event, epoch(), 0);
     }
-    assert_eq!(life.state(), State::Asleep { rung });
+    assert_eq!(life.state(), State::Asleep { level });
     life
 }
 
 #[test]
 fn a_model_drains_before_it_goes_to_sleep_and_proves_itself_after() {
     let (mut life, _) = after(&TO_READY);
-    life.supports([Rung::L1].into_iter().collect());
+    life.supports([SleepLevel::L1].into_iter().collect());
     let mut on = |event| life.on(event, epoch(), 0);
-    assert_eq!(on(Event::Reclaim { to: Rung::L1 }), Effect::Drain);
-    assert_eq!(on(Event::Drained), Effect::Demote(Rung::L1));
+    assert_eq!(on(Event::Reclaim { to: SleepLevel::L1 }), Effect::Drain);
+    assert_eq!(on(Event::Drained), Effect::Demote(SleepLevel::L1));
     assert_eq!(on(Event::Demoted), Effect::None);
     assert_eq!(on(Event::Wanted), Effect::Demand);
-    assert_eq!(on(Event::Granted), Effect::Wake(Rung::L1));
+    assert_eq!(on(Event::Granted), Effect::Wake(SleepLevel::L1));
     assert_eq!(on(Event::Woken), Effect::Verify);
     assert_eq!(on(Event::Verified), Effect::None);
     assert_eq!(
@@ -191,9 +204,9 @@ fn a_model_drains_before_it_goes_to_sleep_and_proves_itself_after() {
 }
 
 #[test]
-fn a_rung_that_broke_its_promise_is_barred_and_the_next_start_is_cold() {
-    let mut life = asleep_at(Rung::L1);
-    life.supports([Rung::L1, Rung::L2].into_iter().collect());
+fn a_level_that_broke_its_promise_is_barred_and_the_next_start_is_cold() {
+    let mut life = asleep_at(SleepLevel::L1);
+    life.supports([SleepLevel::L1, SleepLevel::L2].into_iter().collect());
     let wake = [Event::Wanted, Event::Granted, Event::Woken];
     for event in wake {
         life.on(event, epoch(), 0);
@@ -207,8 +220,8 @@ fn a_rung_that_broke_its_promise_is_barred_and_the_next_start_is_cold() {
         Effect::Spawn(Generation(2))
     );
     life.on(Event::Verified, epoch(), 0);
-    life.on(Event::Reclaim { to: Rung::L1 }, epoch(), 0);
-    assert_eq!(life.state(), State::Draining { to: Rung::L2 });
+    life.on(Event::Reclaim { to: SleepLevel::L1 }, epoch(), 0);
+    assert_eq!(life.state(), State::Draining { to: SleepLevel::L2 });
 }
 
 #[test]
@@ -216,19 +229,37 @@ fn a_pinned_model_is_not_reclaimed_but_its_operator_may_unload_it() {
     let (mut life, _) = after(&TO_READY);
     life.on(Event::Pin(true), epoch(), 0);
     assert_eq!(
-        life.on(Event::Reclaim { to: Rung::Cold }, epoch(), 0),
+        life.on(
+            Event::Reclaim {
+                to: SleepLevel::Cold
+            },
+            epoch(),
+            0
+        ),
         Effect::None
     );
     assert_eq!(
-        life.on(Event::Sleep { to: Rung::Cold }, epoch(), 0),
+        life.on(
+            Event::Sleep {
+                to: SleepLevel::Cold
+            },
+            epoch(),
+            0
+        ),
         Effect::Drain
     );
 }
 
 #[test]
-fn a_rung_that_the_engine_lacks_is_not_gone_to() {
+fn a_level_that_the_engine_lacks_is_not_gone_to() {
     let (mut life, _) = after(&TO_READY);
-    life.on(Event::Reclaim { to: Rung::Parked }, epoch(), 0);
+    life.on(
+        Event::Reclaim {
+            to: SleepLevel::Parked,
+        },
+        epoch(),
+        0,
+    );
     assert_eq!(life.on(Event::Drained, epoch(), 0), Effect::Stop);
 }
 
@@ -248,21 +279,21 @@ fn dismissed_engine_drains_whoever_pinned_it_and_one_that_is_broken_gets_another
 
 fn event() -> impl Strategy<Value = Event> {
     let class = prop_oneof![Just(FailureClass::Crashed), Just(FailureClass::BadFlag)];
-    let rung = || prop::sample::select(&Rung::ALL[..]);
+    let level = || prop::sample::select(&SleepLevel::ALL[..]);
     prop_oneof![
         1 => Just(Event::Fetched),
         1 => Just(Event::Dismissed),
         3 => Just(Event::Wanted),
         3 => Just(Event::Granted),
         1 => (1..9_u64).prop_map(|n| Event::Inherited(Generation(n))),
-        1 => prop::sample::select(&Rung::ASLEEP[..]).prop_map(Event::FoundAsleep),
+        1 => prop::sample::select(&SleepLevel::ASLEEP[..]).prop_map(Event::FoundAsleep),
         1 => Just(Event::Progressed(Phase::Loading)),
         3 => Just(Event::Woken),
         1 => Just(Event::WakeFailed),
         5 => Just(Event::Verified),
         1 => Just(Event::VerifyFailed),
-        2 => rung().prop_map(|to| Event::Reclaim { to }),
-        1 => rung().prop_map(|to| Event::Sleep { to }),
+        2 => level().prop_map(|to| Event::Reclaim { to }),
+        1 => level().prop_map(|to| Event::Sleep { to }),
         1 => any::<bool>().prop_map(Event::Pin),
         3 => Just(Event::Drained),
         3 => Just(Event::Demoted),
@@ -318,12 +349,12 @@ impl World {
                 before
             );
         }
-        if let Effect::Demote(rung) = effect {
-            prop_assert!(life.rungs().contains(rung), "{rung} is not to be had");
-            prop_assert!(before.rung().is_none_or(|from| from < rung), "not deeper");
+        if let Effect::Demote(level) = effect {
+            prop_assert!(life.levels().contains(level), "{level} is not to be had");
+            prop_assert!(before.level().is_none_or(|from| from < level), "not deeper");
         }
-        if let (Some(from), Some(to)) = (before.rung(), life.state().rung()) {
-            prop_assert!(from <= to || from == Rung::Ready, "served unproven");
+        if let (Some(from), Some(to)) = (before.level(), life.state().level()) {
+            prop_assert!(from <= to || from == SleepLevel::Ready, "served unproven");
         }
         prop_assert_eq!(
             life.state().has_engine(),
@@ -334,7 +365,7 @@ impl World {
         // That of the engine before is none of the next one's.
         let is_lifted = event == Event::Dismissed;
         prop_assert!(
-            is_lifted || barred.iter().all(|rung| life.barred().contains(rung)),
+            is_lifted || barred.iter().all(|level| life.barred().contains(level)),
             "a bar was lifted"
         );
         Ok(())
@@ -344,11 +375,11 @@ impl World {
 proptest! {
     #[test]
     fn engine_and_requests_are_safe_whatever_happens(
-        rungs in prop::collection::vec(prop::sample::select(&Rung::ASLEEP[..]), 0..4),
+        levels in prop::collection::vec(prop::sample::select(&SleepLevel::ASLEEP[..]), 0..4),
         events in prop::collection::vec((event(), 0..3_usize), 0..300),
     ) {
         let (mut life, mut world) = (Lifecycle::new(), World::default());
-        life.supports(rungs.into_iter().collect());
+        life.supports(levels.into_iter().collect());
         for (event, arriving) in events {
             if world.can_be(event) {
                 world.check(&mut life, event)?;

@@ -1,4 +1,4 @@
-//! What it costs to go down to a rung and to come back: measured, with a guess until it was.
+//! What it costs to go down to a sleep level and to come back: measured, with a guess until it was.
 
 use std::{
     ops::{Index, IndexMut},
@@ -7,13 +7,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::lifecycle::Rung;
+use crate::lifecycle::SleepLevel;
 
-/// One thing per rung.
+/// One thing per sleep level.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ByRung<T>([T; Rung::ALL.len()]);
+pub struct BySleepLevel<T>([T; SleepLevel::ALL.len()]);
 
-/// The way down to a rung from where it serves, and back up.
+/// The way down to a sleep level from where it serves, and back up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cost {
     /// How long the engine takes to give the memory back.
@@ -22,33 +22,33 @@ pub struct Cost {
     pub promote: Duration,
 }
 
-/// The costs of a model's rungs.
-pub type Costs = ByRung<Cost>;
+/// The costs of a model's sleep levels.
+pub type Costs = BySleepLevel<Cost>;
 
 /// Newest measurement's part in the average: the last three or four make most of it.
 const NEWEST: f64 = 0.3;
 
-// === impl ByRung ===
+// === impl BySleepLevel ===
 
-impl<T> ByRung<T> {
-    /// The value of each rung.
+impl<T> BySleepLevel<T> {
+    /// The value of each sleep level.
     #[must_use]
-    pub fn from_fn(of: impl FnMut(Rung) -> T) -> Self {
-        Self(Rung::ALL.map(of))
+    pub fn from_fn(of: impl FnMut(SleepLevel) -> T) -> Self {
+        Self(SleepLevel::ALL.map(of))
     }
 }
 
-impl<T> Index<Rung> for ByRung<T> {
+impl<T> Index<SleepLevel> for BySleepLevel<T> {
     type Output = T;
 
-    fn index(&self, rung: Rung) -> &T {
-        &self.0[rung as usize]
+    fn index(&self, level: SleepLevel) -> &T {
+        &self.0[level as usize]
     }
 }
 
-impl<T> IndexMut<Rung> for ByRung<T> {
-    fn index_mut(&mut self, rung: Rung) -> &mut T {
-        &mut self.0[rung as usize]
+impl<T> IndexMut<SleepLevel> for BySleepLevel<T> {
+    fn index_mut(&mut self, level: SleepLevel) -> &mut T {
+        &mut self.0[level as usize]
     }
 }
 
@@ -64,23 +64,23 @@ impl Costs {
             demote: Duration::from_secs_f64(demote),
             promote: Duration::from_secs_f64(promote),
         };
-        Self::from_fn(|rung| match rung {
-            Rung::Ready => Cost::default(),
-            Rung::Parked => cost(0.1, 0.1),
-            Rung::L1 => cost(0.3 + 0.7 * gib, 0.3 + 0.13 * gib),
-            Rung::L2 => cost(0.3, 0.5 + 0.4 * gib),
-            Rung::Cold => cost(2.0, 15.0 + gib),
+        Self::from_fn(|level| match level {
+            SleepLevel::Ready => Cost::default(),
+            SleepLevel::Parked => cost(0.1, 0.1),
+            SleepLevel::L1 => cost(0.3 + 0.7 * gib, 0.3 + 0.13 * gib),
+            SleepLevel::L2 => cost(0.3, 0.5 + 0.4 * gib),
+            SleepLevel::Cold => cost(2.0, 15.0 + gib),
         })
     }
 
-    /// Takes in how long the way down to `rung` took.
-    pub fn learn_demote(&mut self, rung: Rung, took: Duration) {
-        learn(&mut self[rung].demote, took);
+    /// Takes in how long the way down to `sleep level` took.
+    pub fn learn_demote(&mut self, level: SleepLevel, took: Duration) {
+        learn(&mut self[level].demote, took);
     }
 
-    /// Takes in how long the way up from `rung` took.
-    pub fn learn_promote(&mut self, rung: Rung, took: Duration) {
-        learn(&mut self[rung].promote, took);
+    /// Takes in how long the way up from `sleep level` took.
+    pub fn learn_promote(&mut self, level: SleepLevel, took: Duration) {
+        learn(&mut self[level].promote, took);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::lifecycle::{Rungs, State};
+use crate::lifecycle::{SleepLevels, State};
 
 /// Where an engine stands and how much it is wanted. A model says it whenever that changes and at
 /// every tick; the planner reads it in its [`Model`](super::Model).
@@ -13,7 +13,7 @@ pub struct Demand {
     /// The newest order it has followed, or had no reason to follow any more.
     pub order: u64,
     /// Where it may go: what the engine supports and was not seen to break.
-    pub rungs: Rungs,
+    pub levels: SleepLevels,
     /// It must stay where it is.
     pub is_pinned: bool,
     /// Requests that run on it.

@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeMap, time::Instant};
 
-use super::{ByRung, Costs, Demand, DeviceSize, Forecast, Model, Needs};
+use super::{BySleepLevel, Costs, Demand, DeviceSize, Forecast, Model, Needs};
 use crate::{
     DeviceId, ModelId,
-    lifecycle::{Rung, State},
+    lifecycle::{SleepLevel, State},
 };
 
 #[derive(Debug)]
@@ -17,9 +17,9 @@ pub(super) struct Entry {
     /// Since when its demand says the same state.
     since: Instant,
     /// Where it rested last.
-    pub(super) rung: Rung,
+    pub(super) level: SleepLevel,
     /// When it began to rise.
-    rising: Option<(Rung, Instant)>,
+    rising: Option<(SleepLevel, Instant)>,
     pub(super) devices: Vec<DeviceId>,
     pub(super) costs: Costs,
     /// The newest order to it.
@@ -38,7 +38,7 @@ impl Entry {
             next_needs: None,
             demand: Demand::default(),
             since: now,
-            rung: Rung::Cold,
+            level: SleepLevel::Cold,
             rising: None,
             devices: Vec::new(),
             order: 0,
@@ -46,21 +46,21 @@ impl Entry {
         }
     }
 
-    /// Takes in a demand. The rung it rests at, if it does.
-    pub(super) fn update(&mut self, demand: Demand, now: Instant) -> Option<Rung> {
+    /// Takes in a demand. The sleep level it rests at, if it does.
+    pub(super) fn update(&mut self, demand: Demand, now: Instant) -> Option<SleepLevel> {
         if self.demand.state != demand.state {
             self.learn(demand.state, now);
             self.since = now;
         }
         self.demand = demand;
-        let rung = self.demand.state.rung().filter(|_| !self.is_changing())?;
-        self.rung = rung;
-        if rung == Rung::Cold
+        let level = self.demand.state.level().filter(|_| !self.is_changing())?;
+        self.level = level;
+        if level == SleepLevel::Cold
             && let Some(next) = self.next_needs.take()
         {
             self.needs = next;
         }
-        Some(rung)
+        Some(level)
     }
 
     /// What was demanded last.
@@ -74,11 +74,11 @@ impl Entry {
 
     /// It is on its way, or has not followed its newest order yet.
     pub(super) fn is_changing(&self) -> bool {
-        self.demand.order < self.order || self.demand.state.rung().is_none()
+        self.demand.order < self.order || self.demand.state.level().is_none()
     }
 
-    /// Bytes on each device, by rung: the larger where devices differ in size.
-    pub(super) fn bytes(&self, devices: &BTreeMap<DeviceId, DeviceSize>) -> ByRung<u64> {
+    /// Bytes on each device, by sleep level: the larger where devices differ in size.
+    pub(super) fn bytes(&self, devices: &BTreeMap<DeviceId, DeviceSize>) -> BySleepLevel<u64> {
         let ids = match self.devices.as_slice() {
             [] => self.needs.allowed(devices),
             here => here.to_vec(),
@@ -96,7 +96,7 @@ impl Entry {
                 self.rising = Some((from, now));
             }
             (State::Demoting { to }, State::Asleep { .. }) => self.costs.learn_demote(to, took),
-            (State::Stopping, State::Cold) => self.costs.learn_demote(Rung::Cold, took),
+            (State::Stopping, State::Cold) => self.costs.learn_demote(SleepLevel::Cold, took),
             (_, State::Ready) => {
                 if let Some((from, begun)) = self.rising.take() {
                     let took = now.saturating_duration_since(begun);
@@ -116,7 +116,7 @@ impl Entry {
         Model {
             id: engine.clone(),
             demand: self.demand.clone(),
-            rung: self.rung,
+            level: self.level,
             is_changing: self.is_changing(),
             devices: self.devices.clone(),
             width: self.needs.width,

@@ -33,7 +33,7 @@ mod victims;
 #[cfg(test)]
 mod tests;
 
-pub use cost::{ByRung, Cost, Costs};
+pub use cost::{BySleepLevel, Cost, Costs};
 pub use demand::Demand;
 pub use ledger::{Ledger, Limits};
 pub use needs::{DeviceSelector, DeviceSize, Footprint, HOST, Memory, Needs};

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ByRung, Costs};
-use crate::{DeviceId, lifecycle::Rung};
+use super::{BySleepLevel, Costs};
+use crate::{DeviceId, lifecycle::SleepLevel};
 
 /// What an engine keeps of a GPU while it sleeps, until that is measured.
 const RESIDUE: u64 = 1_400 << 20;
@@ -32,8 +32,8 @@ pub struct Needs {
 pub enum Memory {
     /// As far as that is known before it runs.
     Estimated(Footprint),
-    /// By rung, as they were seen.
-    Known(ByRung<u64>),
+    /// By sleep level, as they were seen.
+    Known(BySleepLevel<u64>),
 }
 
 /// Where an engine may run.
@@ -73,7 +73,7 @@ pub struct DeviceSize {
 impl Needs {
     /// Bytes that a demotion gives back at least, on the smallest device there is.
     #[must_use]
-    pub fn freed(&self, from: Rung, to: Rung) -> u64 {
+    pub fn freed(&self, from: SleepLevel, to: SleepLevel) -> u64 {
         let smallest = match self.memory {
             Memory::Estimated(footprint) => footprint.weights.saturating_add(footprint.kv),
             Memory::Known(_) => 0,
@@ -82,9 +82,9 @@ impl Needs {
         bytes[from].saturating_sub(bytes[to])
     }
 
-    /// Bytes on a device of that size, by rung. What a sleeping engine keeps (its CUDA context,
+    /// Bytes on a device of that size, by sleep level. What a sleeping engine keeps (its CUDA context,
     /// graphs and allocator) is measured at 1.3 GiB for 14B on vLLM.
-    pub(super) fn bytes(&self, size: u64) -> ByRung<u64> {
+    pub(super) fn bytes(&self, size: u64) -> BySleepLevel<u64> {
         let footprint = match self.memory {
             Memory::Known(bytes) => return bytes,
             Memory::Estimated(footprint) => footprint,
@@ -94,11 +94,11 @@ impl Needs {
             DeviceSelector::Unmanaged | DeviceSelector::Host => 0,
             DeviceSelector::Gpus(_) => RESIDUE.min(whole),
         };
-        ByRung::from_fn(|rung| match rung {
-            Rung::Ready => whole,
-            Rung::Parked => footprint.weights.saturating_add(residue).min(whole),
-            Rung::L1 | Rung::L2 => residue,
-            Rung::Cold => 0,
+        BySleepLevel::from_fn(|level| match level {
+            SleepLevel::Ready => whole,
+            SleepLevel::Parked => footprint.weights.saturating_add(residue).min(whole),
+            SleepLevel::L1 | SleepLevel::L2 => residue,
+            SleepLevel::Cold => 0,
         })
     }
 
@@ -121,7 +121,7 @@ impl Needs {
     pub(super) fn first_costs(&self) -> Costs {
         self.costs.unwrap_or_else(|| match self.memory {
             Memory::Estimated(footprint) => Costs::prior(footprint.weights),
-            Memory::Known(bytes) => Costs::prior(bytes[Rung::Ready]),
+            Memory::Known(bytes) => Costs::prior(bytes[SleepLevel::Ready]),
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     DeviceId,
-    lifecycle::Rung,
+    lifecycle::SleepLevel,
     residency::{Device, Model},
 };
 
@@ -16,7 +16,7 @@ pub(crate) fn sets(model: &Model, devices: &[Device]) -> Vec<Vec<usize>> {
     if !model.devices.is_empty() {
         return vec![indices(&model.devices, devices)];
     }
-    let large = |index: &usize| devices[*index].capacity >= model.bytes[Rung::Ready];
+    let large = |index: &usize| devices[*index].capacity >= model.bytes[SleepLevel::Ready];
     let usable: Vec<usize> = eligible(model, devices).filter(large).collect();
     combinations(&usable, model.width.max(1))
 }

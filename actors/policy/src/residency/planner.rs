@@ -5,10 +5,10 @@ use super::{
     value::{count, promotion, urgency},
     victims::{Candidate, Choice, Victims, cheapest},
 };
-use crate::{lifecycle::Rung, residency::placement};
+use crate::{lifecycle::SleepLevel, residency::placement};
 
-/// What a model is worth at least at a rung, in seconds.
-pub(crate) type Worth<'a> = &'a dyn Fn(&Model, Rung) -> f64;
+/// What a model is worth at least at a sleep level, in seconds.
+pub(crate) type Worth<'a> = &'a dyn Fn(&Model, SleepLevel) -> f64;
 
 pub(crate) struct Planner<'a> {
     pub(crate) snapshot: &'a Snapshot,
@@ -99,7 +99,7 @@ impl<'a> Planner<'a> {
                 }
                 self.wait(model, Until::Changed);
             }
-            None if self.is_stuck(model) => self.demote(model, Rung::Cold, Why::Stuck),
+            None if self.is_stuck(model) => self.demote(model, SleepLevel::Cold, Why::Stuck),
             None => self.wait(model, Until::Room),
         }
     }
@@ -107,7 +107,7 @@ impl<'a> Planner<'a> {
     /// It sleeps where pinned models leave no room. Cold, it could go elsewhere.
     fn is_stuck(&self, model: &Model) -> bool {
         let cold = Model {
-            rung: Rung::Cold,
+            level: SleepLevel::Cold,
             devices: Vec::new(),
             ..model.clone()
         };
@@ -123,7 +123,7 @@ impl<'a> Planner<'a> {
     }
 
     fn is_overdue(&self, model: &Model) -> bool {
-        let swap = model.costs[model.rung].demote + promotion(model);
+        let swap = model.costs[model.level].demote + promotion(model);
         model.demand.oldest_wait >= self.snapshot.settings.max_wait(swap)
     }
 
@@ -161,7 +161,7 @@ impl<'a> Planner<'a> {
         if set.is_empty() || set.iter().any(is_out) {
             return None;
         }
-        let more = model.bytes[Rung::Ready].saturating_sub(model.bytes[model.rung]);
+        let more = model.bytes[SleepLevel::Ready].saturating_sub(model.bytes[model.level]);
         let after = |device: &usize| self.taken[*device] + more;
         let needs: Vec<u64> = set
             .iter()
@@ -208,10 +208,14 @@ impl<'a> Planner<'a> {
     }
 
     fn options(&self, model: &Model) -> Vec<Choice> {
-        let deeper = model.demand.rungs.iter().filter(|rung| *rung > model.rung);
+        let deeper = model
+            .demand
+            .levels
+            .iter()
+            .filter(|level| *level > model.level);
         let choice = |to| Choice {
             to,
-            frees: model.bytes[model.rung].saturating_sub(model.bytes[to]),
+            frees: model.bytes[model.level].saturating_sub(model.bytes[to]),
             value: (self.worth)(model, to),
         };
         deeper.map(choice).collect()
@@ -237,7 +241,7 @@ impl<'a> Planner<'a> {
         self.block(&place.devices);
     }
 
-    fn demote(&mut self, model: &Model, to: Rung, why: Why) {
+    fn demote(&mut self, model: &Model, to: SleepLevel, why: Why) {
         self.actions.push(Action::Demote {
             model: model.id.clone(),
             to,
@@ -261,9 +265,9 @@ impl<'a> Planner<'a> {
                 .idle_ttl
                 .is_some_and(|ttl| model.demand.idle_for >= ttl);
             let is_at_rest = !model.is_changing && devices.iter().all(|at| !self.is_blocked[*at]);
-            let is_in_memory = model.rung < Rung::Cold && !model.demand.is_pinned;
+            let is_in_memory = model.level < SleepLevel::Cold && !model.demand.is_pinned;
             if is_in_memory && is_idle && is_over && is_at_rest {
-                self.demote(model, Rung::Cold, Why::Idle);
+                self.demote(model, SleepLevel::Cold, Why::Idle);
             }
         }
     }

@@ -5,7 +5,7 @@ use super::{
     planner::{Placement, Planner},
     value::promotion,
 };
-use crate::lifecycle::Rung;
+use crate::lifecycle::SleepLevel;
 
 /// What a load that nobody has asked for must save at least, as a part of what it takes.
 const MARGIN: f64 = 0.2;
@@ -21,7 +21,7 @@ impl<'a> Planner<'a> {
             return;
         }
         let can_come = |model: &&'a Model| {
-            let is_out = model.rung != Rung::Ready && !model.is_changing;
+            let is_out = model.level != SleepLevel::Ready && !model.is_changing;
             is_out && model.demand.may_prefetch && is_expected(model)
         };
         let gain = |model: &'a Model| {
@@ -61,7 +61,7 @@ impl<'a> Planner<'a> {
             let mut going = place.victims.iter();
             let back = match going.find(|(victim, _)| victim.id == other.id) {
                 Some((victim, choice)) => victim.costs[choice.to].promote.as_secs_f64(),
-                None if other.rung == Rung::Ready => return 0.0,
+                None if other.level == SleepLevel::Ready => return 0.0,
                 None => 0.0,
             };
             other.next.expect(|after| back + (takes - after).max(0.0))

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ByRung, Costs, Demand, Forecast};
-use crate::{DeviceId, ModelId, lifecycle::Rung};
+use super::{BySleepLevel, Costs, Demand, Forecast};
+use crate::{DeviceId, ModelId, lifecycle::SleepLevel};
 
 /// When to swap.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -60,7 +60,7 @@ pub struct Model {
     /// What it says.
     pub demand: Demand,
     /// Where it rests, or comes from while it changes.
-    pub rung: Rung,
+    pub level: SleepLevel,
     /// It starts, wakes, drains, gives memory back or stops, or is about to, as it was told.
     pub is_changing: bool,
     /// Where it is, each device with the same part of it. None while it is cold.
@@ -69,8 +69,8 @@ pub struct Model {
     pub width: usize,
     /// Where it may be. Empty: anywhere.
     pub allowed: Vec<DeviceId>,
-    /// Bytes on each of its devices, by rung: weights, KV cache, and what it was seen to take on top.
-    pub bytes: ByRung<u64>,
+    /// Bytes on each of its devices, by sleep level: weights, KV cache, and what it was seen to take on top.
+    pub bytes: BySleepLevel<u64>,
     /// What leaving and coming back costs.
     pub costs: Costs,
     /// When it may be the next to be asked ([`Succession`](super::Succession)).
@@ -102,7 +102,7 @@ pub enum Action {
         /// Who.
         model: ModelId,
         /// How deep.
-        to: Rung,
+        to: SleepLevel,
         /// Why.
         why: Why,
     },

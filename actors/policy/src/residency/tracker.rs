@@ -12,7 +12,7 @@ use super::{
     Action, Costs, Demand, Device, DeviceSelector, DeviceSize, Forecast, HOST, Ledger, Limits,
     Model, Needs, Plan, Settings, Snapshot, Succession, Until, entry::Entry, plan, value,
 };
-use crate::{DeviceId, ModelId, lifecycle::Rung};
+use crate::{DeviceId, ModelId, lifecycle::SleepLevel};
 
 /// What to tell a model about one of its engines.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub enum OrderKind {
         is_prefetch: bool,
     },
     /// Drain and go down this deep.
-    Reclaim(Rung),
+    Reclaim(SleepLevel),
 }
 
 /// What the driver says of memory.
@@ -69,7 +69,8 @@ pub struct Resident {
     /// Which engine: its model's name, or `model#2` for a second one.
     pub engine: ModelId,
     /// Where it rests, or comes from while it changes.
-    pub rung: Rung,
+    #[serde(rename = "rung")]
+    pub level: SleepLevel,
     /// Where it is.
     pub devices: Vec<DeviceId>,
     /// Bytes it is charged for on each of its devices.
@@ -80,7 +81,7 @@ pub struct Resident {
     pub value: f64,
     /// It stays where it is, whatever it is worth.
     pub is_pinned: bool,
-    /// What leaving and coming back costs, by rung.
+    /// What leaving and coming back costs, by sleep level.
     pub costs: Costs,
     /// What it waits for, if it waits for a place.
     pub until: Option<Until>,
@@ -260,9 +261,9 @@ impl Tracker {
             let asked_at = asked_at.saturating_duration_since(self.epoch);
             self.succession.seen(engine, asked_at);
         }
-        if let Some(rung) = entry.update(demand, now) {
-            let bytes = entry.bytes(&self.devices)[rung];
-            if rung == Rung::Cold {
+        if let Some(level) = entry.update(demand, now) {
+            let bytes = entry.bytes(&self.devices)[level];
+            if level == SleepLevel::Cold {
                 entry.devices.clear();
             }
             self.ledger.charge(engine, &entry.devices, bytes);
@@ -345,7 +346,7 @@ impl Tracker {
             if let OrderKind::Grant { devices, .. } = &kind {
                 entry.is_promised = false;
                 entry.devices.clone_from(devices);
-                let bytes = entry.bytes(&self.devices)[Rung::Ready];
+                let bytes = entry.bytes(&self.devices)[SleepLevel::Ready];
                 self.ledger.charge(&engine, devices, bytes);
             }
         }
@@ -402,11 +403,11 @@ impl Tracker {
             let model = self.model(engine, entry);
             Resident {
                 engine: engine.clone(),
-                rung: entry.rung,
+                level: entry.level,
                 devices: entry.devices.clone(),
                 bytes: self.charged(engine),
                 rate: model.demand.rate,
-                value: value::value(&model, Rung::Cold),
+                value: value::value(&model, SleepLevel::Cold),
                 is_pinned: model.demand.is_pinned,
                 costs: entry.costs,
                 until: until(engine).filter(|_| model.is_wanted()),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Model;
-use crate::lifecycle::Rung;
+use crate::lifecycle::SleepLevel;
 
 /// Euler and Mascheroni's constant, by which harmonic numbers exceed logarithms.
 const EULER: f64 = 0.577_215_664_9;
@@ -19,7 +19,7 @@ const EXPECTED: f64 = 40.0;
 ///
 /// Who wants it again waits for it, the sooner the surer, and then whoever asks while it comes back
 /// waits too; those who ask while it drains wait for all of it; and its own queue waits.
-pub(crate) fn value(model: &Model, to: Rung) -> f64 {
+pub(crate) fn value(model: &Model, to: SleepLevel) -> f64 {
     let (cost, rate) = (round_trip(model, to).as_secs_f64(), model.demand.rate);
     let drain = drain(model);
     let next = model.next.expect(|after| EXPECTED / (EXPECTED + after));
@@ -43,14 +43,14 @@ fn drain(model: &Model) -> f64 {
 
 /// What it costs to go down to `to` from where the model is and to serve again, beyond what it costs
 /// from here.
-pub(crate) fn round_trip(model: &Model, to: Rung) -> Duration {
+pub(crate) fn round_trip(model: &Model, to: SleepLevel) -> Duration {
     let there = model.costs[to];
-    (there.demote + there.promote).saturating_sub(model.costs[model.rung].promote)
+    (there.demote + there.promote).saturating_sub(model.costs[model.level].promote)
 }
 
 /// How long until it serves.
 pub(crate) fn promotion(model: &Model) -> Duration {
-    model.costs[model.rung].promote
+    model.costs[model.level].promote
 }
 
 /// Who goes first among those that wait: requests served per second of loading.

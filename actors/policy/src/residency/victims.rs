@@ -5,7 +5,7 @@
 //! cover of the device that is hardest to cover, which no choice can beat (Dantzig 1957). Models of
 //! one device are tens at most and mostly few are needed, so the search is short.
 
-use crate::lifecycle::Rung;
+use crate::lifecycle::SleepLevel;
 
 /// Search steps. Random instances with 64 models stay below a tenth of it; whatever does not gets the
 /// best set that was found, which is at least as good as the greedy one.
@@ -24,7 +24,7 @@ pub(crate) struct Candidate {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Choice {
     /// How deep.
-    pub(crate) to: Rung,
+    pub(crate) to: SleepLevel,
     /// Bytes that are then free on each of its devices.
     pub(crate) frees: u64,
     /// What that costs, in seconds; finite and not negative.

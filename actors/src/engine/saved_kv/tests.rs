@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
 };
 
-use kvwarden_policy::{lifecycle::Rungs, scheduling::Capacity};
+use kvwarden_policy::{lifecycle::SleepLevels, scheduling::Capacity};
 use tempfile::TempDir;
 
 use super::*;
@@ -33,7 +33,7 @@ fn bench() -> Bench {
         kv_cache_bytes: None,
         kv_cpu_bytes: None,
         kv_ssd_bytes: Some(1 << 20),
-        rungs: Rungs::default(),
+        levels: SleepLevels::default(),
         own: None,
         extra_args: Vec::new(),
         env: BTreeMap::new(),

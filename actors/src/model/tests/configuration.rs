@@ -138,7 +138,9 @@ async fn model_that_is_to_start_with_the_server_from_now_on_starts_now() {
     reconfigure(&rig, lazy());
     assert_eq!(rig.demand("m").await.state, State::Cold);
     reconfigure(&rig, params());
-    let waiting = State::Waiting { from: Rung::Cold };
+    let waiting = State::Waiting {
+        from: SleepLevel::Cold,
+    };
     assert_eq!(rig.demand("m").await.state, waiting);
 }
 
@@ -155,14 +157,14 @@ async fn pin_of_an_operator_outlives_a_file_that_says_the_same_as_before() {
     };
     reconfigure(&rig, pinned);
     reconfigure(&rig, params());
-    rig.reclaim("m", Rung::Cold);
+    rig.reclaim("m", SleepLevel::Cold);
     rig.hears("m/1 stop").await;
 }
 
 #[actix_rt::test]
 async fn model_that_was_unloaded_stays_so_when_the_configuration_is_read_again() {
     let mut rig = Rig::serving(params()).await;
-    rig.reclaim("m", Rung::Cold);
+    rig.reclaim("m", SleepLevel::Cold);
     rig.hears("m/1 stop").await;
     rig.exited(1, FailureClass::Stopped);
     reconfigure(&rig, revised(&["m"], 2));
@@ -183,7 +185,7 @@ async fn engine_that_was_put_to_sleep_while_another_gave_way_gives_way_too() {
         rig.hears(&format!("{engine} registers")).await;
     }
     rig.hears("m/1 stop").await;
-    rig.target(Target::Sleep(Rung::L1));
+    rig.target(Target::Sleep(SleepLevel::L1));
     rig.hears("m#2/1 demote from Ready to L1").await;
     rig.news("m#2", 1, News::Demoted);
     rig.hears("m#2/1 stop").await;

@@ -42,7 +42,7 @@ async fn draining_engine_stops_under_its_requests_at_the_deadline() {
 #[actix_rt::test]
 async fn draining_model_ends_what_sleeps_and_brings_nothing_back() {
     let mut rig = Rig::serving(params()).await;
-    rig.sleep(Rung::L1).await;
+    rig.sleep(SleepLevel::L1).await;
     drain(&rig, DEADLINE);
     rig.hears("m/1 stop").await;
     rig.exited(1, FailureClass::Stopped);
@@ -55,11 +55,13 @@ async fn draining_model_ends_what_sleeps_and_brings_nothing_back() {
 #[actix_rt::test]
 async fn draining_model_has_no_target() {
     let mut rig = Rig::serving(params()).await;
-    rig.sleep(Rung::L1).await;
+    rig.sleep(SleepLevel::L1).await;
     rig.target(Target::Load);
     assert_eq!(
         rig.demand("m").await.state,
-        State::Waiting { from: Rung::L1 }
+        State::Waiting {
+            from: SleepLevel::L1
+        }
     );
     drain(&rig, DEADLINE);
     rig.hears("m/1 stop").await;
@@ -179,7 +181,7 @@ async fn request_that_was_let_in_is_served_by_an_engine_that_still_starts_when_t
 #[actix_rt::test]
 async fn draining_model_asks_for_no_place_though_requests_wait() {
     let mut rig = Rig::serving(params()).await;
-    rig.reclaim("m", Rung::Cold);
+    rig.reclaim("m", SleepLevel::Cold);
     rig.hears("m/1 stop").await;
     let _waits = rig.ask();
     rig.state().await;

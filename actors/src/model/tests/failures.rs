@@ -125,7 +125,7 @@ async fn news_of_an_earlier_start_is_counted_and_changes_nothing() {
 #[actix_rt::test]
 async fn engine_that_ends_while_it_is_stopped_has_not_failed() {
     let mut rig = Rig::serving(params()).await;
-    rig.reclaim("m", Rung::Cold);
+    rig.reclaim("m", SleepLevel::Cold);
     rig.hears("m/1 stop").await;
     rig.exited(1, FailureClass::Crashed);
     let record = rig.state().await.record;

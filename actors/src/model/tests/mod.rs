@@ -17,7 +17,7 @@ use kvwarden_policy::{
     DeviceId, Generation, ModelId, TenantId,
     cost::RequestSize,
     failure::FailureClass,
-    lifecycle::{Phase, Rung, Rungs, State},
+    lifecycle::{Phase, SleepLevel, SleepLevels, State},
     residency::{self, Costs},
 };
 use tokio::{
@@ -175,7 +175,9 @@ fn endpoint(engine: &str, generation: u64) -> Endpoint {
         base: String::new(),
         api_key: None,
         served_name: String::new(),
-        rungs: Rungs::default().with(Rung::L1).with(Rung::L2),
+        levels: SleepLevels::default()
+            .with(SleepLevel::L1)
+            .with(SleepLevel::L2),
         canary: None,
     }
 }
@@ -247,12 +249,12 @@ impl Rig {
     }
 
     /// The only engine goes from Ready to this deep asleep.
-    async fn sleep(&mut self, to: Rung) {
+    async fn sleep(&mut self, to: SleepLevel) {
         self.reclaim("m", to);
         self.hears(&format!("m/1 demote from Ready to {to:?}"))
             .await;
         self.news("m", 1, News::Demoted);
-        assert_eq!(self.state().await.state, State::Asleep { rung: to });
+        assert_eq!(self.state().await.state, State::Asleep { level: to });
     }
 
     /// What the model says next.
@@ -315,7 +317,7 @@ impl Rig {
         });
     }
 
-    fn reclaim(&mut self, engine: &str, to: Rung) {
+    fn reclaim(&mut self, engine: &str, to: SleepLevel) {
         let order = self.order();
         self.model.do_send(Reclaim {
             engine: engine.into(),

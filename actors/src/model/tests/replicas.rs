@@ -48,16 +48,23 @@ async fn model_is_broken_only_when_all_its_engines_are() {
 #[actix_rt::test]
 async fn request_wakes_the_engine_that_is_closest_to_serving() {
     let mut rig = Rig::serving(with(&["m", "m#2"])).await;
-    rig.reclaim("m", Rung::Cold);
+    rig.reclaim("m", SleepLevel::Cold);
     rig.hears("m/1 stop").await;
     rig.exited(1, FailureClass::Stopped);
-    rig.reclaim("m#2", Rung::L2);
+    rig.reclaim("m#2", SleepLevel::L2);
     rig.hears("m#2/1 demote from Ready to L2").await;
     rig.news("m#2", 1, News::Demoted);
-    assert_eq!(rig.state().await.state, State::Asleep { rung: Rung::L2 });
+    assert_eq!(
+        rig.state().await.state,
+        State::Asleep {
+            level: SleepLevel::L2
+        }
+    );
     let _waits = rig.ask();
     pass(SECOND).await;
-    let waiting = State::Waiting { from: Rung::L2 };
+    let waiting = State::Waiting {
+        from: SleepLevel::L2,
+    };
     assert_eq!(rig.demand("m#2").await.state, waiting);
     assert_eq!(rig.demand("m").await.state, State::Cold, "one is enough");
     assert_eq!(rig.demand("m#2").await.asked_at, None, "said of the first");
@@ -75,7 +82,9 @@ async fn request_wakes_no_engine_that_the_configuration_has_no_more() {
         ..with(&["m#2"])
     }));
     let _waits = rig.ask();
-    let waiting = State::Waiting { from: Rung::Cold };
+    let waiting = State::Waiting {
+        from: SleepLevel::Cold,
+    };
     assert_eq!(rig.demand("m#2").await.state, waiting);
     assert_eq!(rig.engine("m").await.state, State::Cold);
 }

@@ -6,7 +6,9 @@ use crate::engine::saved_kv::Kept;
 #[actix_rt::test]
 async fn prepared_model_asks_for_a_place_and_starts_once_where_it_gets_one() {
     let mut rig = Rig::prepared(params()).await;
-    let waiting = State::Waiting { from: Rung::Cold };
+    let waiting = State::Waiting {
+        from: SleepLevel::Cold,
+    };
     assert_eq!(rig.demand("m").await.state, waiting);
     rig.hears_nothing_for(SECOND).await;
     rig.grant("m");
@@ -43,7 +45,12 @@ async fn model_that_nobody_asked_for_stays_cold_whatever_it_is_granted() {
     rig.hears_nothing_for(SECOND).await;
     let answer = rig.ask();
     let demand = rig.demand("m").await;
-    assert_eq!(demand.state, State::Waiting { from: Rung::Cold });
+    assert_eq!(
+        demand.state,
+        State::Waiting {
+            from: SleepLevel::Cold
+        }
+    );
     pass(SECOND).await;
     let demand = rig.demand("m").await;
     assert!(is_about(demand.oldest_wait, SECOND), "{demand:?}");
@@ -99,12 +106,12 @@ async fn inherited_engine_that_sleeps_is_left_asleep_until_somebody_asks() {
     let mut rig = Rig::prepared(params()).await;
     rig.bequeath("m", 7);
     rig.hears("m/7 spawn v1 on gpu0").await;
-    let (rung, endpoint) = (Rung::L1, endpoint("m", 7).into());
-    rig.news("m", 7, News::FoundAsleep { rung, endpoint });
+    let (level, endpoint) = (SleepLevel::L1, endpoint("m", 7).into());
+    rig.news("m", 7, News::FoundAsleep { level, endpoint });
     rig.hears_nothing_for(SECOND).await;
-    assert_eq!(rig.state().await.state, State::Asleep { rung });
+    assert_eq!(rig.state().await.state, State::Asleep { level });
     let answer = rig.ask();
-    assert_eq!(rig.demand("m").await.state, State::Waiting { from: rung });
+    assert_eq!(rig.demand("m").await.state, State::Waiting { from: level });
     rig.grant("m");
     rig.hears("m/7 wake from L1").await;
     rig.news("m", 7, News::Woken);
@@ -120,7 +127,12 @@ async fn inherited_engine_that_proves_useless_is_no_failure_and_the_next_start_i
     rig.hears("m/7 spawn v1 on gpu0").await;
     rig.exited(7, FailureClass::Canary);
     let state = rig.state().await;
-    assert_eq!(state.state, State::Waiting { from: Rung::Cold });
+    assert_eq!(
+        state.state,
+        State::Waiting {
+            from: SleepLevel::Cold
+        }
+    );
     assert_eq!((state.record.failures, state.record.note), (0, None));
     rig.start("m", 8).await;
 }
@@ -160,7 +172,7 @@ async fn engine_loaded_ahead_that_had_to_go_before_anybody_asked_is_no_hit() {
     rig.prefetch("m");
     rig.hears("m/1 spawn v1 on gpu0").await;
     rig.ready("m", 1);
-    rig.reclaim("m", Rung::Cold);
+    rig.reclaim("m", SleepLevel::Cold);
     rig.hears("m/1 stop").await;
     rig.exited(1, FailureClass::Stopped);
     let _asked = rig.ask();
@@ -230,7 +242,7 @@ async fn cache_that_outlived_an_engine_is_shown_on_both_sides_of_its_end() {
     };
     rig.news("m", 1, News::Restored(kept(1)));
     rig.ready("m", 1);
-    rig.reclaim("m", Rung::Cold);
+    rig.reclaim("m", SleepLevel::Cold);
     rig.hears("m/1 stop").await;
     rig.news("m", 1, News::Saved(kept(2)));
     rig.exited(1, FailureClass::Stopped);

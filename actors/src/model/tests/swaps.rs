@@ -6,12 +6,17 @@ use super::*;
 async fn reclaimed_engine_lets_its_requests_end_and_takes_no_new_ones() {
     let mut rig = Rig::serving(params()).await;
     let running = permit(rig.ask()).await;
-    rig.reclaim("m", Rung::Cold);
+    rig.reclaim("m", SleepLevel::Cold);
     let demand = rig.demand("m").await;
-    assert_eq!(demand.state, State::Draining { to: Rung::Cold });
+    assert_eq!(
+        demand.state,
+        State::Draining {
+            to: SleepLevel::Cold
+        }
+    );
     assert_eq!((demand.order, demand.in_flight), (rig.orders, 1));
     let mut waiting = rig.ask();
-    rig.reclaim("m", Rung::Cold);
+    rig.reclaim("m", SleepLevel::Cold);
     rig.hears_nothing_for(SECOND).await;
     drop(running);
     rig.hears("m/1 stop").await;
@@ -28,11 +33,16 @@ async fn reclaimed_engine_lets_its_requests_end_and_takes_no_new_ones() {
 #[actix_rt::test]
 async fn engine_sleeps_wakes_for_a_request_and_serves_once_it_has_proved_itself() {
     let mut rig = Rig::serving(params()).await;
-    rig.sleep(Rung::L1).await;
+    rig.sleep(SleepLevel::L1).await;
     rig.hears_nothing_for(SECOND).await;
     let mut answer = rig.ask();
     let demand = rig.demand("m").await;
-    assert_eq!(demand.state, State::Waiting { from: Rung::L1 });
+    assert_eq!(
+        demand.state,
+        State::Waiting {
+            from: SleepLevel::L1
+        }
+    );
     rig.grant("m");
     rig.hears("m/1 wake from L1").await;
     rig.news("m", 1, News::Woken);
@@ -48,24 +58,29 @@ async fn engine_sleeps_wakes_for_a_request_and_serves_once_it_has_proved_itself(
 #[actix_rt::test]
 async fn sleeping_engine_goes_deeper_when_it_is_reclaimed_again_and_not_shallower() {
     let mut rig = Rig::serving(params()).await;
-    rig.sleep(Rung::L1).await;
-    rig.reclaim("m", Rung::Parked);
+    rig.sleep(SleepLevel::L1).await;
+    rig.reclaim("m", SleepLevel::Parked);
     rig.hears_nothing_for(SECOND).await;
     assert_eq!(rig.state().await.record.reclaimed, 1);
-    rig.reclaim("m", Rung::L2);
+    rig.reclaim("m", SleepLevel::L2);
     rig.hears("m/1 demote from L1 to L2").await;
     rig.news("m", 1, News::Demoted);
     let state = rig.state().await;
-    assert_eq!(state.state, State::Asleep { rung: Rung::L2 });
+    assert_eq!(
+        state.state,
+        State::Asleep {
+            level: SleepLevel::L2
+        }
+    );
     assert_eq!(state.record.reclaimed, 2);
-    rig.reclaim("m", Rung::Cold);
+    rig.reclaim("m", SleepLevel::Cold);
     rig.hears("m/1 stop").await;
 }
 
 #[actix_rt::test]
 async fn engine_that_does_not_give_its_memory_back_is_stopped_and_never_sent_there_again() {
     let mut rig = Rig::serving(params()).await;
-    rig.reclaim("m", Rung::L1);
+    rig.reclaim("m", SleepLevel::L1);
     rig.hears("m/1 demote from Ready to L1").await;
     let reason = "the memory stays taken".to_owned();
     rig.news("m", 1, News::DemoteFailed { reason });
@@ -74,8 +89,8 @@ async fn engine_that_does_not_give_its_memory_back_is_stopped_and_never_sent_the
     let state = rig.state().await;
     assert_eq!((state.state, state.record.failures), (State::Cold, 0));
     assert_eq!(state.record.note.unwrap(), "the memory stays taken");
-    assert!(!rig.demand("m").await.rungs.contains(Rung::L1));
-    assert!(state.engines[0].barred.contains(Rung::L1));
+    assert!(!rig.demand("m").await.levels.contains(SleepLevel::L1));
+    assert!(state.engines[0].barred.contains(SleepLevel::L1));
 }
 
 #[actix_rt::test]
@@ -85,7 +100,7 @@ async fn engine_that_wakes_badly_is_stopped_and_the_request_waits_for_a_cold_sta
     let not_verified = vec![News::Woken, News::VerifyFailed { reason: reason() }];
     for bad in [not_woken, not_verified] {
         let mut rig = Rig::serving(params()).await;
-        rig.sleep(Rung::L1).await;
+        rig.sleep(SleepLevel::L1).await;
         let answer = rig.ask();
         rig.grant("m");
         rig.hears("m/1 wake from L1").await;
@@ -112,14 +127,14 @@ async fn pinned_engine_stays_and_its_order_counts_as_dealt_with() {
         ..params()
     })
     .await;
-    rig.reclaim("m", Rung::Cold);
+    rig.reclaim("m", SleepLevel::Cold);
     let demand = rig.demand("m").await;
     assert_eq!((demand.state, demand.order), (State::Ready, rig.orders));
     assert!(demand.is_pinned);
     rig.hears_nothing_for(SECOND).await;
     assert_eq!(rig.state().await.record.reclaimed, 0);
     rig.target(Target::Pin(false));
-    rig.reclaim("m", Rung::Cold);
+    rig.reclaim("m", SleepLevel::Cold);
     rig.hears("m/1 stop").await;
 }
 

@@ -3,13 +3,13 @@
 use proptest::prelude::*;
 
 use crate::{
-    lifecycle::Rung,
+    lifecycle::SleepLevel,
     residency::victims::{Candidate, Choice, cheapest},
 };
 
 fn candidate(devices: u32) -> impl Strategy<Value = Candidate> {
     let choice = (0..20_u64, 0..12_u32).prop_map(|(frees, value)| Choice {
-        to: Rung::Cold,
+        to: SleepLevel::Cold,
         frees,
         value: f64::from(value),
     });
@@ -68,7 +68,7 @@ proptest! {
             .iter()
             .map(|(frees, value)| Candidate {
                 devices: 1,
-                options: vec![Choice { to: Rung::Cold, frees: *frees, value: *value }],
+                options: vec![Choice { to: SleepLevel::Cold, frees: *frees, value: *value }],
             })
             .collect();
         let found = cheapest(&candidates, &[need]).map(|found| found.value);

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use crate::{
     epoch,
-    lifecycle::Rung,
+    lifecycle::SleepLevel,
     simulation::swapping::{
         Policy, PolicyName, Request, Served, Sim, Tally, World,
         cells::{Cell, Room},
@@ -173,7 +173,7 @@ proptest! {
         };
         let requests = gaps.into_iter().map(request).collect();
         let (served, _) = run(&world, requests, PolicyName::Kvwarden);
-        let cost = world.models[0].costs[Rung::Cold];
+        let cost = world.models[0].costs[SleepLevel::Cold];
         let swap = cost.demote + cost.promote + Duration::from_secs(21);
         let most = world.settings.max_wait(swap) + swap * u32::try_from(models).unwrap();
         let longest = served.iter().map(|one| one.stall).max().unwrap();
@@ -198,8 +198,8 @@ fn every_request_is_served_exactly_once_under_every_rule() {
 fn a_hundred_thousand_swaps_remember_no_more_than_one() {
     let mut world = crowded(2);
     for spec in &mut world.models {
-        spec.costs[Rung::Cold].demote = Duration::from_millis(50);
-        spec.costs[Rung::Cold].promote = Duration::from_millis(50);
+        spec.costs[SleepLevel::Cold].demote = Duration::from_millis(50);
+        spec.costs[SleepLevel::Cold].promote = Duration::from_millis(50);
     }
     let request = |number: usize| Request {
         at: Duration::from_secs(2) * u32::try_from(number).unwrap(),

@@ -6,10 +6,10 @@ use proptest::prelude::*;
 
 use crate::{
     DeviceId,
-    lifecycle::{Rung, State},
+    lifecycle::{SleepLevel, State},
     residency::{
-        Action, ByRung, Cost, Demand, Device, Forecast, Ledger, Limits, Model, Settings, Snapshot,
-        Until, Why, plan,
+        Action, BySleepLevel, Cost, Demand, Device, Forecast, Ledger, Limits, Model, Settings,
+        Snapshot, Until, Why, plan,
     },
 };
 
@@ -29,20 +29,20 @@ fn device(index: usize, taken: u64) -> Device {
 fn model(name: &str, gib: u64) -> Model {
     Model {
         id: name.into(),
-        rung: Rung::Cold,
+        level: SleepLevel::Cold,
         is_changing: false,
         devices: Vec::new(),
         width: 1,
         allowed: Vec::new(),
-        bytes: ByRung::from_fn(|rung| match rung {
-            Rung::Ready => gib,
-            Rung::Parked => gib / 2,
-            Rung::L1 | Rung::L2 => 1,
-            Rung::Cold => 0,
+        bytes: BySleepLevel::from_fn(|level| match level {
+            SleepLevel::Ready => gib,
+            SleepLevel::Parked => gib / 2,
+            SleepLevel::L1 | SleepLevel::L2 => 1,
+            SleepLevel::Cold => 0,
         }),
-        costs: ByRung::from_fn(|rung| Cost {
+        costs: BySleepLevel::from_fn(|level| Cost {
             demote: Duration::ZERO,
-            promote: SECOND * [0, 1, 3, 5, 10][rung as usize],
+            promote: SECOND * [0, 1, 3, 5, 10][level as usize],
         }),
         next: Forecast::default(),
         is_promised: false,
@@ -58,7 +58,7 @@ fn model(name: &str, gib: u64) -> Model {
 fn ready(name: &str, gib: u64, on: &[usize]) -> Model {
     let cold = model(name, gib);
     Model {
-        rung: Rung::Ready,
+        level: SleepLevel::Ready,
         devices: on
             .iter()
             .map(|index| format!("gpu-{index}").into())
@@ -76,7 +76,9 @@ fn ready(name: &str, gib: u64, on: &[usize]) -> Model {
 
 fn wanted(name: &str, gib: u64) -> Model {
     let mut model = model(name, gib);
-    model.demand.state = State::Waiting { from: Rung::Cold };
+    model.demand.state = State::Waiting {
+        from: SleepLevel::Cold,
+    };
     (model.demand.queued, model.demand.rate) = (1, 0.1);
     model
 }
@@ -86,7 +88,7 @@ fn snapshot(devices: usize, models: Vec<Model>) -> Snapshot {
     let taken = |index: usize| {
         let id: DeviceId = format!("gpu-{index}").into();
         let here = models.iter().filter(|model| model.devices.contains(&id));
-        here.map(|model| model.bytes[model.rung]).sum()
+        here.map(|model| model.bytes[model.level]).sum()
     };
     Snapshot {
         settings: Settings::default(),
@@ -139,8 +141,12 @@ fn a_tensor_parallel_model_takes_several_devices_at_once() {
 #[test]
 fn a_victim_goes_no_deeper_than_it_has_to() {
     let mut victim = ready("a", 60, &[0]);
-    victim.demand.rungs = [Rung::Parked, Rung::L1].into_iter().collect();
-    for (gib, depth) in [(40, Rung::Parked), (70, Rung::L1), (80, Rung::Cold)] {
+    victim.demand.levels = [SleepLevel::Parked, SleepLevel::L1].into_iter().collect();
+    for (gib, depth) in [
+        (40, SleepLevel::Parked),
+        (70, SleepLevel::L1),
+        (80, SleepLevel::Cold),
+    ] {
         let snapshot = snapshot(1, vec![victim.clone(), wanted("b", gib)]);
         let demoted = Action::Demote {
             model: "a".into(),
@@ -165,7 +171,7 @@ fn a_busy_victim_is_let_be_until_the_wait_is_too_long() {
     waits.demand.oldest_wait = Settings::default().max_wait(SECOND * 10);
     let barrier = Action::Demote {
         model: "a".into(),
-        to: Rung::Cold,
+        to: SleepLevel::Cold,
         why: Why::Overdue("b".into()),
     };
     assert_eq!(only(&snapshot(1, vec![busy, waits])), barrier);
@@ -220,7 +226,7 @@ fn who_is_expected_takes_the_place_of_who_is_not_before_it_is_asked() {
     let expected = expecting(Forecast::default(), Forecast::sure(20.0));
     let demoted = Action::Demote {
         model: "idle".into(),
-        to: Rung::Cold,
+        to: SleepLevel::Cold,
         why: Why::Foreseen("next".into()),
     };
     assert_eq!(only(&expected), demoted);
@@ -260,7 +266,7 @@ fn nobody_is_loaded_ahead_while_it_may_harm() {
         it.devices[0].is_changing = true;
         it.devices.push(device(1, 0));
         it.models.push(ready("beside", 60, &[1]));
-        it.devices[1].taken = it.models[2].bytes[Rung::Ready];
+        it.devices[1].taken = it.models[2].bytes[SleepLevel::Ready];
     });
     quiet("somebody waits", &|it| {
         let mut waits = wanted("waits", 200);
@@ -305,11 +311,13 @@ fn a_sleeper_that_cannot_wake_where_it_is_moves() {
     let mut pinned = ready("a", 60, &[0]);
     pinned.demand.is_pinned = true;
     let mut sleeper = ready("b", 60, &[0]);
-    (sleeper.rung, sleeper.demand.queued) = (Rung::L1, 1);
-    sleeper.demand.state = State::Waiting { from: Rung::L1 };
+    (sleeper.level, sleeper.demand.queued) = (SleepLevel::L1, 1);
+    sleeper.demand.state = State::Waiting {
+        from: SleepLevel::L1,
+    };
     let stuck = Action::Demote {
         model: "b".into(),
-        to: Rung::Cold,
+        to: SleepLevel::Cold,
         why: Why::Stuck,
     };
     assert_eq!(only(&snapshot(2, vec![pinned, sleeper])), stuck);
@@ -339,7 +347,7 @@ fn a_model_that_nobody_wanted_for_long_is_stopped() {
     (idle.demand.idle_ttl, idle.demand.idle_for) = (Some(SECOND * 60), SECOND * 60);
     let stopped = Action::Demote {
         model: "a".into(),
-        to: Rung::Cold,
+        to: SleepLevel::Cold,
         why: Why::Idle,
     };
     assert_eq!(only(&snapshot(1, vec![idle])), stopped);
@@ -391,28 +399,32 @@ fn any_snapshot() -> impl Strategy<Value = Snapshot> {
     (1..5_usize, prop::collection::vec(one, 0..12)).prop_map(|(devices, models)| {
         let mut made = Vec::new();
         for (index, (place, is, load)) in models.into_iter().enumerate() {
-            let (gib, width, at, rung) = place;
+            let (gib, width, at, level) = place;
             let (is_changing, is_wanted, is_pinned) = is;
             let (in_flight, queued, rate, waits) = load;
-            let rung = Rung::ALL[rung];
+            let level = SleepLevel::ALL[level];
             let on: Vec<usize> = (0..width.min(devices))
                 .map(|next| (at + next) % devices)
                 .collect();
             let name = format!("m{index}");
-            let mut model = if rung == Rung::Cold {
+            let mut model = if level == SleepLevel::Cold {
                 model(&name, gib)
             } else {
                 ready(&name, gib, &on)
             };
-            (model.rung, model.width) = (rung, on.len());
-            model.is_changing = is_changing && rung != Rung::Cold;
+            (model.level, model.width) = (level, on.len());
+            model.is_changing = is_changing && level != SleepLevel::Cold;
             let demand = &mut model.demand;
-            if is_wanted && rung != Rung::Ready {
-                demand.state = State::Waiting { from: rung };
+            if is_wanted && level != SleepLevel::Ready {
+                demand.state = State::Waiting { from: level };
             }
-            demand.rungs = Rung::ALL.into_iter().collect();
+            demand.levels = SleepLevel::ALL.into_iter().collect();
             (demand.rate, demand.is_pinned) = (rate, is_pinned);
-            demand.in_flight = if rung == Rung::Ready { in_flight } else { 0 };
+            demand.in_flight = if level == SleepLevel::Ready {
+                in_flight
+            } else {
+                0
+            };
             demand.queued = queued;
             demand.oldest_wait = SECOND * u32::try_from(waits).unwrap();
             made.push(model);
@@ -443,14 +455,14 @@ proptest! {
                     for id in devices {
                         let device = device(&id);
                         prop_assert!(!device.is_changing && !device.is_quarantined);
-                        let more = model.bytes[Rung::Ready] - model.bytes[model.rung];
+                        let more = model.bytes[SleepLevel::Ready] - model.bytes[model.level];
                         prop_assert!(device.taken + more <= device.capacity, "over the budget");
                         prop_assert!(touched.insert(id), "two transitions of one device");
                     }
                 }
                 Action::Demote { model, to, .. } => {
                     let model = find(&model);
-                    prop_assert!(to > model.rung && model.demand.rungs.contains(to));
+                    prop_assert!(to > model.level && model.demand.levels.contains(to));
                     prop_assert!(!model.demand.is_pinned || model.is_wanted(), "a pinned victim");
                     prop_assert!(!model.is_changing);
                     for id in &model.devices {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     ModelId, epoch,
-    lifecycle::{Phase, Rung, State},
+    lifecycle::{Phase, SleepLevel, State},
     residency::{
         Demand, DeviceMemory, DeviceSelector, Footprint, Memory, MemoryReading, Needs, Order,
         OrderKind, Settings, Tracker,
@@ -43,7 +43,9 @@ fn at(state: State, order: u64) -> Demand {
     }
 }
 
-const WAITING: State = State::Waiting { from: Rung::Cold };
+const WAITING: State = State::Waiting {
+    from: SleepLevel::Cold,
+};
 
 /// The books of these engines on one GPU of 80 GiB, all of which wait.
 fn waiting(engines: &[(&str, Needs)]) -> (Tracker, Instant) {
@@ -145,12 +147,12 @@ fn what_a_start_took_is_what_the_next_one_is_expected_to_take() {
         number: order,
         ..
     } = tracker.decide(now).remove(0);
-    let before = tracker.residents()[0].costs[Rung::Cold].promote;
+    let before = tracker.residents()[0].costs[SleepLevel::Cold].promote;
     let phase = Phase::Spawned;
     tracker.update(&engine, at(State::Starting { phase }, order), now);
     let later = now + before * 10;
     tracker.update(&engine, at(State::Ready, order), later);
-    assert!(tracker.residents()[0].costs[Rung::Cold].promote > before * 2);
+    assert!(tracker.residents()[0].costs[SleepLevel::Cold].promote > before * 2);
 }
 
 /// One room for two that are asked in turns, with silence enough between to load either.
@@ -180,7 +182,7 @@ fn who_is_next_in_turn_is_granted_the_room_that_is_made_for_it_before_it_is_aske
     let order = reclaim.number;
     assert_eq!(
         (&reclaim.engine, reclaim.kind),
-        (&b, OrderKind::Reclaim(Rung::Cold))
+        (&b, OrderKind::Reclaim(SleepLevel::Cold))
     );
     tracker.update(&b, said(State::Cold, order, asked[1]), now);
     let Order {

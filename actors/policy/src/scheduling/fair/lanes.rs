@@ -13,7 +13,7 @@ pub(super) enum Length {
 
 /// Where a request stands in its lane.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Standing {
+pub(super) struct Waiting {
     pub(super) slot: u32,
     pub(super) since: Instant,
 }
@@ -22,14 +22,14 @@ pub(super) struct Standing {
 /// first long one has waited for the patience; then arrival decides, so that a steady stream of
 /// short ones can't starve it.
 #[derive(Debug, Default)]
-pub(super) struct Lanes(BTreeMap<(i32, Length), BTreeMap<i64, Standing>>);
+pub(super) struct Lanes(BTreeMap<(i32, Length), BTreeMap<i64, Waiting>>);
 
 // === impl Lanes ===
 
 impl Lanes {
-    pub(super) fn insert(&mut self, class: i32, length: Length, place: i64, standing: Standing) {
+    pub(super) fn insert(&mut self, class: i32, length: Length, place: i64, waiting: Waiting) {
         let lane = self.0.entry((class, length)).or_default();
-        lane.insert(place, standing);
+        lane.insert(place, waiting);
     }
 
     pub(super) fn remove(&mut self, class: i32, length: Length, place: i64) {

@@ -35,7 +35,7 @@ use std::{
 
 use self::{
     forecast::Throughput,
-    lanes::{Length, Standing},
+    lanes::{Length, Waiting},
     lengths::Lengths,
     node::NodeId,
     pace::Pace,
@@ -58,12 +58,12 @@ struct Job {
     prompt_tokens: u64,
     max_tokens: u64,
     sequences: u64,
-    run: Option<Run>,
+    run: Option<Dispatched>,
 }
 
 /// What a running request has been charged and occupies.
 #[derive(Clone, Copy, Debug)]
-struct Run {
+struct Dispatched {
     started: Instant,
     tag: Grains,
     /// Output that is paid for, over all choices: what was charged for at dispatch, or has come if
@@ -177,7 +177,7 @@ impl FairCore {
         let job = *self.job(slot);
         let since = job.since;
         let lanes = &mut self.tree.node_mut(job.leaf).lanes;
-        lanes.insert(job.class, job.length, job.place, Standing { slot, since });
+        lanes.insert(job.class, job.length, job.place, Waiting { slot, since });
         let ages = self.ages.entry(job.class).or_default();
         ages.insert((job.place, slot));
     }
@@ -211,7 +211,7 @@ impl FairCore {
         self.tree.start(job.leaf, load);
         self.dequeue(slot);
         self.turns += 1;
-        self.jobs[slot as usize].run = Some(Run {
+        self.jobs[slot as usize].run = Some(Dispatched {
             started: now,
             tag,
             paid,

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{FairCore, Job, Run, window::Load};
+use super::{Dispatched, FairCore, Job, window::Load};
 use crate::scheduling::{settings::Mutant, types::Outcome};
 
 impl FairCore {
@@ -21,7 +21,7 @@ impl FairCore {
             ..run.load
         };
         self.tree.reload(job.leaf, run.load, load);
-        self.jobs[slot as usize].run = Some(Run {
+        self.jobs[slot as usize].run = Some(Dispatched {
             load,
             counted: Some((now, job.sequences)),
             ..run

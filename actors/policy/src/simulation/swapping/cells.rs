@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::{Request, Spec, World};
 use crate::{
-    lifecycle::{Rung, Rungs},
-    residency::{ByRung, Cost, Limits, Settings},
+    lifecycle::{SleepLevel, SleepLevels},
+    residency::{BySleepLevel, Cost, Limits, Settings},
     simulation::rng::SplitMix,
 };
 
@@ -236,10 +236,16 @@ impl Reload {
             id: format!("model-{index:02}").into(),
             width: 1,
             allowed: Vec::new(),
-            bytes: ByRung::from_fn(|rung| if rung == Rung::Ready { 16 * GIB } else { 0 }),
-            rungs: Rungs::default(),
-            costs: ByRung::from_fn(|rung| {
-                if rung == Rung::Cold {
+            bytes: BySleepLevel::from_fn(|level| {
+                if level == SleepLevel::Ready {
+                    16 * GIB
+                } else {
+                    0
+                }
+            }),
+            levels: SleepLevels::default(),
+            costs: BySleepLevel::from_fn(|level| {
+                if level == SleepLevel::Cold {
                     cost
                 } else {
                     Cost::default()

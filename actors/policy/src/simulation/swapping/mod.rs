@@ -21,10 +21,10 @@ use std::{
 use crate::{
     DeviceId, ModelId,
     failure::FailureClass,
-    lifecycle::{Effect, Event, Lifecycle, Rung, Rungs, State},
+    lifecycle::{Effect, Event, Lifecycle, SleepLevel, SleepLevels, State},
     residency::{
-        ByRung, Costs, Demand, DeviceSelector, DeviceSize, HOST, Limits, Memory, Needs, Order,
-        OrderKind, Rate, Settings, Tracker,
+        BySleepLevel, Costs, Demand, DeviceSelector, DeviceSize, HOST, Limits, Memory, Needs,
+        Order, OrderKind, Rate, Settings, Tracker,
     },
 };
 
@@ -59,9 +59,9 @@ pub struct Spec {
     /// Where it may be; empty: anywhere.
     pub allowed: Vec<DeviceId>,
     /// Bytes on each device.
-    pub bytes: ByRung<u64>,
-    /// Which rungs it has.
-    pub rungs: Rungs,
+    pub bytes: BySleepLevel<u64>,
+    /// Which sleep levels it has.
+    pub levels: SleepLevels,
     /// What they cost.
     pub costs: Costs,
     /// It is never evicted.
@@ -97,7 +97,7 @@ pub struct Served {
 pub struct Tally {
     /// Starts from cold.
     pub starts: u64,
-    /// Wakes from a rung between.
+    /// Wakes from a sleep level between.
     pub wakes: u64,
     /// Models that went down.
     pub demotions: u64,
@@ -275,12 +275,12 @@ impl<'a> Sim<'a> {
             | Effect::RefuseWaiting => {}
             Effect::Spawn(_) => {
                 self.tally.starts += 1;
-                self.schedule(model, Due::Verified, spec.costs[Rung::Cold].promote);
+                self.schedule(model, Due::Verified, spec.costs[SleepLevel::Cold].promote);
             }
-            Effect::Wake(rung) => {
+            Effect::Wake(level) => {
                 self.tally.wakes += 1;
-                self.schedule(model, Due::Woken, spec.costs[rung].promote);
-                self.schedule(model, Due::Verified, spec.costs[rung].promote);
+                self.schedule(model, Due::Woken, spec.costs[level].promote);
+                self.schedule(model, Due::Verified, spec.costs[level].promote);
             }
             Effect::Drain => {
                 self.tally.demotions += 1;
@@ -288,8 +288,8 @@ impl<'a> Sim<'a> {
                     self.happen(model, Event::Drained);
                 }
             }
-            Effect::Demote(rung) => self.schedule(model, Due::Demoted, spec.costs[rung].demote),
-            Effect::Stop => self.schedule(model, Due::Gone, spec.costs[Rung::Cold].demote),
+            Effect::Demote(level) => self.schedule(model, Due::Demoted, spec.costs[level].demote),
+            Effect::Stop => self.schedule(model, Due::Gone, spec.costs[SleepLevel::Cold].demote),
         }
     }
 
@@ -398,7 +398,7 @@ impl Spec {
 impl Engine {
     fn new(spec: &Spec) -> Self {
         let mut life = Lifecycle::new();
-        life.supports(spec.rungs);
+        life.supports(spec.levels);
         Self {
             life,
             order: 0,
@@ -430,7 +430,7 @@ impl Engine {
         Demand {
             state,
             order: self.order,
-            rungs: spec.rungs,
+            levels: spec.levels,
             is_pinned: spec.is_pinned,
             in_flight: self.in_flight,
             queued: self.queue.len(),

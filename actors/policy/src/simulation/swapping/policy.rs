@@ -7,7 +7,7 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use crate::{
     ModelId,
-    lifecycle::Rung,
+    lifecycle::SleepLevel,
     residency::{
         Action, Forecast, Model, Plan, Snapshot, Until, Why, placement,
         planner::Planner,
@@ -188,7 +188,7 @@ impl Policy {
 
     /// What those stall who come next, if the model goes and is started again when the first of them
     /// comes; and the later that is, the less it counts (Belady 1966: the farthest goes).
-    fn true_value(&self, model: &Model, to: Rung, now: Duration) -> f64 {
+    fn true_value(&self, model: &Model, to: SleepLevel, now: Duration) -> f64 {
         let (cost, future) = (round_trip(model, to), &self.future[self.index(model)]);
         let coming = &future[future.partition_point(|at| *at <= now)..];
         let Some(first) = coming.first() else {
@@ -278,7 +278,7 @@ impl Policy {
                 }
                 plan.actions.push(Action::Demote {
                     model: victim.id.clone(),
-                    to: Rung::Cold,
+                    to: SleepLevel::Cold,
                     why: Why::Outweighed(model.id.clone()),
                 });
             }
@@ -295,7 +295,7 @@ impl Policy {
         now: Duration,
     ) -> Option<(f64, Vec<&'a Model>)> {
         let on = |other: &Model| placement::indices(&other.devices, &snapshot.devices);
-        let more = model.bytes[Rung::Ready];
+        let more = model.bytes[SleepLevel::Ready];
         let mut needs: Vec<u64> = snapshot
             .devices
             .iter()
@@ -309,7 +309,7 @@ impl Policy {
             .models
             .iter()
             .filter(|other| {
-                !other.demand.is_pinned && !other.is_changing && other.rung != Rung::Cold
+                !other.demand.is_pinned && !other.is_changing && other.level != SleepLevel::Cold
             })
             .filter(|other| on(other).iter().any(|at| set.contains(at)))
             .map(|other| (self.score(other, now), other))
@@ -320,7 +320,7 @@ impl Policy {
             let on = on(other);
             if on.iter().any(|at| needs[*at] > 0) {
                 for at in on {
-                    needs[at] = needs[at].saturating_sub(other.bytes[other.rung]);
+                    needs[at] = needs[at].saturating_sub(other.bytes[other.level]);
                 }
                 worst = score;
                 chosen.push(other);
@@ -374,9 +374,9 @@ fn by_rent_alone(snapshot: &Snapshot) -> Snapshot {
 impl Book {
     fn new(spec: &Spec) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "a score needs no 53 bits")]
-        let gib = spec.bytes[Rung::Ready] as f64 / f64::from(1 << 30);
+        let gib = spec.bytes[SleepLevel::Ready] as f64 / f64::from(1 << 30);
         Self {
-            seconds_per_gib: spec.costs[Rung::Cold].promote.as_secs_f64() / gib.max(0.1),
+            seconds_per_gib: spec.costs[SleepLevel::Cold].promote.as_secs_f64() / gib.max(0.1),
             ..Self::default()
         }
     }

@@ -10,7 +10,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use super::{Request, Spec, World};
-use crate::lifecycle::Rung;
+use crate::lifecycle::SleepLevel;
 
 /// Schedules that go on.
 const KEPT: usize = 50;
@@ -24,7 +24,7 @@ pub(crate) fn least_stall(world: &World, requests: &[Request]) -> Option<Duratio
         return None;
     };
     let capacity = limits.total.saturating_sub(limits.reserved);
-    let fits = |spec: &Spec| spec.width == 1 && spec.bytes[Rung::Ready] <= capacity;
+    let fits = |spec: &Spec| spec.width == 1 && spec.bytes[SleepLevel::Ready] <= capacity;
     if world.models.len() > 16 || !world.models.iter().all(fits) {
         return None;
     }
@@ -190,11 +190,11 @@ impl Arrivals {
             sum.push(sum[sum.len() - 1] + at);
             ended.push(f64::max(ended[ended.len() - 1], at + service));
         }
-        let cost = spec.costs[Rung::Cold];
+        let cost = spec.costs[SleepLevel::Cold];
         Self {
             promote: cost.promote.as_secs_f64(),
             demote: cost.demote.as_secs_f64(),
-            bytes: spec.bytes[Rung::Ready],
+            bytes: spec.bytes[SleepLevel::Ready],
             at,
             service,
             sum,

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use kvwarden_policy::lifecycle::{Rung, Rungs};
+use kvwarden_policy::lifecycle::{SleepLevel, SleepLevels};
 
 pub use super::control::ControlError;
 use super::{
@@ -19,9 +19,9 @@ use super::{
     probe::{Canary, Probe},
 };
 
-/// Why an engine is not on the rung it should be on.
+/// Why an engine is not on the sleep level it should be on.
 #[derive(Debug, thiserror::Error)]
-pub enum RungError {
+pub enum SleepLevelError {
     /// This engine has no such step.
     #[error("the engine has no way there")]
     NoWay,
@@ -34,21 +34,21 @@ pub enum RungError {
 /// it, which took more than ten seconds on a busy machine.
 const PROBE: Duration = Duration::from_secs(60);
 
-/// Rungs of `allowed` that a running engine has the calls for. Says nothing of whether they free
+/// SleepLevels of `allowed` that a running engine has the calls for. Says nothing of whether they free
 /// memory there.
-pub async fn supported(endpoint: &Endpoint, allowed: Rungs) -> Rungs {
+pub async fn supported(endpoint: &Endpoint, allowed: SleepLevels) -> SleepLevels {
     let Some(sleep) = &endpoint.kind.dialect().sleep else {
-        return Rungs::default();
+        return SleepLevels::default();
     };
-    if allowed == Rungs::default() {
+    if allowed == SleepLevels::default() {
         return allowed;
     }
     let control = Control::new(endpoint);
     let described = control.get(sleep.described_at, PROBE).await;
-    let known = (sleep.rungs)(&described.unwrap_or_default());
+    let known = (sleep.levels)(&described.unwrap_or_default());
     known
         .iter()
-        .filter(|rung| allowed.contains(*rung))
+        .filter(|level| allowed.contains(*level))
         .collect()
 }
 
@@ -58,20 +58,24 @@ pub async fn supported(endpoint: &Endpoint, allowed: Rungs) -> Rungs {
 /// When there is no such step, or the engine does not take it; it may be anywhere in between then.
 pub async fn demote(
     endpoint: &Endpoint,
-    from: Rung,
-    to: Rung,
+    from: SleepLevel,
+    to: SleepLevel,
     within: Duration,
-) -> Result<(), RungError> {
+) -> Result<(), SleepLevelError> {
     let sleep = endpoint.kind.dialect().sleep.as_ref();
     let calls = sleep.and_then(|sleep| (sleep.down)(from, to));
-    make(endpoint, &calls.ok_or(RungError::NoWay)?, within).await
+    make(endpoint, &calls.ok_or(SleepLevelError::NoWay)?, within).await
 }
 
 /// Wakes a sleeping engine. `within` is the time for each call.
 ///
 /// # Errors
 /// When the engine does not wake; it may be anywhere in between then.
-pub async fn promote(endpoint: &Endpoint, from: Rung, within: Duration) -> Result<(), RungError> {
+pub async fn promote(
+    endpoint: &Endpoint,
+    from: SleepLevel,
+    within: Duration,
+) -> Result<(), SleepLevelError> {
     let sleep = endpoint.kind.dialect().sleep.as_ref();
     let calls = sleep.map_or_else(Vec::new, |sleep| (sleep.up)(from));
     make(endpoint, &calls, within).await
@@ -99,7 +103,11 @@ pub async fn verify(endpoint: &Endpoint, stored: &Canary) -> Result<(), String> 
     Ok(())
 }
 
-async fn make(endpoint: &Endpoint, calls: &[Call], within: Duration) -> Result<(), RungError> {
+async fn make(
+    endpoint: &Endpoint,
+    calls: &[Call],
+    within: Duration,
+) -> Result<(), SleepLevelError> {
     let control = Control::new(endpoint);
     for call in calls {
         control.post(call.path, &call.body, within).await?;
@@ -120,8 +128,8 @@ mod tests {
     #[test]
     fn there_is_a_way_up_from_wherever_there_is_a_way_down_to() {
         for (kind, sleep) in all() {
-            for to in Rung::ASLEEP {
-                if (sleep.down)(Rung::Ready, to).is_some() {
+            for to in SleepLevel::ASLEEP {
+                if (sleep.down)(SleepLevel::Ready, to).is_some() {
                     assert!(!(sleep.up)(to).is_empty(), "{kind:?} {to:?}");
                 }
             }
@@ -133,8 +141,8 @@ mod tests {
     #[test]
     fn demotion_only_goes_deeper() {
         for (kind, sleep) in all() {
-            for from in Rung::ASLEEP {
-                for to in Rung::ASLEEP.into_iter().filter(|to| *to <= from) {
+            for from in SleepLevel::ASLEEP {
+                for to in SleepLevel::ASLEEP.into_iter().filter(|to| *to <= from) {
                     assert_eq!((sleep.down)(from, to), None, "{kind:?}");
                 }
             }

@@ -4,11 +4,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// One rung, the shallowest first: what compares greater is deeper, holds less and takes longer to
+/// One sleep level, the shallowest first: what compares greater is deeper, holds less and takes longer to
 /// come back from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Rung {
+pub enum SleepLevel {
     /// It serves.
     Ready,
     /// Its weights stay on the device, its KV cache does not.
@@ -21,7 +21,7 @@ pub enum Rung {
     Cold,
 }
 
-impl Rung {
+impl SleepLevel {
     /// From the shallowest to the deepest.
     pub const ALL: [Self; 5] = [Self::Ready, Self::Parked, Self::L1, Self::L2, Self::Cold];
 
@@ -29,7 +29,7 @@ impl Rung {
     pub const ASLEEP: [Self; 3] = [Self::Parked, Self::L1, Self::L2];
 }
 
-impl fmt::Display for Rung {
+impl fmt::Display for SleepLevel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Ready => "ready",
@@ -41,16 +41,16 @@ impl fmt::Display for Rung {
     }
 }
 
-/// A set of rungs. Ready and Cold are in every one: each engine serves and stops.
+/// A set of sleep levels. Ready and Cold are in every one: each engine serves and stops.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Vec<Rung>", into = "Vec<Rung>")]
-pub struct Rungs([bool; Rung::ASLEEP.len()]);
+#[serde(from = "Vec<SleepLevel>", into = "Vec<SleepLevel>")]
+pub struct SleepLevels([bool; SleepLevel::ASLEEP.len()]);
 
-impl Rungs {
+impl SleepLevels {
     /// Whether it is one of them.
     #[must_use]
-    pub fn contains(self, rung: Rung) -> bool {
-        asleep(rung).is_none_or(|index| self.0[index])
+    pub fn contains(self, level: SleepLevel) -> bool {
+        asleep(level).is_none_or(|index| self.0[index])
     }
 
     /// Whether an engine of it can only serve and stop.
@@ -61,8 +61,8 @@ impl Rungs {
 
     /// With this one.
     #[must_use]
-    pub fn with(mut self, rung: Rung) -> Self {
-        if let Some(index) = asleep(rung) {
+    pub fn with(mut self, level: SleepLevel) -> Self {
+        if let Some(index) = asleep(level) {
             self.0[index] = true;
         }
         self
@@ -78,31 +78,31 @@ impl Rungs {
     }
 
     /// From the shallowest to the deepest.
-    pub fn iter(self) -> impl Iterator<Item = Rung> {
-        Rung::ALL
+    pub fn iter(self) -> impl Iterator<Item = SleepLevel> {
+        SleepLevel::ALL
             .into_iter()
-            .filter(move |rung| self.contains(*rung))
+            .filter(move |level| self.contains(*level))
     }
 }
 
-impl From<Vec<Rung>> for Rungs {
-    fn from(rungs: Vec<Rung>) -> Self {
-        rungs.into_iter().collect()
+impl From<Vec<SleepLevel>> for SleepLevels {
+    fn from(levels: Vec<SleepLevel>) -> Self {
+        levels.into_iter().collect()
     }
 }
 
-impl From<Rungs> for Vec<Rung> {
-    fn from(rungs: Rungs) -> Self {
-        rungs.iter().collect()
+impl From<SleepLevels> for Vec<SleepLevel> {
+    fn from(levels: SleepLevels) -> Self {
+        levels.iter().collect()
     }
 }
 
-impl FromIterator<Rung> for Rungs {
-    fn from_iter<I: IntoIterator<Item = Rung>>(rungs: I) -> Self {
-        rungs.into_iter().fold(Self::default(), Self::with)
+impl FromIterator<SleepLevel> for SleepLevels {
+    fn from_iter<I: IntoIterator<Item = SleepLevel>>(levels: I) -> Self {
+        levels.into_iter().fold(Self::default(), Self::with)
     }
 }
 
-fn asleep(rung: Rung) -> Option<usize> {
-    Rung::ASLEEP.iter().position(|one| *one == rung)
+fn asleep(level: SleepLevel) -> Option<usize> {
+    SleepLevel::ASLEEP.iter().position(|one| *one == level)
 }

@@ -5,11 +5,11 @@ use std::time::Duration;
 use kvwarden_actors::engine::{
     Endpoint, EngineKind,
     probe::Canary,
-    rungs::{self, RungError},
+    sleep::{self, SleepLevelError},
 };
 use kvwarden_policy::{
     Generation, ModelId,
-    lifecycle::{Rung, Rungs},
+    lifecycle::{SleepLevel, SleepLevels},
 };
 
 use crate::harness::{DEADLINE, Engine, within};
@@ -24,7 +24,7 @@ fn endpoint(engine: &Engine) -> Endpoint {
         base: format!("http://127.0.0.1:{}", engine.port),
         api_key: None,
         served_name: "sim".to_owned(),
-        rungs: Rungs::default(),
+        levels: SleepLevels::default(),
         canary: None,
     }
 }
@@ -41,29 +41,29 @@ async fn held(engine: &Engine) -> u64 {
 }
 
 async fn canary(endpoint: &Endpoint) -> Canary {
-    rungs::canary(endpoint).await.unwrap()
+    sleep::canary(endpoint).await.unwrap()
 }
 
 #[actix_web::test]
-async fn every_rung_holds_less_and_wakes_to_the_same_answer() {
+async fn every_level_holds_less_and_wakes_to_the_same_answer() {
     let (engine, endpoint) = started(&[]).await;
     let stored = canary(&endpoint).await;
     assert!(stored.is_some());
     let awake = held(&engine).await;
     let mut last = awake;
-    for rung in [Rung::Parked, Rung::L1, Rung::L2] {
-        rungs::demote(&endpoint, Rung::Ready, rung, DEADLINE)
+    for level in [SleepLevel::Parked, SleepLevel::L1, SleepLevel::L2] {
+        sleep::demote(&endpoint, SleepLevel::Ready, level, DEADLINE)
             .await
             .unwrap();
         let asleep = held(&engine).await;
         assert!(
             asleep < awake && asleep <= last,
-            "{rung}: {asleep} of {awake}"
+            "{level}: {asleep} of {awake}"
         );
         last = asleep;
-        rungs::promote(&endpoint, rung, DEADLINE).await.unwrap();
+        sleep::promote(&endpoint, level, DEADLINE).await.unwrap();
         assert_eq!(held(&engine).await, awake);
-        rungs::verify(&endpoint, &stored).await.unwrap();
+        sleep::verify(&endpoint, &stored).await.unwrap();
     }
 }
 
@@ -71,50 +71,57 @@ async fn every_rung_holds_less_and_wakes_to_the_same_answer() {
 async fn parked_engine_can_go_deeper_and_a_sleeping_one_can_not() {
     let (engine, endpoint) = started(&[]).await;
     let stored = canary(&endpoint).await;
-    rungs::demote(&endpoint, Rung::Ready, Rung::Parked, DEADLINE)
+    sleep::demote(&endpoint, SleepLevel::Ready, SleepLevel::Parked, DEADLINE)
         .await
         .unwrap();
-    rungs::demote(&endpoint, Rung::Parked, Rung::L2, DEADLINE)
+    sleep::demote(&endpoint, SleepLevel::Parked, SleepLevel::L2, DEADLINE)
         .await
         .unwrap();
-    let refused = rungs::demote(&endpoint, Rung::L2, Rung::L1, DEADLINE).await;
-    assert!(matches!(refused, Err(RungError::NoWay)));
-    rungs::promote(&endpoint, Rung::L2, DEADLINE).await.unwrap();
-    rungs::verify(&endpoint, &stored).await.unwrap();
+    let refused = sleep::demote(&endpoint, SleepLevel::L2, SleepLevel::L1, DEADLINE).await;
+    assert!(matches!(refused, Err(SleepLevelError::NoWay)));
+    sleep::promote(&endpoint, SleepLevel::L2, DEADLINE)
+        .await
+        .unwrap();
+    sleep::verify(&endpoint, &stored).await.unwrap();
     drop(engine);
 }
 
 #[actix_web::test]
 async fn what_an_engine_supports_is_asked_and_what_is_not_allowed_is_left_out() {
     let (engine, endpoint) = started(&[]).await;
-    let all: Rungs = Rung::ASLEEP.into_iter().collect();
-    assert_eq!(rungs::supported(&endpoint, all).await, all);
-    let parked = Rungs::default().with(Rung::Parked);
-    assert_eq!(rungs::supported(&endpoint, parked).await, parked);
+    let all: SleepLevels = SleepLevel::ASLEEP.into_iter().collect();
+    assert_eq!(sleep::supported(&endpoint, all).await, all);
+    let parked = SleepLevels::default().with(SleepLevel::Parked);
+    assert_eq!(sleep::supported(&endpoint, parked).await, parked);
     drop(engine);
-    assert_eq!(rungs::supported(&endpoint, all).await, Rungs::default());
+    assert_eq!(
+        sleep::supported(&endpoint, all).await,
+        SleepLevels::default()
+    );
 }
 
 #[actix_web::test]
 async fn other_weights_are_noticed() {
     let (_engine, endpoint) = started(&["--fault-wake-garbles"]).await;
     let stored = canary(&endpoint).await;
-    rungs::demote(&endpoint, Rung::Ready, Rung::L1, DEADLINE)
+    sleep::demote(&endpoint, SleepLevel::Ready, SleepLevel::L1, DEADLINE)
         .await
         .unwrap();
-    rungs::promote(&endpoint, Rung::L1, DEADLINE).await.unwrap();
-    let wrong = rungs::verify(&endpoint, &stored).await.unwrap_err();
+    sleep::promote(&endpoint, SleepLevel::L1, DEADLINE)
+        .await
+        .unwrap();
+    let wrong = sleep::verify(&endpoint, &stored).await.unwrap_err();
     assert!(wrong.contains("!!!!"), "{wrong}");
 }
 
 #[actix_web::test]
 async fn wake_that_hangs_is_given_up() {
     let (_engine, endpoint) = started(&["--fault-wake-hangs"]).await;
-    rungs::demote(&endpoint, Rung::Ready, Rung::L1, DEADLINE)
+    sleep::demote(&endpoint, SleepLevel::Ready, SleepLevel::L1, DEADLINE)
         .await
         .unwrap();
     let patience = Duration::from_millis(200);
-    let waking = rungs::promote(&endpoint, Rung::L1, patience);
+    let waking = sleep::promote(&endpoint, SleepLevel::L1, patience);
     let error = within("the wake to be given up", waking).await.unwrap_err();
     assert!(error.to_string().contains("was not answered"), "{error}");
 }

@@ -15,8 +15,8 @@ use super::{
     lock::Lock,
     progress::{Event, Progress},
     python::{self, Version},
-    recipe::{UV_ENV, run},
     run::Runner,
+    step::{UV_ENV, run},
     uv,
 };
 use crate::layout::Layout;

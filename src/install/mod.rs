@@ -15,6 +15,7 @@ pub mod progress;
 pub(crate) mod python;
 pub mod recipe;
 mod run;
+pub mod step;
 pub(crate) mod uv;
 
 use std::{
@@ -32,8 +33,9 @@ use self::{
     growth::Growth,
     lock::Lock,
     progress::{Event, Progress},
-    recipe::{Paths, RECIPES, Recipe},
+    recipe::{RECIPES, Recipe},
     run::Runner,
+    step::Paths,
 };
 use crate::layout::Layout;
 

@@ -1,6 +1,6 @@
 //! What goes into each environment between its creation and the check that it imports.
 
-use super::recipe::{Paths, Step, pip, run, write};
+use super::step::{Paths, Step, pip, run, write};
 
 pub(super) fn llamacpp(paths: &Paths) -> Vec<Step> {
     vec![pip("installing llama.cpp", paths, &[&"xllamacpp"])]

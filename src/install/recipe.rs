@@ -3,12 +3,13 @@
 //! A recipe and the paths it applies to give an ordered list of steps; nothing here touches the
 //! disk or starts a process, so a test can read a whole install. `run` executes the steps.
 
-use std::{
-    ffi::{OsStr, OsString},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use super::{packages, python::Version};
+use super::{
+    packages,
+    python::Version,
+    step::{Paths, Step, UV_ENV, run, write},
+};
 
 /// How one engine's private environment is made and recognized.
 #[derive(Debug)]
@@ -47,49 +48,6 @@ pub enum Launcher {
     },
     /// One that the packages install, relative to the environment.
     Packaged(&'static str),
-}
-
-/// Where an install works, and with what.
-#[derive(Clone, Debug)]
-pub struct Paths {
-    /// The engine's directory: `venv/`, the recipe's files, the marker.
-    pub root: PathBuf,
-    /// The `uv` to use.
-    pub uv: PathBuf,
-    /// The interpreter the environment is made from.
-    pub python: PathBuf,
-    /// Its version, which is part of the path of site-packages.
-    pub python_version: Version,
-}
-
-/// One step of an install.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// What the user reads while it runs.
-    pub label: &'static str,
-    /// What is done.
-    pub action: Action,
-}
-
-/// What a step does.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Runs a program to its end.
-    Run {
-        /// The executable.
-        program: PathBuf,
-        /// Its arguments.
-        args: Vec<OsString>,
-        /// Variables added to its environment.
-        env: Vec<(&'static str, &'static str)>,
-    },
-    /// Writes a file, making its directory.
-    Write {
-        /// Where.
-        path: PathBuf,
-        /// What.
-        contents: &'static str,
-    },
 }
 
 const MIB: u64 = 1 << 20;
@@ -173,11 +131,6 @@ const SGLANG_LAUNCHER: Launcher = Launcher::Own {
 /// `exec`.
 const AMX: (&str, &str) = ("kvwarden_amx.pth", include_str!("recipes/kvwarden_amx.pth"));
 
-/// The variables every `uv` runs with: its own progress bars would only fill the log, and a Python
-/// it downloaded would not be the one that was checked.
-pub(super) const UV_ENV: [(&str, &str); 2] =
-    [("UV_NO_PROGRESS", "1"), ("UV_PYTHON_DOWNLOADS", "never")];
-
 /// Printed before the version by the last step, whose output may carry warnings too.
 pub(super) const VERSION_MARK: &str = "kvwarden-engine-version=";
 
@@ -243,60 +196,6 @@ impl Recipe {
             &[&"-I", &"-c", &script],
             &[],
         )
-    }
-}
-
-// === building blocks ===
-
-/// Words of a command line: text and paths mixed.
-pub(super) type Args<'a> = &'a [&'a dyn AsRef<OsStr>];
-
-pub(super) fn pip(label: &'static str, paths: &Paths, args: Args<'_>) -> Step {
-    let python = paths.venv_python();
-    let front: Args<'_> = &[&"pip", &"install", &"--python", &python];
-    run(label, &paths.uv, &[front, args].concat(), &UV_ENV)
-}
-
-pub(super) fn run(
-    label: &'static str,
-    program: &Path,
-    args: Args<'_>,
-    env: &[(&'static str, &'static str)],
-) -> Step {
-    let args = args.iter().map(|arg| arg.as_ref().to_owned()).collect();
-    let action = Action::Run {
-        program: program.to_owned(),
-        args,
-        env: env.to_vec(),
-    };
-    Step { label, action }
-}
-
-pub(super) fn write(label: &'static str, path: PathBuf, contents: &'static str) -> Step {
-    Step {
-        label,
-        action: Action::Write { path, contents },
-    }
-}
-
-// === impl Paths ===
-
-impl Paths {
-    /// The virtual environment.
-    #[must_use]
-    pub fn venv(&self) -> PathBuf {
-        self.root.join("venv")
-    }
-
-    /// Its interpreter.
-    #[must_use]
-    pub fn venv_python(&self) -> PathBuf {
-        self.venv().join("bin/python")
-    }
-
-    pub(super) fn site_packages(&self) -> PathBuf {
-        self.venv()
-            .join(format!("lib/python{}/site-packages", self.python_version))
     }
 }
 

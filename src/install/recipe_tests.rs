@@ -1,4 +1,4 @@
-use super::*;
+use super::{super::step::Action, *};
 
 fn paths() -> Paths {
     Paths {

@@ -27,7 +27,7 @@ use super::{
     growth::Growth,
     lock::Lock,
     progress::{Event, Progress},
-    recipe::{Action, Step},
+    step::{Action, Step},
 };
 
 /// How often the bar moves. A walk over 60,000 files takes some 0.2 s.
@@ -184,7 +184,7 @@ fn read_from(path: &Path, offset: u64) -> Result<String, InstallError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::install::recipe::run;
+    use crate::install::step::run;
 
     fn with_runner(check: impl FnOnce(&Runner<'_>, &Path)) {
         let dir = tempfile::tempdir().unwrap();

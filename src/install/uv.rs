@@ -7,8 +7,8 @@ use super::{
     lock::Lock,
     progress::{Event, Progress},
     python::{self, Python},
-    recipe::run,
     run::Runner,
+    step::run,
 };
 use crate::layout::Layout;
 

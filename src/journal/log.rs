@@ -33,8 +33,6 @@ use kvwarden_policy::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::store::StoreError;
-
 /// The format's version.
 pub const VERSION: u32 = 1;
 
@@ -197,9 +195,6 @@ pub enum LogError {
         /// What is wrong.
         why: String,
     },
-    /// Its database can't be read.
-    #[error(transparent)]
-    Store(#[from] StoreError),
     /// No line says what devices and models there are.
     #[error("it has no header")]
     NoHeader,

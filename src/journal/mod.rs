@@ -36,7 +36,6 @@ use prometheus_client::metrics::counter::Counter;
 
 use self::{
     events::EventLog,
-    log::LogError,
     queue::{Batch, Queue},
     usage::UsageLog,
     writer::Writer,
@@ -91,14 +90,14 @@ pub fn path(state: &Path) -> PathBuf {
 ///
 /// # Errors
 /// When it can't be read, or can't be replayed.
-pub fn read_events(path: &Path) -> Result<(World, Vec<Request>), LogError> {
+pub fn read_events(path: &Path) -> anyhow::Result<(World, Vec<Request>)> {
     let mut file = BufReader::new(File::open(path)?);
     if !file.fill_buf()?.starts_with(SQLITE) {
-        return log::read(file);
+        return Ok(log::read(file)?);
     }
     let mut reader = log::Reader::default();
-    Store::read(path)?.events(|line| reader.take(line))?;
-    reader.finish()
+    Store::read(path)?.events(|line| anyhow::Ok(reader.take(line)?))?;
+    Ok(reader.finish()?)
 }
 
 /// Writes the event log of a database as JSON lines, all of it or, on an error, nothing. Whom it

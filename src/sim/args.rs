@@ -1,8 +1,7 @@
 //! The command line. Flags that vLLM has too are named and meant as there.
 
-use std::{net::IpAddr, time::Duration};
+use std::net::IpAddr;
 
-use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use kvwarden_policy::simulation::{
     engine::{BLOCK_TOKENS, Limits, Policy},
@@ -99,19 +98,6 @@ fn preset(name: &str) -> Result<&'static Preset, String> {
     })
 }
 
-/// `5s`, `250ms` or plain seconds.
-pub(super) fn duration(text: &str) -> anyhow::Result<Duration> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits
-        .parse()
-        .context("expected a whole number of s or ms")?;
-    match &text[digits.len()..] {
-        "s" | "" => Ok(Duration::from_secs(number)),
-        "ms" => Ok(Duration::from_millis(number)),
-        unit => bail!("unknown unit {unit:?}, expected s or ms"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -138,13 +124,5 @@ mod tests {
     #[test]
     fn a_smaller_cache_shortens_the_longest_request() {
         assert_eq!(limits(&["--num-kv-blocks", "10"]).max_model_len, 160);
-    }
-
-    #[test]
-    fn durations_have_units() {
-        assert_eq!(duration("5s").unwrap(), Duration::from_secs(5));
-        assert_eq!(duration("250ms").unwrap(), Duration::from_millis(250));
-        assert_eq!(duration("2").unwrap(), Duration::from_secs(2));
-        assert!(duration("5m").is_err() && duration("s").is_err());
     }
 }

@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use super::{
     answer::{Answer, Dialect},
+    app::{self, App},
     error::ApiError,
     handle::{Choice, End, InFlightRequest},
-    http::{self, App},
     request::{self, Generate, Input, Message, Sampling},
     stream,
     text::Story,
@@ -89,7 +89,7 @@ async fn generate(
         dialect,
         id: app.response_id(kind, request, number),
         model: app.model().to_owned(),
-        created: http::unix_now(),
+        created: app::unix_now(),
         stories,
         prompt_tokens,
         n: body.choices(),

@@ -6,9 +6,9 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{
+    app::App,
     error::ApiError,
     handle::{Answer, Control, InFlight, Quiet},
-    http::App,
     memory::SleepLevel,
     request,
 };

@@ -6,9 +6,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
+    app::{self, App},
     error::ApiError,
     handle::Choice,
-    http::{self, App},
     request::{self, Input},
     text::mix,
 };
@@ -92,7 +92,7 @@ pub(super) async fn embed(
     Ok(HttpResponse::Ok().json(json!({
         "id": app.response_id("embd", &request, number),
         "object": "list",
-        "created": http::unix_now(),
+        "created": app::unix_now(),
         "model": app.model(),
         "data": data,
         "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens, "completion_tokens": 0},

@@ -7,9 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::{Context as _, bail};
 use clap::Args;
-
-use super::args::duration;
 
 /// Fault switches. Without any of them the engine is well.
 #[derive(Args, Clone, Debug, Default)]
@@ -125,4 +124,29 @@ pub(super) fn crash(code: u8) -> ! {
 fn complain(text: &str) {
     // Nobody is left to tell when stderr is gone.
     drop(std::io::stderr().write_all(text.as_bytes()));
+}
+/// `5s`, `250ms` or plain seconds.
+pub(super) fn duration(text: &str) -> anyhow::Result<Duration> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits
+        .parse()
+        .context("expected a whole number of s or ms")?;
+    match &text[digits.len()..] {
+        "s" | "" => Ok(Duration::from_secs(number)),
+        "ms" => Ok(Duration::from_millis(number)),
+        unit => bail!("unknown unit {unit:?}, expected s or ms"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("5s").unwrap(), Duration::from_secs(5));
+        assert_eq!(duration("250ms").unwrap(), Duration::from_millis(250));
+        assert_eq!(duration("2").unwrap(), Duration::from_secs(2));
+        assert!(duration("5m").is_err() && duration("s").is_err());
+    }
 }

@@ -18,6 +18,7 @@
 //! output collector does it, and costs no memory.
 
 mod answer;
+mod app;
 mod args;
 mod completions;
 mod control;

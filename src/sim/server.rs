@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use super::{
+    app,
     args::SimArgs,
     engine::Engine,
     faults,
@@ -64,13 +65,13 @@ async fn serve(args: SimArgs) -> anyhow::Result<()> {
     );
     let board = Board::new(limits.kv_blocks, memory);
     let (handle, commands) = Handle::new();
-    let app = http::App {
+    let app = app::App {
         names: args.served_model_name.clone().into(),
         api_key: api_key(),
         max_model_len: limits.max_model_len,
         front_end: args.preset.front_end,
         seed: args.seed,
-        created: http::unix_now(),
+        created: app::unix_now(),
         requests: Arc::new(AtomicU64::new(0)),
         engine: handle.clone(),
         board: board.clone(),

@@ -5,9 +5,9 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{
+    app::App,
     completions::chat_ids,
     error::ApiError,
-    http::App,
     request::{self, Message},
     tokenizer,
 };

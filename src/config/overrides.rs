@@ -22,7 +22,7 @@ pub struct Overrides {
     pub port: Option<u16>,
     /// `--engine`: for models that name none.
     pub engine: Option<EngineKind>,
-    /// `--max-concurrent`: for every model.
+    /// `--max-concurrent`: for every model, and so for its replicas.
     pub max_concurrent: Option<u32>,
     /// `--gpu-budget`: the share of GPU memory that models which name none divide among them.
     pub gpu_budget: Option<f64>,
@@ -44,7 +44,10 @@ impl Overrides {
                 model.engine = self.engine;
                 report.comes_from(path.key("engine"), Source::Option("--engine"));
             }
-            if let Some(max) = self.max_concurrent {
+            // A replica takes over what its model says, and may not say it itself.
+            if let Some(max) = self.max_concurrent
+                && model.replica_of.is_none()
+            {
                 model.max_concurrent = Some(max);
                 report.comes_from(
                     path.key("max_concurrent"),

@@ -86,6 +86,15 @@ fn options_win_over_the_file() {
 }
 
 #[test]
+fn max_concurrent_option_is_for_models_and_by_them_for_their_replicas() {
+    let seven = options(|options| options.max_concurrent = Some(7));
+    let replica = "[[models]]\nreplica_of = \"m\"\nengine = \"sim\"\n";
+    let models = over(&format!("{MODEL}{replica}"), &seven).models;
+    let sequences = models.iter().map(|model| model.flags.capacity.sequences);
+    assert_eq!(sequences.collect::<Vec<_>>(), [7, 7]);
+}
+
+#[test]
 fn port_alone_keeps_the_host_of_the_file() {
     let port = options(|options| options.port = Some(9));
     let config = over(&format!("listen = \"127.0.0.2:8000\"\n{MODEL}"), &port);

@@ -399,6 +399,13 @@ impl Store {
         self.connection.execute_batch(&limit).unwrap();
     }
 
+    /// No row of usage can be removed from now on.
+    pub(super) fn refuse_to_forget(&self) {
+        let trigger = "CREATE TRIGGER keep BEFORE DELETE ON usage
+            BEGIN SELECT RAISE(ABORT, 'kept'); END";
+        self.connection.execute_batch(trigger).unwrap();
+    }
+
     pub(super) fn set_version(&self, version: i64) {
         self.connection
             .pragma_update(None, "user_version", version)

@@ -71,6 +71,20 @@ fn open(settings: Settings, counts: &Counts) -> Journal {
     Journal::open(settings, counts.clone(), Counter::default()).unwrap()
 }
 
+fn writer(path: PathBuf, counts: &Counts, events_dropped: &Counter) -> Writer {
+    Writer {
+        path,
+        keep_usage: Some(KEEP),
+        max_events: 1 << 20,
+        counts: counts.clone(),
+        events_dropped: events_dropped.clone(),
+        store: None,
+        batch: Batch::default(),
+        is_failing: false,
+        pruned: None,
+    }
+}
+
 fn lines(store: &Store) -> Vec<String> {
     let mut lines = Vec::new();
     let read = store.events(|line| {
@@ -81,7 +95,7 @@ fn lines(store: &Store) -> Vec<String> {
     lines
 }
 
-/// Tsuccessor times, in tsuccessor order.
+/// The lines' times, in the lines' order.
 fn times(store: &Store) -> Vec<u64> {
     let lines = lines(store);
     let lines = lines.iter().filter_map(|line| {
@@ -158,17 +172,7 @@ fn full_disk_keeps_rows_waiting_and_the_rest_is_counted() {
     let counts = Counts::default();
     let events_dropped = Counter::default();
     let queue = Queue::default();
-    let mut writer = Writer {
-        path: path(dir.path()),
-        keep_usage: Some(KEEP),
-        max_events: 1 << 20,
-        counts: counts.clone(),
-        events_dropped: events_dropped.clone(),
-        store: None,
-        batch: Batch::default(),
-        is_failing: false,
-        pruned: None,
-    };
+    let mut writer = writer(path(dir.path()), &counts, &events_dropped);
     let fill = |writer: &mut Writer, rows: u64| {
         let name = "t".repeat(64);
         for index in 0..rows {
@@ -198,6 +202,28 @@ fn full_disk_keeps_rows_waiting_and_the_rest_is_counted() {
     assert_eq!(everything(store, &[])[0].requests, 1_003);
     assert_eq!(lines(store).len(), 1_003);
     assert_eq!(events_dropped.get(), 0);
+}
+
+#[test]
+fn old_rows_that_stay_cost_no_new_row_a_second_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let counts = Counts::default();
+    let queue = Queue::default();
+    let mut writer = writer(path(dir.path()), &counts, &Counter::default());
+    let now = SystemTime::now();
+    let mut store = Store::open(&writer.path).unwrap();
+    store
+        .append(&[row(now - 2 * KEEP, "old", 1)], &[], 0)
+        .unwrap();
+    store.refuse_to_forget();
+    writer.store = Some(store);
+    assert!(queue.push_usage(row(now, "new", 1)));
+    for _ in 0..3 {
+        writer.flush(&queue);
+    }
+    assert_eq!((counts.kept.get(), writer.batch.usage.len()), (1, 0));
+    let store = writer.store.as_ref().unwrap();
+    assert_eq!(everything(store, &[])[0].requests, 2);
 }
 
 #[test]

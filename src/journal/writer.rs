@@ -70,6 +70,7 @@ impl Writer {
                 let rows = self.batch.usage.len();
                 self.counts.kept.inc_by(rows as u64);
                 self.batch = Batch::default();
+                self.prune();
                 if std::mem::take(&mut self.is_failing) {
                     tracing::info!(path = %self.path.display(), "the journal is written again");
                 }
@@ -88,15 +89,22 @@ impl Writer {
             Some(store) => store,
             None => self.store.insert(Store::open(&self.path)?),
         };
-        store.append(&self.batch.usage, &self.batch.events, self.max_events)?;
+        store.append(&self.batch.usage, &self.batch.events, self.max_events)
+    }
+
+    /// Removes what is too old. It is no part of the write, which would be done once more if this
+    /// failed: rows that stay for an hour longer do no harm.
+    fn prune(&mut self) {
         let is_due = |at: Instant| at.elapsed() >= PRUNE;
-        if let Some(keep) = self.keep_usage
+        if let (Some(store), Some(keep)) = (&self.store, self.keep_usage)
             && self.pruned.is_none_or(is_due)
         {
             self.pruned = Some(monotonic());
-            store.forget_before(SystemTime::now() - keep)?;
+            if let Err(error) = store.forget_before(SystemTime::now() - keep) {
+                let path = self.path.display();
+                tracing::warn!(%path, %error, "usage that is too old stays for now");
+            }
         }
-        Ok(())
     }
 }
 

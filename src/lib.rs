@@ -46,13 +46,15 @@
 //! | `layout`, `terminal`, [`panic`](mod@panic) | directories; how commands print; the end of the process | |
 //! | `kvwarden-actors` (actors) | who tells whom what | HTTP of clients, files of users |
 //! | `router`, `tenant`, `model`, `gpu` | the actors; `protocol` has their messages, `ticket` what travels in them | waits inside a handler |
+//! | `ledger`, `observer`, `overview` | what the actors tell the journal, the metrics and `/kvwarden/status` | |
 //! | `process` | engines as processes: started, adopted, supervised, ended | decides whether one runs |
 //! | `engine` | one file for each engine: what kvwarden has to know of it | |
 //! | `device` | GPUs as NVML sees them | |
 //! | `kvwarden-policy` (actors/policy) | the decisions, as pure functions of their arguments | an actor, a socket, a clock |
 //! | `scheduling` | the fair queue: which request goes next, and when | |
 //! | `residency` | the planner: which models are in memory | |
-//! | `lifecycle`, `backoff`, `failure`, `stall` | one engine's states, and what its end means | |
+//! | `lifecycle`, `startup`, `stall`, `backoff`, `failure` | one engine's states, and what its end means | |
+//! | `bucket`, `quota`, `tier`, `cost`, `routing` | limits of tenants, what a request costs, to which engine it goes | |
 //! | `simulation` | engines and swaps in virtual time, which the tests run on | is part of serving |
 //! | `kvwarden-integration` (integration) | the real binary against real engines; a table of what is tested where | |
 //!
@@ -70,28 +72,42 @@
 //!   key of their own per start.
 //! - Every queue, buffer and map that a client can grow has a limit in the configuration.
 //!
+//! # Where to look
+//!
+//! | for | look at |
+//! |---|---|
+//! | what the fair queue charges | `Price` in `actors/policy/src/scheduling/settings.rs`; at dispatch `fair/mod.rs`, then `fair/running.rs` |
+//! | what the buckets of a tenant charge | `actors/policy/src/cost.rs` and `bucket.rs`, called by `actors/src/tenant.rs` |
+//! | why a model was evicted | the line "makes room" of the log, `why` in the event log (`kvwarden replay --export`); `Why` in `actors/policy/src/residency/snapshot.rs` has the reasons, `victims.rs` the choice, `value.rs` what it goes by |
+//! | what a client sees when its engine dies | before the first token the request is tried again (`src/http/exchange.rs`), after it the stream ends with an error event (`src/http/relay.rs`); `src/http/refusal.rs` has every status and code |
+//! | why an engine ended | `actors/src/process/end.rs`, by the sentences in `actors/policy/src/failure.rs` |
+//! | what a request leaves in the database | `Spent` in `actors/src/ticket.rs`, then `src/journal/usage.rs`; `src/journal/store.rs` has the tables, of which a column more is a row more in `LAYOUTS` |
+//!
 //! # How to add
 //!
 //! **An engine.** Write `actors/src/engine/NAME.rs` with a `static DIALECT`: the keys it takes, the flags
 //! that are kvwarden's, its arguments and environment, its quirks as a server, how it sleeps, the names
-//! of its gauges. Give it a row in `EngineKind` (`actors/src/engine/mod.rs`). If kvwarden is to install
-//! it, add a recipe to `src/install/recipe.rs`; the sentences it dies with go to
-//! `actors/policy/src/failure`, with a log of it in the corpus there. Start it for real in
-//! `integration/tests/real_engines.rs`.
+//! of its gauges. Give it a row in `EngineKind` (`actors/src/engine/mod.rs`), in its `ALL` and in its
+//! `dialect`. If kvwarden is to install it, add a recipe to `src/install/recipe.rs`. The sentences it
+//! dies with go to `SIGNS` (`actors/policy/src/failure.rs`), with a log of it in the corpus
+//! (`actors/policy/src/failure/corpus`). Name it in the comments of `src/config/file.rs` that list the
+//! engines, and in README's table. Start it for real in `integration/tests/real_engines.rs`.
 //!
 //! **A metric.** Add a field and its line in `Metrics::register` (`src/metrics.rs`). What a request counts
 //! goes through a handle in `src/http/series.rs`; what an actor knows goes into its observable state
-//! and from there, at a scrape, through `src/http/admin/observe.rs`. Then README's list, and
-//! `integration/tests/sim/golden/metrics.txt`.
+//! and from there, at a scrape, through `src/http/admin/observe.rs`. Then README's list;
+//! `BLESS=1 cargo test -p kvwarden-integration --test sim golden` writes `golden/metrics.txt` anew.
 //!
 //! **A configuration key.** Add a field with its comment, type and default to its table in
-//! `src/config/file.rs`: the comment is the reference. Check it in `src/config/check`, resolve it in
-//! `src/config/resolved.rs`, and pass it on in `src/serve/wiring.rs` to the parameters of the actor that
-//! needs it. `src/config/change.rs` says what a reload does with it. The test of the reference
-//! prints the line for `src/config/reference.md`.
+//! `src/config/file.rs`: the comment is the reference. Check and resolve it in `src/config/check`, into
+//! a field in `src/config/resolved.rs`, and pass it on in `src/serve/wiring.rs` to the parameters of the
+//! actor that needs it. A key of a model that some engines alone understand becomes a field of
+//! `EngineFlags`, and their dialects list it in `takes`. `src/config/change.rs` says what a reload does
+//! with it. `BLESS=1 cargo test -p kvwarden reference` writes `src/config/reference.md` anew.
 //!
-//! **A command.** Add `src/cli/NAME.rs` with its arguments and `run`, and a row in `Command` (`src/cli/mod.rs`).
-//! Then README's list, and `integration/tests/sim/golden/help.txt`.
+//! **A command.** Add `src/cli/NAME.rs` with its arguments and `run`, and in `src/cli/mod.rs` the module, a
+//! row in `Command` and one in `Cli::run`. Then README's list; the golden test writes `golden/help.txt` anew
+//! as it does the metrics.
 //!
 //! **A message.** Add a struct to `actors/src/protocol.rs`, with a comment that begins with who says it to
 //! whom, and a handler that does not wait.

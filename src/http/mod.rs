@@ -9,7 +9,8 @@
 //! | [`answer`] | the head of every answer |
 //! | [`record`] | what is counted about a request |
 //! | [`shared`], [`view`], [`series`] | what all requests share, the configuration as they see it, the metrics they count in |
-//! | [`tokenize`], [`request`] | who asks, what is read off a request, and the fields we set |
+//! | [`tokenize`] | `/tokenize` in vLLM's form, whatever the engine |
+//! | [`request`] | who asks, what is read off a request, and the fields we set |
 //! | [`refusal`], [`reason`] | every error, as HTTP |
 //! | [`format`] | answers as events, or put together |
 //! | [`upstream`], [`pipe`], [`socket`], [`salt`] | engines' connections and clients', what those can hold that don't read, cache partitions |

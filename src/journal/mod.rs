@@ -7,6 +7,13 @@
 //! locked rows wait, and serving goes on; what finds the queue full is lost and counted. Two
 //! processes of a takeover write to it at once. `kvwarden usage` and `kvwarden replay` read it, and
 //! days that tenants have used up stay used up over a restart.
+//!
+//! | module | does |
+//! |---|---|
+//! | `usage`, [`events`] | what the actors and the HTTP side report becomes rows and lines |
+//! | `queue`, `writer` | what waits for the disk, and the thread that writes it |
+//! | `store` | the tables, and every statement of SQL |
+//! | [`log`] | the format of the event log |
 
 pub mod events;
 pub mod log;

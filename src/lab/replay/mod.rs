@@ -1,6 +1,6 @@
 //! A recorded or made-up list of requests, run through the planner and its rivals in virtual time.
 //!
-//! Nothing is loaded and nobody is served: `policy::residency::sim` decides and counts. So what comes
+//! Nothing is loaded and nobody is served: `kvwarden_policy::simulation::swapping` decides and counts. So what comes
 //! out is SIMULATED, whatever the log was.
 
 mod picture;

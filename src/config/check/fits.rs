@@ -59,8 +59,14 @@ const RULES: &[(&str, &str)] = &[
     ("sleep", "this engine gives memory back only when it stops"),
     ("memory", "kvwarden does not start this server"),
     ("gpus", "it runs on no GPU"),
-    ("executable", "there is nothing else to run"),
-    ("extra_args", "kvwarden does not start this server"),
+    (
+        "executable",
+        "`sim` is kvwarden itself, `attach` starts nothing, and `command` starts its first word",
+    ),
+    (
+        "extra_args",
+        "`attach` starts nothing, and `command` is started by the words of a model's `command` alone",
+    ),
     ("env", "kvwarden does not start this server"),
 ];
 

@@ -7,7 +7,10 @@ use kvwarden_policy::{
     simulation::steps,
 };
 
-use super::{own_server::own_server, source::PRESETS};
+use super::{
+    own_server::own_server,
+    source::{Context, PRESETS},
+};
 use crate::config::{
     file::{EngineDefaults, ModelTable},
     report::Section,
@@ -19,7 +22,7 @@ pub(super) fn flags(
     model: &ModelTable,
     engine: EngineKind,
     defaults: &EngineDefaults,
-    has_several_models: bool,
+    context: &Context<'_>,
 ) -> EngineFlags {
     section.positive("max_model_len", model.max_model_len != Some(0));
     section.positive("tensor_parallel_size", model.tensor_parallel_size > 0);
@@ -43,8 +46,8 @@ pub(super) fn flags(
         kv_cache_bytes: model.kv_cache,
         kv_cpu_bytes: model.kv_cpu.filter(|bytes| *bytes > 0),
         kv_ssd_bytes: kv_ssd(section, model, engine),
-        levels: levels(model, engine, has_several_models),
-        own: own_server(section, model, engine),
+        levels: levels(model, engine, context.has_several_models),
+        own: own_server(section, model, engine, &env, context),
         extra_args: [&defaults.extra_args[..], &model.extra_args[..]].concat(),
         env,
     }

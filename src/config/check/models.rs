@@ -10,6 +10,7 @@ use super::{
     fits::check_fits,
     flags::flags,
     memory::residency,
+    own_server::check_env,
     source::{Context, executable, source},
 };
 use crate::config::{
@@ -68,6 +69,17 @@ fn engines(
         let mut section = report.section(path);
         check_owned(&mut section, &defaults.extra_args, &defaults.env, engine);
         check_start_timeout(&mut section, defaults.start_timeout);
+        if engine.dialect().takes("command") {
+            check_env(&mut section, &defaults.env);
+        }
+        if !defaults.extra_args.is_empty() && !engine.dialect().takes("extra_args") {
+            section
+                .problem(
+                    "extra_args",
+                    format!("`extra_args` means nothing to the engine `{name}`"),
+                )
+                .help("leave it out: it is started by the words of a model's `command` alone");
+        }
         match &mut defaults.executable {
             Some(_) if !engine.dialect().takes("executable") => section
                 .problem(
@@ -166,7 +178,7 @@ fn resolve(
         environment: environment.filter(|_| executable.is_none()),
         executable,
         source,
-        flags: flags(section, model, engine, defaults, context.has_several_models),
+        flags: flags(section, model, engine, defaults, context),
         start_timeout: start_timeout.unwrap_or(START_TIMEOUT),
         stop_grace: stop_grace.unwrap_or(STOP_GRACE),
         scheduling: model.scheduling,

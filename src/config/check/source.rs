@@ -61,7 +61,9 @@ fn preset(section: &mut Section<'_>, model: &ModelTable) -> ModelSource {
 
 /// What a command of the author's makes of it is not known: only what lies in a package is fetched.
 fn anything(section: &mut Section<'_>, model: &ModelTable, context: &Context<'_>) -> ModelSource {
-    let text = model.source.as_deref().unwrap_or_default();
+    let Some(text) = model.source.as_deref() else {
+        return ModelSource::Hub(model.id.clone().unwrap_or_default());
+    };
     let here = context.base.join(text);
     match text {
         "" => ModelSource::Hub(String::new()),
@@ -189,7 +191,7 @@ pub(super) fn executable(
         Ok(_) => return found,
     };
     let help = match key {
-        "command" => {
+        "command" | "stop" => {
             "its first word is a program: a path from this file's directory, or a name on PATH"
         }
         _ => {

@@ -78,6 +78,16 @@ source = "in/a/container"
 }
 
 #[test]
+fn own_server_may_be_told_its_port_by_what_all_of_them_are_told() {
+    let table = "[engines.command]\nenv = { PORT = \"{port}\" }\n";
+    let text = model("command", "command = [\"/bin/sh\", \"{source}\"]");
+    let model = load(&format!("{table}{text}")).models.remove(0);
+    assert_eq!(model.flags.env["PORT"], "{port}");
+    let id = model.id.to_string();
+    assert_eq!(model.source, ModelSource::Hub(id), "the default");
+}
+
+#[test]
 fn executable_is_found_beside_the_file_and_on_the_path() {
     let dir = tempfile::tempdir().unwrap();
     let (program, file) = (dir.path().join("vllm"), dir.path().join("node.toml"));

@@ -49,6 +49,8 @@ tenants.a.group = "org" | tenants.a.group: there is no group "org" | add a table
 groups.org.weight = 0; tenants.a.group = "org" | groups.org.weight: has to be more than zero |
 engines.llama-cpp = {} | engines.llama-cpp: kvwarden starts no engine called `llama-cpp` | did you mean `llamacpp`?
 engines.sim.executable = "/bin/true" | engines.sim.executable: `executable` means nothing to the engine `sim` |
+engines.command.extra_args = ["-v"] | engines.command.extra_args: `extra_args` means nothing to the engine `command` | words of a model's `command`
+engines.command.env.A = "{prot}" | engines.command.env.A: `{prot}` stands for nothing | did you mean `port`
 engines.vllm.extra_args = ["--host"] | engines.vllm.extra_args[0]: `--host` is set by kvwarden |
 engines.vllm-cpu.env.VLLM_CPU_KVCACHE_SPACE = "1" | engines.vllm-cpu.env.VLLM_CPU_KVCACHE_SPACE: `VLLM_CPU_KVCACHE_SPACE` is set from `kv_cache` | `kv_cache`
 "#;
@@ -105,9 +107,14 @@ vllm | extra_args = ["--max-num-seqs", "8"] | extra_args[0]: `--max-num-seqs` is
 vllm | command = ["/bin/sh"] | command: `command` means nothing to the engine `vllm` | leave it out: to start
 command | | command: `command` needs a `command` | "{port}"
 command | command = ["/bin/sh"] | command: nothing tells the server its port | `{port}`
+command | command = ["/bin/sh"]; stop = ["x-{port}"] | command: nothing tells the server its port | `{port}`
+command | command = ["/bin/sh", "{port}"]; api = [] | api: a server that answers nothing is of no use | leave it out
+command | command = ["/bin/sh", "{port}"]; extra_args = ["-v"] | extra_args: `extra_args` means nothing to the engine `command` | words of a model's `command`
+command | command = ["/bin/sh", "{port}"]; executable = "/bin/sh" | executable: `executable` means nothing to the engine `command` | `command` starts its first word
 command | command = ["/bin/sh", "{port}", "{modle}"] | command[2]: `{modle}` stands for nothing | did you mean `model`
 command | command = ["/bin/sh", "{port}"]; stop = ["x-{prot}"] | stop[0]: `{prot}` stands for nothing | did you mean `port`
 command | command = ["/bin/sh", "{port}"]; env = { A = "{devics}" } | env.A: `{devics}` stands for nothing | did you mean `devices`
+command | command = ["/bin/sh", "{port}"]; stop = ["/nonexistent/x"] | stop: /nonexistent/x does not exist | PATH
 command | command = ["/nonexistent/x", "{port}"] | command: /nonexistent/x does not exist | PATH
 command | command = ["/bin/sh", "{port}"]; probe = "health" | probe: a path begins with a slash | "/health"
 command | command = ["/bin/sh", "{port}"]; api = ["rerank"] | api[0]: `rerank` is not known here | `chat`

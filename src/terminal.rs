@@ -62,6 +62,7 @@ pub(crate) fn waits_for(until: Until) -> &'static str {
         Until::Changed => "(others are changing)",
         Until::Worth => "(not yet worth a swap)",
         Until::Room => "(no room)",
+        Until::Device => "(its GPUs are not here)",
     }
 }
 

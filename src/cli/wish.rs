@@ -187,7 +187,9 @@ impl Goal {
         match (self, state) {
             (_, State::Broken { .. }) => Verdict::Broken,
             (Self::Serve, State::Ready) => Verdict::Fulfilled,
-            (Self::Serve, State::Waiting { .. }) if until == Some(Until::Room) => {
+            (Self::Serve, State::Waiting { .. })
+                if matches!(until, Some(Until::Room | Until::Device)) =>
+            {
                 Verdict::Elsewhere
             }
             (Self::Serve, State::Cold | State::Asleep { .. }) => Verdict::Elsewhere,
@@ -217,16 +219,19 @@ impl Goal {
 
     /// What it did instead.
     fn missed(self, model: &Model, status: &Status) -> String {
-        let is_elsewhere = |engine: &&Engine| {
-            let resident = status.gpu.resident(&engine.engine);
-            let until = resident.and_then(|resident| resident.until);
-            self.of_engine(engine.state, until) == Verdict::Elsewhere
-        };
+        let until = |engine: &Engine| status.gpu.resident(&engine.engine)?.until;
+        let is_elsewhere =
+            |engine: &&Engine| self.of_engine(engine.state, until(engine)) == Verdict::Elsewhere;
         let Some(engine) = model.engines.iter().find(is_elsewhere) else {
             return "it came to rest elsewhere".to_owned();
         };
         let state = engine.state;
         match (self, state) {
+            (Self::Serve, State::Waiting { .. }) if until(engine) == Some(Until::Device) => {
+                "this machine has not enough of the GPUs that it may run on (`gpus`, \
+                 `tensor_parallel`)"
+                    .to_owned()
+            }
             (Self::Serve, State::Waiting { .. }) => {
                 "there is no room for it, even without all that may go; it goes on waiting"
                     .to_owned()
@@ -342,8 +347,10 @@ mod tests {
         };
         assert_eq!(verdict(unload, wanted_again), Verdict::Fulfilled);
         assert_eq!(verdict(Goal::Serve, wanted_again), Verdict::OnItsWay);
-        let no_room = Goal::Serve.of_engine(wanted_again, Some(Until::Room));
-        assert_eq!(no_room, Verdict::Elsewhere);
+        for until in [Until::Room, Until::Device] {
+            let vain = Goal::Serve.of_engine(wanted_again, Some(until));
+            assert_eq!(vain, Verdict::Elsewhere);
+        }
         let class = FailureClass::Stopped;
         assert_eq!(verdict(unload, State::Broken { class }), Verdict::Broken);
     }

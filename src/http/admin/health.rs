@@ -75,6 +75,7 @@ fn readiness(model: &ModelState, engine: &EngineState, until: Option<Until>) -> 
         State::Waiting { .. } if matches!(until, Some(Until::Room | Until::Worth)) => {
             Readiness::Well
         }
+        State::Waiting { .. } if until == Some(Until::Device) => Readiness::Broken,
         State::Waiting { .. }
         | State::Adopting
         | State::Starting { .. }

@@ -28,11 +28,11 @@ pub(crate) fn indices(ids: &[DeviceId], devices: &[Device]) -> Vec<usize> {
 }
 
 fn eligible(model: &Model, devices: &[Device]) -> impl Iterator<Item = usize> {
-    let may = |device: &Device| model.allowed.is_empty() || model.allowed.contains(&device.id);
+    let is_allowed = |device: &Device| model.allowed.contains(&device.id);
     devices
         .iter()
         .enumerate()
-        .filter_map(move |(index, device)| may(device).then_some(index))
+        .filter_map(move |(index, device)| is_allowed(device).then_some(index))
 }
 
 /// All ways to take `width` of these, in lexical order.

@@ -100,8 +100,14 @@ impl<'a> Planner<'a> {
                 self.wait(model, Until::Changed);
             }
             None if self.is_stuck(model) => self.demote(model, SleepLevel::Cold, Why::Stuck),
+            None if self.lacks_devices(model) => self.wait(model, Until::Device),
             None => self.wait(model, Until::Room),
         }
+    }
+
+    /// No swap makes room for it. Before the first reading nobody knows.
+    fn lacks_devices(&self, model: &Model) -> bool {
+        !self.snapshot.devices.is_empty() && model.allowed.len() < model.width
     }
 
     /// It sleeps where pinned models leave no room. Cold, it could go elsewhere.

@@ -67,7 +67,7 @@ pub struct Model {
     pub devices: Vec<DeviceId>,
     /// How many devices it is spread over: its tensor-parallel size.
     pub width: usize,
-    /// Where it may be. Empty: anywhere.
+    /// Where it may be, of the devices there are.
     pub allowed: Vec<DeviceId>,
     /// Bytes on each of its devices, by sleep level: weights, KV cache, and what it was seen to take on top.
     pub bytes: BySleepLevel<u64>,
@@ -141,6 +141,8 @@ pub enum Until {
     Worth,
     /// There is no room even without everything that may go.
     Room,
+    /// This machine has fewer of the devices that it may be on than it is spread over.
+    Device,
 }
 
 // === impl Model ===

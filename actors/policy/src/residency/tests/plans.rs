@@ -33,7 +33,7 @@ fn model(name: &str, gib: u64) -> Model {
         is_changing: false,
         devices: Vec::new(),
         width: 1,
-        allowed: Vec::new(),
+        allowed: (0..4).map(|index| device(index, 0).id).collect(),
         bytes: BySleepLevel::from_fn(|level| match level {
             SleepLevel::Ready => gib,
             SleepLevel::Parked => gib / 2,

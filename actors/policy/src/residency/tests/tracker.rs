@@ -7,7 +7,7 @@ use crate::{
     lifecycle::{Phase, SleepLevel, State},
     residency::{
         Demand, DeviceMemory, DeviceSelector, Footprint, Memory, MemoryReading, Needs, Order,
-        OrderKind, Settings, Tracker,
+        OrderKind, Resident, Settings, Tracker, Until,
     },
 };
 
@@ -115,6 +115,35 @@ fn engine_keeps_to_the_gpus_it_may_use() {
         is_prefetch: false,
     };
     assert_eq!(orders[0].kind, here);
+}
+
+#[test]
+fn engine_whose_gpus_are_not_here_starts_on_no_other_and_says_so() {
+    let only = |name: &str| DeviceSelector::Gpus(vec![name.to_owned()]);
+    let elsewhere = Needs {
+        devices: only("GPU-z"),
+        ..needs(30)
+    };
+    let spread = Needs {
+        devices: only("0"),
+        width: 2,
+        ..needs(30)
+    };
+    let (mut tracker, now) = waiting(&[("elsewhere", elsewhere), ("spread", spread)]);
+    assert!(tracker.decide(now).is_empty());
+    let until = |one: &Resident| one.until;
+    let told: Vec<_> = tracker.residents().iter().map(until).collect();
+    assert_eq!(told, [Some(Until::Device); 2]);
+}
+
+#[test]
+fn nobody_says_that_there_is_no_gpu_before_the_first_reading() {
+    let now = epoch();
+    let mut tracker = Tracker::new(Settings::default(), now);
+    tracker.register(ModelId::from("a"), needs(30), now);
+    tracker.update(&ModelId::from("a"), at(WAITING, 0), now);
+    assert!(tracker.decide(now).is_empty());
+    assert_ne!(tracker.residents()[0].until, Some(Until::Device));
 }
 
 #[test]

@@ -324,9 +324,13 @@ impl Launch {
             gpus: &[],
         };
         let Command { program, args, env } = awake.command(start, []);
-        let all = (&self.build, program, args, env, &self.gpus);
+        let mut all = format!("{:?}", (&self.build, program, args, env, &self.gpus));
+        if self.flags.own.is_some() {
+            // Other engines are told it among their arguments.
+            all.push_str(&self.served_name);
+        }
         // It may hold secrets of the configuration's `env`, so their hash is all that is kept.
-        let hash = Sha256::digest(format!("{all:?}"));
+        let hash = Sha256::digest(all);
         hash.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 

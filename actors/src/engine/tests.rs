@@ -422,6 +422,16 @@ fn authors_command_is_told_what_kvwarden_decides() {
 }
 
 #[test]
+fn own_server_under_another_name_does_not_serve_alike() {
+    let one = own(&["serve", "{port}"], &[]);
+    let other = Launch {
+        served_name: "other".to_owned(),
+        ..one.clone()
+    };
+    assert_ne!(one.fingerprint(), other.fingerprint());
+}
+
+#[test]
 fn server_that_asks_for_devices_is_one_on_gpus() {
     assert!(own(&["serve", "--gpus={devices}"], &[]).uses_gpu());
     assert!(own(&["serve"], &[("GPUS", "{devices}")]).uses_gpu());

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     Endpoint,
+    command::OwnServer,
     control::{Control, ControlError},
 };
 
@@ -52,7 +53,7 @@ impl<'a> Probe<'a> {
     /// # Errors
     /// When something else than an engine answers, in a sentence.
     pub(crate) async fn until_healthy(&self, own: Option<&str>) -> Result<(), String> {
-        let paths = own.map_or(vec!["/health", "/v1/models"], |own| vec![own]);
+        let paths = up_at(own);
         let mut strange = 0;
         while strange < STRANGE_ANSWERS {
             match self.health(&paths).await {
@@ -67,6 +68,24 @@ impl<'a> Probe<'a> {
             "what answers at its port is no inference server: for {waited} s {} was not found there",
             paths.join(" or ")
         ))
+    }
+
+    /// Asks a server that was up whether it still is; of the author's own nothing else is known.
+    ///
+    /// # Errors
+    /// What went wrong, in a sentence.
+    pub(crate) async fn is_there(&self, own: Option<&OwnServer>) -> Result<(), String> {
+        let Some(own) = own else {
+            return self.lists_models().await;
+        };
+        let paths = up_at(own.probe.as_deref());
+        match self.health(&paths).await {
+            Health::Up => Ok(()),
+            Health::NotYet | Health::NoSuchPath => {
+                let (base, paths) = (&self.endpoint.base, paths.join(" or "));
+                Err(format!("{base} does not say at {paths} that it is up"))
+            }
+        }
     }
 
     async fn health(&self, paths: &[&str]) -> Health {
@@ -154,6 +173,11 @@ impl<'a> Probe<'a> {
     }
 }
 
+/// Where a server says that it is up.
+fn up_at(own: Option<&str>) -> Vec<&str> {
+    own.map_or(vec!["/health", "/v1/models"], |own| vec![own])
+}
+
 /// What an answer proves: with which text, if with any.
 fn judged(
     answer: Result<Value, ControlError>,
@@ -195,7 +219,14 @@ mod tests {
             let refusal = b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n";
             stream.write_all(refusal).unwrap();
         });
-        let endpoint = Endpoint {
+        let endpoint = endpoint(base);
+        let answer = Probe::new(&endpoint).canary().await;
+        assert!(answer.unwrap_err().contains("its own key"));
+        stranger.join().unwrap();
+    }
+
+    fn endpoint(base: String) -> Endpoint {
+        Endpoint {
             model: "m".into(),
             kind: EngineKind::Vllm,
             generation: Generation(1),
@@ -204,9 +235,43 @@ mod tests {
             served_name: "m".to_owned(),
             levels: SleepLevels::default(),
             canary: None,
+        }
+    }
+
+    /// A server that answers so many requests, and knows nothing but `/up`.
+    fn knows_only_up(requests: usize) -> (String, std::thread::JoinHandle<()>) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let server = std::thread::spawn(move || {
+            for _ in 0..requests {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut request = [0; 4096];
+                let read = stream.read(&mut request).unwrap();
+                let status = match request[..read].starts_with(b"GET /up ") {
+                    true => "200 OK",
+                    false => "404 Not Found",
+                };
+                let head =
+                    "content-type: application/json\r\ncontent-length: 2\r\nconnection: close";
+                write!(stream, "HTTP/1.1 {status}\r\n{head}\r\n\r\n{{}}").unwrap();
+            }
+        });
+        (base, server)
+    }
+
+    #[actix_rt::test]
+    async fn own_server_is_there_if_it_says_so_where_its_author_said() {
+        let (base, server) = knows_only_up(4);
+        let endpoint = endpoint(base);
+        let probe = Probe::new(&endpoint);
+        let at = |probe: Option<&str>| OwnServer {
+            probe: probe.map(str::to_owned),
+            ..OwnServer::default()
         };
-        let answer = Probe::new(&endpoint).canary().await;
-        assert!(answer.unwrap_err().contains("its own key"));
-        stranger.join().unwrap();
+        assert_eq!(probe.is_there(Some(&at(Some("/up")))).await, Ok(()));
+        let unknown = probe.is_there(Some(&at(None))).await.unwrap_err();
+        assert!(unknown.contains("/health or /v1/models"), "{unknown}");
+        assert!(probe.is_there(None).await.is_err());
+        server.join().unwrap();
     }
 }

@@ -79,7 +79,8 @@ impl EngineTask {
         launch: &Launch,
     ) -> Result<Endpoint, String> {
         if self.params.leadership.is_in_use(&self.spawn.engine) {
-            Probe::new(endpoint).lists_models().await?;
+            let own = launch.flags.own.as_deref();
+            Probe::new(endpoint).is_there(own).await?;
         } else {
             at_most_slow(endpoint, token, launch, STILL_WORKS).await?;
         }

@@ -155,7 +155,8 @@ fn real_llama_server_is_served_taken_over_and_drained() {
 /// What operators are told of a start that fails.
 fn told(command: &str) -> String {
     let config = format!(
-        "[[models]]\nid = \"own\"\nengine = \"command\"\ncommand = [{command}]\nenv = {{ PORT = \"{{port}}\" }}\n"
+        "[limits]\nstart_stall_timeout = \"15s\"\n[[models]]\nid = \"own\"\nengine = \"command\"\n\
+         command = [{command}]\nenv = {{ PORT = \"{{port}}\" }}\n"
     );
     let server = Server::launch(&config);
     eventually_within(SOON, "a failure", || {
@@ -172,6 +173,16 @@ fn server_that_is_no_inference_server_is_told_from_one() {
     assert!(note.contains("no inference server"), "{note}");
     assert!(
         note.contains("/health or /v1/models was not found"),
+        "{note}"
+    );
+    assert!(note.contains("`probe` and `api`"), "{note}");
+}
+
+#[test]
+fn command_that_serves_on_a_port_of_its_own_is_told_of_the_one_it_got() {
+    let note = told("\"sleep\", \"3600\"");
+    assert!(
+        note.contains("listen on the port that `{port}` stands for"),
         "{note}"
     );
 }

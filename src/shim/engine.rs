@@ -24,7 +24,7 @@ use nix::{
     unistd::{self, Pid},
 };
 
-/// How the main process ended.
+/// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ended {
     pub(super) code: Option<i32>,
@@ -41,6 +41,8 @@ pub(super) struct Engine {
     cgroup: Option<Cgroup>,
     /// The command that ends it, while that runs.
     stop: Option<Pid>,
+    /// How that failed, until somebody tells of it.
+    stop_failure: Option<Ended>,
     /// Where that writes to.
     output: PipeWriter,
 }
@@ -75,6 +77,7 @@ impl Engine {
                     token: spec.token.clone(),
                     cgroup,
                     stop: None,
+                    stop_failure: None,
                     output: input,
                 };
                 Ok((engine, output))
@@ -124,6 +127,11 @@ impl Engine {
         self.stop.is_some()
     }
 
+    /// How the command that ends it failed; told once.
+    pub(super) fn take_stop_failure(&mut self) -> Option<Ended> {
+        self.stop_failure.take()
+    }
+
     /// SIGTERM to the main process alone: it knows how to end the others.
     pub(super) fn terminate(&self) {
         if self.ended.is_none() {
@@ -156,9 +164,12 @@ impl Engine {
     }
 
     fn ended_with(&mut self, pid: Pid, code: Option<i32>, signal: Option<i32>) {
-        self.stop = self.stop.filter(|stop| *stop != pid);
+        let ended = Ended { code, signal };
+        if self.stop.take_if(|stop| *stop == pid).is_some() && code != Some(0) {
+            self.stop_failure = Some(ended);
+        }
         if pid == self.main {
-            self.ended.get_or_insert(Ended { code, signal });
+            self.ended.get_or_insert(ended);
         }
     }
 

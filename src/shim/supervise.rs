@@ -20,7 +20,13 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{engine::Engine, log::Log, record::RecordFile, socket, tail::Tail};
+use super::{
+    engine::{Ended, Engine},
+    log::Log,
+    record::RecordFile,
+    socket,
+    tail::Tail,
+};
 
 /// How long the orchestrator may take to connect first; it does so at once or has died.
 const FIRST_CONNECTION: Duration = Duration::from_secs(30);
@@ -268,7 +274,7 @@ impl Shim {
 
     fn child_ended(&mut self, engine: &mut Engine) {
         let was_being_stopped = engine.is_being_stopped();
-        engine.reap();
+        self.reap(engine);
         let stage = self.stage;
         match stage {
             Stage::Running if engine.ended().is_some() && self.run_stop(engine) => {
@@ -287,9 +293,24 @@ impl Shim {
         }
     }
 
+    /// Whether any child is left.
+    fn reap(&mut self, engine: &mut Engine) -> bool {
+        let children = engine.reap();
+        if let Some(Ended { code, signal }) = engine.take_stop_failure() {
+            let how = match (code, signal) {
+                (_, Some(signal)) => format!("was killed by signal {signal}"),
+                (code, None) => format!("exited with code {}", code.unwrap_or_default()),
+            };
+            self.note(&format!(
+                "its `stop` {how}; see whether it left something outside its own processes"
+            ));
+        }
+        children
+    }
+
     fn sweep(&mut self, engine: &mut Engine, pause: Duration) {
         let clean = engine.sweep();
-        let children = engine.reap();
+        let children = self.reap(engine);
         self.stage = match clean {
             Ok(true) if !children => Stage::Gone,
             Ok(_) | Err(_) => Stage::Sweeping {

@@ -37,15 +37,24 @@ pub(super) fn of_start(exit: ShimExit, log_tail: Vec<String>, recent: Option<usi
     }
 }
 
-/// The same, where a command that leaves its server behind would look as if that had failed.
-pub(super) fn of_command(end: EngineEnd, exit: ShimExit, launch: &Launch) -> EngineEnd {
-    if launch.flags.own.is_none() || exit.code != Some(0) {
-        return end;
-    }
-    let reason = format!(
-        "{}; its command has to stay in the foreground for as long as it serves",
-        end.reason
-    );
+/// The same of a server of the author's own, with what its author may have told it or us wrong. `code`
+/// is what its main process exited with by itself.
+pub(super) fn of_command(end: EngineEnd, code: Option<i32>, launch: &Launch) -> EngineEnd {
+    use FailureClass::{Canary, StartStalled, StartTimeout};
+    let hint = if launch.flags.own.is_none() {
+        None
+    } else if matches!(end.class, StartStalled | StartTimeout) {
+        Some("it has to listen on the port that `{port}` stands for")
+    } else if end.class == Canary {
+        Some("its `probe` and `api` say what it is asked")
+    } else {
+        (code == Some(0))
+            .then_some("its command has to stay in the foreground for as long as it serves")
+    };
+    let reason = match hint {
+        Some(hint) => format!("{}; {hint}", end.reason),
+        None => end.reason,
+    };
     EngineEnd { reason, ..end }
 }
 

@@ -111,7 +111,7 @@ async fn overdue(task: &EngineTask, shim: Option<ProcessId>, launch: &Launch) ->
             None => std::future::pending().await,
         }
     };
-    tokio::select! {
+    let end = tokio::select! {
         last = stalled => {
             EngineEnd::new(FailureClass::StartStalled, startup::reason(patience, last))
         }
@@ -119,7 +119,8 @@ async fn overdue(task: &EngineTask, shim: Option<ProcessId>, launch: &Launch) ->
             let reason = format!("not ready after {} s", launch.start_timeout.as_secs());
             EngineEnd::new(FailureClass::StartTimeout, reason)
         }
-    }
+    };
+    end::of_command(end, None, launch)
 }
 
 /// The end of the work; never, if there is none.
@@ -195,7 +196,7 @@ impl<'a> Supervisor<'a> {
             }) => Some(match self.stage {
                 Stage::Starting => {
                     let end = end::of_start(exit, log_tail, recent);
-                    end::of_command(end, exit, self.launch)
+                    end::of_command(end, exit.code, self.launch)
                 }
                 Stage::Serving | Stage::Stopping => end::of_service(exit, log_tail, recent),
             }),
@@ -224,7 +225,8 @@ impl<'a> Supervisor<'a> {
                 None
             }
             Done::Proved(Err(reason)) | Done::FoundAsleep(Err(reason)) => {
-                Some(EngineEnd::new(FailureClass::Canary, reason))
+                let end = EngineEnd::new(FailureClass::Canary, reason);
+                Some(end::of_command(end, None, self.launch))
             }
             Done::Changed(what, news) => {
                 if let Some(state) = self.state_after(what, &news) {

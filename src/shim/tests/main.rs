@@ -288,6 +288,19 @@ async fn command_that_ends_an_engine_runs_after_an_end_of_its_own() {
     assert_eq!((end.code, end.class), (Some(3), FailureClass::Crashed));
     assert_eq!(end.log_tail, ["gone", "cleaned"]);
     assert_eq!(rig.log().matches("cleaned").count(), 1);
+    assert!(!rig.log().contains("its `stop`"), "{}", rig.log());
+}
+
+#[tokio::test]
+async fn command_that_fails_to_end_an_engine_is_told_in_its_log() {
+    let rig = Rig::new("fails");
+    let mut child = rig.start_spec(with_stop(&rig, OBEDIENT, "exit 3")).await;
+    started(&mut child).await;
+    rig.logged("ready").await;
+    child.stop(NEVER);
+    assert_eq!(ended(&mut child).await.code, Some(0));
+    rig.logged("its `stop` exited with code 3; see whether it left something")
+        .await;
 }
 
 #[tokio::test]
@@ -301,6 +314,8 @@ async fn command_that_ends_an_engine_has_its_grace_and_no_more() {
     child.stop(Duration::from_millis(300));
     assert_eq!(ended(&mut child).await.signal, Some(9));
     rig.tree_gone().await;
+    rig.logged("its `stop` was killed by signal 9; see whether it left something")
+        .await;
 }
 
 #[tokio::test]

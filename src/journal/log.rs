@@ -6,8 +6,9 @@
 //! {"t":1764000000.25,"model":"a","tenant":"quiet","prompt_tokens":120,"output_tokens":300}
 //! ```
 //!
-//! A header comes first and after every change; the last one counts for the whole log. Lines about
-//! requests that were refused and about engines are for people and are not replayed:
+//! A header comes first and after every change; the last one counts for the whole log, together with
+//! the models of earlier ones that are gone since. Lines about requests that were refused and about
+//! engines are for people and are not replayed:
 //!
 //! ```text
 //! {"t":1764000001.5,"model":"a","tenant":"loud","refused":"queue_full"}
@@ -236,7 +237,9 @@ impl Reader {
         let index = self.lines;
         self.lines += 1;
         match serde_json::from_str(line) {
-            Ok(Line::Header(read)) if read.version == VERSION => self.header = Some(read),
+            Ok(Line::Header(read)) if read.version == VERSION => {
+                self.header = Some(read.after(self.header.take()));
+            }
             Ok(Line::Header(Header { version, .. })) => {
                 let why = format!("version {version} of the format is not known here");
                 return Err(at(index, why));
@@ -321,6 +324,19 @@ impl Line {
 // === impl Header ===
 
 impl Header {
+    /// Models that are gone stay as they were, for the requests that they got. The devices that they
+    /// were bound to may be gone as well.
+    fn after(mut self, before: Option<Self>) -> Self {
+        for mut model in before.into_iter().flat_map(|before| before.models) {
+            if self.models.iter().all(|other| other.id != model.id) {
+                let is_there = |id: &String| self.devices.iter().any(|device| device.id == *id);
+                model.devices.retain(is_there);
+                self.models.push(model);
+            }
+        }
+        self
+    }
+
     fn world(&self) -> World {
         let device = |device: &LogDevice| {
             let limits = Limits {
@@ -489,6 +505,43 @@ mod tests {
             let parsed: Line = serde_json::from_str(line).unwrap();
             assert_eq!(serde_json::to_string(&parsed).unwrap(), *line);
         }
+    }
+
+    #[test]
+    fn requests_of_a_model_that_is_gone_are_replayed_like_the_others() {
+        let header = |devices: &str, models: &str| {
+            format!(r#"{{"kvwarden_log":1,"devices":[{devices}],"models":[{models}]}}"#)
+        };
+        let request = |t: u32, model: &str| {
+            format!(
+                r#"{{"t":{t},"model":"{model}","tenant":"x","prompt_tokens":1,"output_tokens":1}}"#
+            )
+        };
+        let gone = r#"{"id":"gone","devices":["GPU-1"],"bytes":{},"costs":{}}"#;
+        let stays = |pinned: bool| {
+            format!(r#"{{"id":"stays","pinned":{pinned},"bytes":{{}},"costs":{{}}}}"#)
+        };
+        let lines = [
+            header(
+                r#"{"id":"GPU-1","bytes":1}"#,
+                &format!("{},{gone}", stays(false)),
+            ),
+            request(1, "gone"),
+            header(r#"{"id":"GPU-2","bytes":1}"#, &stays(true)),
+            request(2, "stays"),
+        ];
+        let (world, requests) = read(lines.join("\n").as_bytes()).unwrap();
+        let models = world.models.iter();
+        let models: Vec<_> = models
+            .map(|spec| (spec.id.as_str(), spec.is_pinned))
+            .collect();
+        assert_eq!(models, [("stays", true), ("gone", false)]);
+        assert!(
+            world.models[1].allowed.is_empty(),
+            "no device of its own is left"
+        );
+        let asked: Vec<_> = requests.iter().map(|request| request.model).collect();
+        assert_eq!(asked, [1, 0]);
     }
 
     #[test]

@@ -151,8 +151,8 @@ impl Store {
     }
 
     /// Writes all rows and lines or none, and of the lines forgets the oldest as long as there are
-    /// more than so many bytes; the last header stays. After an error, the next call has to begin
-    /// with the same ones.
+    /// more than so many bytes; the header that counts for the oldest line that stays, stays. After an
+    /// error, the next call has to begin with the same ones.
     ///
     /// # Errors
     /// When the disk is full or the file is locked.
@@ -171,9 +171,10 @@ impl Store {
         insert_usage(&transaction, self.process, row, usage)?;
         if !events.is_empty() {
             insert_events(&transaction, self.process, line, events)?;
-            let oldest = "DELETE FROM events
-                WHERE position <= (SELECT MAX(position) FROM events) - ?1
-                AND position IS NOT (SELECT MAX(position) FROM events WHERE at IS NULL)";
+            let oldest = "WITH bound (cut) AS (SELECT MAX(position) - ?1 FROM events)
+                DELETE FROM events WHERE position <= (SELECT cut FROM bound)
+                AND position IS NOT (SELECT MAX(position) FROM events, bound
+                    WHERE at IS NULL AND position <= cut)";
             transaction.execute(oldest, [signed(max_events)])?;
         }
         transaction.commit()?;

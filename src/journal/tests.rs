@@ -341,6 +341,35 @@ fn log_stays_within_its_size_and_keeps_its_last_header() {
 }
 
 #[test]
+fn oldest_lines_that_stay_keep_the_header_they_were_written_under() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(&path(dir.path())).unwrap();
+    let line = |text: String| serde_json::from_str::<Line>(&text).unwrap();
+    let header = |model: &str| {
+        let model = format!(r#"{{"id":"{model}","bytes":{{}},"costs":{{}}}}"#);
+        line(format!(
+            r#"{{"kvwarden_log":1,"devices":[],"models":[{model}]}}"#
+        ))
+    };
+    let request = |model: &str| {
+        line(format!(
+            r#"{{"t":1,"model":"{model}","tenant":"x","prompt_tokens":1,"output_tokens":1}}"#
+        ))
+    };
+    for model in ["a", "b", "c"] {
+        store.append(&[], &[header(model)], 2_048).unwrap();
+        for _ in 0..20 {
+            store.append(&[], &[request(model)], 2_048).unwrap();
+        }
+    }
+    let headers = lines(&store);
+    let headers = headers.iter().filter(|line| line.contains("kvwarden_log"));
+    assert_eq!(headers.count(), 2, "those of `b` and `c`");
+    let (world, _) = read_events(&path(dir.path())).unwrap();
+    assert_eq!(world.models.len(), 2);
+}
+
+#[test]
 fn refusals_that_fill_the_queue_cost_no_usage() {
     let queue = Queue::default();
     let taken = (0..1 << 20).filter(|t| queue.push_event(refused(*t, "loud")));

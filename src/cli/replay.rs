@@ -79,7 +79,16 @@ fn policies() -> PossibleValuesParser {
 /// When the log can't be read or a file can't be written.
 pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     if let Some(file) = &args.export {
-        journal::export(&log(args), file)?;
+        let path = log(args);
+        is_there(&path)?;
+        journal::export(&path, file)?;
+        let is_empty = file.metadata().is_ok_and(|file| file.len() == 0);
+        anyhow::ensure!(
+            !is_empty,
+            "cannot export {}: {}",
+            path.display(),
+            journal::log::LogError::NoHeader
+        );
         return Ok(ExitCode::SUCCESS);
     }
     let (source, mut world, requests) = load(args)?;
@@ -108,6 +117,7 @@ fn load(args: &ReplayArgs) -> anyhow::Result<(String, World, Vec<Request>)> {
         return Ok((source, cell.world(), cell.requests(args.seed)));
     }
     let path = log(args);
+    is_there(&path)?;
     let read = journal::read_events(&path);
     let shown = path.display().to_string();
     let (world, requests) = read.with_context(|| format!("cannot replay {shown}"))?;
@@ -117,6 +127,15 @@ fn load(args: &ReplayArgs) -> anyhow::Result<(String, World, Vec<Request>)> {
 fn log(args: &ReplayArgs) -> PathBuf {
     let usual = || journal::path(&Layout::from_env().state);
     args.log.clone().unwrap_or_else(usual)
+}
+
+fn is_there(path: &Path) -> anyhow::Result<()> {
+    let path = (!path.exists()).then(|| path.display());
+    path.map_or(Ok(()), |path| {
+        bail!(
+            "there is no {path}: name the usage.db in the server's state directory, or make requests up with --generate"
+        )
+    })
 }
 
 /// Replaces what the options do. A model that may not be on the new devices may be on any of them.

@@ -197,7 +197,7 @@ pub enum LogError {
         why: String,
     },
     /// No line says what devices and models there are.
-    #[error("it has no header")]
+    #[error("it holds no events: a server keeps them where its file has `[log] events = true`")]
     NoHeader,
 }
 

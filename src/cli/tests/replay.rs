@@ -80,4 +80,19 @@ fn replay_without_a_log_reads_the_one_in_the_state_directory() {
         "{}",
         stderr(&output)
     );
+    assert!(
+        stderr(&output).contains("--generate"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn replay_of_a_log_without_events_says_how_a_server_keeps_them() {
+    let cli = Cli::new();
+    let log = cli.file("log.jsonl", "");
+    let output = cli.run(&["replay", &log]);
+    assert_eq!(output.status.code(), Some(1));
+    let told = stderr(&output);
+    assert!(told.contains("[log] events = true"), "{told}");
 }

@@ -40,13 +40,14 @@ fn full(devices: usize, models: usize) -> Snapshot {
             device.taken += ready;
         }
         let place = is_there.then(|| device.id.clone());
+        let from = SleepLevel::Cold;
+        let (level, state) = match is_there {
+            true => (SleepLevel::Ready, State::Ready),
+            false => (from, State::Waiting { from }),
+        };
         snapshot.models.push(Model {
             id: format!("model-{index}").into(),
-            level: if is_there {
-                SleepLevel::Ready
-            } else {
-                SleepLevel::Cold
-            },
+            level,
             is_changing: false,
             devices: place.into_iter().collect(),
             width: 1,
@@ -61,13 +62,7 @@ fn full(devices: usize, models: usize) -> Snapshot {
             next: Forecast::default(),
             is_promised: false,
             demand: Demand {
-                state: if is_there {
-                    State::Ready
-                } else {
-                    State::Waiting {
-                        from: SleepLevel::Cold,
-                    }
-                },
+                state,
                 levels: [SleepLevel::Parked, SleepLevel::L1, SleepLevel::L2]
                     .into_iter()
                     .collect::<SleepLevels>(),

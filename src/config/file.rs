@@ -327,7 +327,8 @@ pub struct ModelTable {
     /// Disk for KV; it outlives the engine. `vllm` and `sglang` reach it through `kv_cpu`; `"0B"` is none. Default: `"512MiB"` on `llamacpp`, else none.
     #[serde(with = "SizeText")]
     pub kv_ssd: Option<u64>,
-    /// What it takes of each GPU while it runs. Default: its weights and KV cache, as its files and keys tell.
+    /// What it takes of each GPU while it runs. Default: its weights and KV cache, as its files and keys
+    /// tell; of `command` nothing is known, and none is counted.
     #[serde(with = "SizeText")]
     pub memory: Option<u64>,
     /// GPUs it may run on, by index (`"0"`) or UUID. Default: all.

@@ -33,6 +33,13 @@ pub(super) fn own_server(
             .problem("probe", "a path begins with a slash")
             .help(r#"write the part behind the port, such as "/health""#);
     }
+    if model.memory.is_none() && context.has_several_models {
+        let at = section.path.key("memory");
+        let message = "nothing is known of the memory that this server takes, so none is counted";
+        section.report.warning(&at, message).help(
+            r#"add `memory`, such as "6GiB": what it takes at most, of each GPU that it uses"#,
+        );
+    }
     let default = || vec![Api::Chat, Api::Completions];
     Some(Box::new(OwnServer {
         command: model.command.clone(),

@@ -88,6 +88,24 @@ fn own_server_may_be_told_its_port_by_what_all_of_them_are_told() {
 }
 
 #[test]
+fn own_server_beside_others_is_to_say_what_memory_it_takes() {
+    let other = "[[models]]\nid = \"other\"\nengine = \"sim\"\n";
+    let warnings = |keys: &str, others: &str| {
+        let text = model(
+            "command",
+            &format!("command = [\"sh\", \"{{port}}\"]\n{keys}"),
+        );
+        let path = [("PATH", "/bin")];
+        let loaded = load_at("node.toml", &format!("{text}\n{others}"), &path);
+        loaded.unwrap().warnings
+    };
+    assert_eq!(warnings("", ""), []);
+    assert_eq!(warnings("memory = \"1GiB\"", other), []);
+    let told = warnings("", other).remove(0);
+    assert!(told.message.contains("nothing is known"), "{told:?}");
+}
+
+#[test]
 fn executable_is_found_beside_the_file_and_on_the_path() {
     let dir = tempfile::tempdir().unwrap();
     let (program, file) = (dir.path().join("vllm"), dir.path().join("node.toml"));

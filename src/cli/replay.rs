@@ -11,10 +11,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueHint, builder::PossibleValuesParser};
 use comfy_table::Cell as Field;
-use kvwarden_policy::{
-    residency::Limits,
-    simulation::swapping::{PolicyName, Request, World, cells::Cell},
-};
+use kvwarden_policy::simulation::swapping::{PolicyName, Request, World, cells::Cell};
 
 use crate::terminal;
 use crate::{
@@ -142,14 +139,10 @@ fn is_there(path: &Path) -> anyhow::Result<()> {
 fn adapt(world: &mut World, args: &ReplayArgs) {
     world.settings.max_wait = args.max_wait.or(world.settings.max_wait);
     if let Some(total) = args.capacity {
-        let limits = Limits { total, reserved: 0 };
-        world
-            .devices
-            .iter_mut()
-            .for_each(|device| device.1 = limits);
+        world.devices.iter_mut().for_each(|device| device.1 = total);
     }
-    if let (Some(gpus), Some((_, limits))) = (args.gpus, world.devices.first().cloned()) {
-        let device = |index| (format!("gpu-{index}").into(), limits);
+    if let (Some(gpus), Some((_, total))) = (args.gpus, world.devices.first().cloned()) {
+        let device = |index| (format!("gpu-{index}").into(), total);
         world.devices = (0..gpus).map(device).collect();
         world
             .models

@@ -29,7 +29,7 @@ use std::{
 
 use kvwarden_policy::{
     lifecycle::{SleepLevel, State},
-    residency::{BySleepLevel, Cost, Limits, Settings},
+    residency::{BySleepLevel, Cost, Settings},
     simulation::swapping::{Request, Spec, World},
 };
 use serde::{Deserialize, Serialize};
@@ -338,13 +338,7 @@ impl Header {
     }
 
     fn world(&self) -> World {
-        let device = |device: &LogDevice| {
-            let limits = Limits {
-                total: device.bytes,
-                reserved: 0,
-            };
-            (device.id.as_str().into(), limits)
-        };
+        let device = |device: &LogDevice| (device.id.as_str().into(), device.bytes);
         World {
             settings: Settings::default(),
             devices: self.devices.iter().map(device).collect(),
@@ -355,9 +349,9 @@ impl Header {
     /// What a log says of this node.
     #[must_use]
     pub fn of(world: &World) -> Self {
-        let device = |(id, limits): &(_, Limits)| LogDevice {
-            id: kvwarden_policy::DeviceId::to_string(id),
-            bytes: limits.total.saturating_sub(limits.reserved),
+        let device = |(id, bytes): &(kvwarden_policy::DeviceId, u64)| LogDevice {
+            id: id.to_string(),
+            bytes: *bytes,
         };
         Self {
             version: VERSION,

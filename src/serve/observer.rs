@@ -18,7 +18,7 @@ use kvwarden_actors::{
 use kvwarden_policy::{
     ModelId,
     lifecycle::{SleepLevel, State},
-    residency::{self, Action, Limits},
+    residency::{self, Action},
     simulation::swapping::{Spec, World},
 };
 use prometheus_client::metrics::{family::Family, histogram::Histogram};
@@ -157,13 +157,7 @@ async fn header(router: &Addr<Router>) -> Option<Header> {
 
 /// What the planner sees, and models that it does not: they take nothing.
 fn world(snapshot: &residency::Snapshot, models: impl Iterator<Item = ModelId>) -> World {
-    let device = |device: &residency::Device| {
-        let limits = Limits {
-            total: device.capacity,
-            reserved: 0,
-        };
-        (device.id.clone(), limits)
-    };
+    let device = |device: &residency::Device| (device.id.clone(), device.capacity);
     let mut world = World {
         settings: snapshot.settings,
         devices: snapshot.devices.iter().map(device).collect(),

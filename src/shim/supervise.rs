@@ -159,7 +159,7 @@ impl Shim {
             self.spec.program.display()
         ));
         let (engine, output) = Engine::spawn(&self.spec)?;
-        // The environment was the one secret; from here on nobody needs it.
+        // Environments are the one secret; from here on only the command that ends it needs its own.
         self.spec.env.clear();
         let output = pipe::Receiver::from_owned_fd(OwnedFd::from(output))?;
         let pid = engine.pid();

@@ -49,18 +49,18 @@ pub async fn survey(
     configured: &BTreeSet<ModelId>,
     leadership: &Leadership,
 ) -> io::Result<Vec<Orphan>> {
-    let mut heirs = BTreeMap::new();
+    let mut adopted = BTreeMap::new();
     let (mut dead, mut surplus) = (Vec::new(), Vec::new());
     for orphan in read_all(run_dir, leadership)? {
         if !orphan.is_alive() {
             dead.push(orphan);
         } else if configured.contains(&orphan.engine()) {
-            surplus.extend(heirs.insert(orphan.engine(), orphan));
+            surplus.extend(adopted.insert(orphan.engine(), orphan));
         } else {
             surplus.push(orphan);
         }
     }
-    let living = heirs.values().chain(&surplus);
+    let living = adopted.values().chain(&surplus);
     let living: BTreeSet<PathBuf> = living
         .map(|orphan| orphan.path.with_extension(""))
         .collect();
@@ -82,7 +82,7 @@ pub async fn survey(
             let _ = fs::remove_file(entry.path());
         }
     }
-    Ok(heirs.into_values().collect())
+    Ok(adopted.into_values().collect())
 }
 
 /// Whether all that shims wrote down can be read. Nothing is changed.

@@ -7,15 +7,6 @@ use serde::Serialize;
 use super::Device;
 use crate::{DeviceId, ModelId};
 
-/// What a device has, and what of it is not for models.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Limits {
-    /// Bytes of the device, or those that the operator gives.
-    pub total: u64,
-    /// Bytes that stay free whatever happens.
-    pub reserved: u64,
-}
-
 /// Memory by device and model. A model is charged when it is granted a place and until nothing of it
 /// is left there; an engine's promise to free memory is not enough.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -25,7 +16,7 @@ pub struct Ledger {
 
 #[derive(Clone, Debug, Serialize)]
 struct Account {
-    limits: Limits,
+    capacity: u64,
     charges: BTreeMap<ModelId, u64>,
     foreign: u64,
     measured: Option<u64>,
@@ -35,11 +26,11 @@ struct Account {
 // === impl Ledger ===
 
 impl Ledger {
-    /// Empty devices.
+    /// Empty devices, each with the bytes that models may have.
     #[must_use]
-    pub fn new(devices: impl IntoIterator<Item = (DeviceId, Limits)>) -> Self {
-        let account = |limits| Account {
-            limits,
+    pub fn new(devices: impl IntoIterator<Item = (DeviceId, u64)>) -> Self {
+        let account = |capacity| Account {
+            capacity,
             charges: BTreeMap::new(),
             foreign: 0,
             measured: None,
@@ -48,7 +39,7 @@ impl Ledger {
         Self {
             accounts: devices
                 .into_iter()
-                .map(|(id, limits)| (id, account(limits)))
+                .map(|(id, capacity)| (id, account(capacity)))
                 .collect(),
         }
     }
@@ -105,7 +96,7 @@ impl Ledger {
     pub fn devices(&self, is_changing: impl Fn(&DeviceId) -> bool) -> Vec<Device> {
         let device = |(id, account): (&DeviceId, &Account)| Device {
             id: id.clone(),
-            capacity: account.limits.total.saturating_sub(account.limits.reserved),
+            capacity: account.capacity,
             taken: account.taken(),
             is_changing: is_changing(id),
             is_quarantined: account.is_quarantined,

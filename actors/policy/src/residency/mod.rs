@@ -35,7 +35,7 @@ mod tests;
 
 pub use cost::{BySleepLevel, Cost, Costs};
 pub use demand::Demand;
-pub use ledger::{Ledger, Limits};
+pub use ledger::Ledger;
 pub use needs::{DeviceSelector, DeviceSize, Footprint, HOST, Memory, Needs};
 pub use rate::Rate;
 pub use snapshot::{Action, Device, Model, Plan, Settings, Snapshot, Until, Why};

@@ -41,7 +41,7 @@ pub struct Snapshot {
 pub struct Device {
     /// Which.
     pub id: DeviceId,
-    /// Bytes that models may have: what the operator gives, less what is kept free.
+    /// Bytes that models may have: the device's, or fewer if the operator gives fewer.
     pub capacity: u64,
     /// Bytes of it that are taken, by models and others ([`Ledger::taken`](super::Ledger::taken)).
     pub taken: u64,

@@ -9,8 +9,8 @@ use std::{collections::BTreeMap, time::Instant};
 use serde::Serialize;
 
 use super::{
-    Action, Costs, Demand, Device, DeviceSelector, DeviceSize, Forecast, HOST, Ledger, Limits,
-    Model, Needs, Plan, Settings, Snapshot, Succession, Until, entry::Entry, plan, value,
+    Action, Costs, Demand, Device, DeviceSelector, DeviceSize, Forecast, HOST, Ledger, Model,
+    Needs, Plan, Settings, Snapshot, Succession, Until, entry::Entry, plan, value,
 };
 use crate::{DeviceId, ModelId, lifecycle::SleepLevel};
 
@@ -155,14 +155,8 @@ impl Tracker {
             return;
         }
         self.devices = devices.into_iter().collect();
-        let limits = self.devices.iter().map(|(id, size)| {
-            let limits = Limits {
-                total: size.total,
-                reserved: 0,
-            };
-            (id.clone(), limits)
-        });
-        self.ledger = Ledger::new(limits);
+        let sizes = self.devices.iter();
+        self.ledger = Ledger::new(sizes.map(|(id, size)| (id.clone(), size.total)));
         for (engine, (devices, bytes)) in &self.orphans {
             self.ledger.charge(engine, devices, *bytes);
         }

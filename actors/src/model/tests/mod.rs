@@ -302,7 +302,7 @@ impl Rig {
         self.grant_for(engine, true, None);
     }
 
-    fn bequeath(&mut self, engine: &str, generation: u64) {
+    fn offer_orphan(&mut self, engine: &str, generation: u64) {
         self.grant_for(engine, false, Some(Generation(generation)));
     }
 

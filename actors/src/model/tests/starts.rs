@@ -91,7 +91,7 @@ async fn start_tells_how_far_it_got_and_its_process() {
 #[actix_rt::test]
 async fn inherited_engine_is_adopted_and_no_start_is_counted() {
     let mut rig = Rig::prepared(params()).await;
-    rig.bequeath("m", 7);
+    rig.offer_orphan("m", 7);
     rig.hears("m/7 spawn v1 on gpu0").await;
     assert_eq!(rig.state().await.state, State::Adopting);
     rig.ready("m", 7);
@@ -104,7 +104,7 @@ async fn inherited_engine_is_adopted_and_no_start_is_counted() {
 #[actix_rt::test]
 async fn inherited_engine_that_sleeps_is_left_asleep_until_somebody_asks() {
     let mut rig = Rig::prepared(params()).await;
-    rig.bequeath("m", 7);
+    rig.offer_orphan("m", 7);
     rig.hears("m/7 spawn v1 on gpu0").await;
     let (level, endpoint) = (SleepLevel::L1, endpoint("m", 7).into());
     rig.news("m", 7, News::FoundAsleep { level, endpoint });
@@ -123,7 +123,7 @@ async fn inherited_engine_that_sleeps_is_left_asleep_until_somebody_asks() {
 #[actix_rt::test]
 async fn inherited_engine_that_proves_useless_is_no_failure_and_the_next_start_is_above_it() {
     let mut rig = Rig::prepared(params()).await;
-    rig.bequeath("m", 7);
+    rig.offer_orphan("m", 7);
     rig.hears("m/7 spawn v1 on gpu0").await;
     rig.exited(7, FailureClass::Canary);
     let state = rig.state().await;

@@ -8,8 +8,8 @@ use crate::{
     DeviceId,
     lifecycle::{SleepLevel, State},
     residency::{
-        Action, BySleepLevel, Cost, Demand, Device, Forecast, Ledger, Limits, Model, Settings,
-        Snapshot, Until, Why, plan,
+        Action, BySleepLevel, Cost, Demand, Device, Forecast, Ledger, Model, Settings, Snapshot,
+        Until, Why, plan,
     },
 };
 
@@ -356,11 +356,7 @@ fn a_model_that_nobody_wanted_for_long_is_stopped() {
 #[test]
 fn the_larger_of_what_is_charged_and_what_is_measured_counts() {
     let (gpu, a): (DeviceId, _) = ("gpu".into(), "a".into());
-    let limits = Limits {
-        total: 80,
-        reserved: 8,
-    };
-    let mut ledger = Ledger::new([(gpu.clone(), limits)]);
+    let mut ledger = Ledger::new([(gpu.clone(), 80)]);
     ledger.charge(&a, std::slice::from_ref(&gpu), 30);
     assert_eq!(ledger.taken(&gpu), 30);
     ledger.measure(&gpu, Some(35), Some(2));
@@ -369,7 +365,7 @@ fn the_larger_of_what_is_charged_and_what_is_measured_counts() {
     assert_eq!((ledger.taken(&gpu), ledger.charged(&a, &gpu)), (40, 30));
     ledger.release(&a);
     assert_eq!(ledger.taken(&gpu), 10);
-    assert_eq!(ledger.devices(|_| false)[0].capacity, 72);
+    assert_eq!(ledger.devices(|_| false)[0].capacity, 80);
 }
 
 /// Up to four devices and a dozen models at rest that nobody asks for, one of which is expected.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Request, Spec, World};
 use crate::{
     lifecycle::{SleepLevel, SleepLevels},
-    residency::{BySleepLevel, Cost, Limits, Settings},
+    residency::{BySleepLevel, Cost, Settings},
     simulation::rng::SplitMix,
 };
 
@@ -219,13 +219,9 @@ impl Reload {
 
     /// One device, and models of which it holds `slots`.
     pub(super) fn world(self, models: usize, slots: u64) -> World {
-        let limits = Limits {
-            total: slots * 16 * GIB,
-            reserved: 0,
-        };
         World {
             settings: Settings::default(),
-            devices: vec![("gpu-0".into(), limits)],
+            devices: vec![("gpu-0".into(), slots * 16 * GIB)],
             models: (0..models).map(|index| self.model(index)).collect(),
         }
     }

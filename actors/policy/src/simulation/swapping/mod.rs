@@ -23,8 +23,8 @@ use crate::{
     failure::FailureClass,
     lifecycle::{Effect, Event, Lifecycle, SleepLevel, SleepLevels, State},
     residency::{
-        BySleepLevel, Costs, Demand, DeviceSelector, DeviceSize, HOST, Limits, Memory, Needs,
-        Order, OrderKind, Rate, Settings, Tracker,
+        BySleepLevel, Costs, Demand, DeviceSelector, DeviceSize, HOST, Memory, Needs, Order,
+        OrderKind, Rate, Settings, Tracker,
     },
 };
 
@@ -42,8 +42,8 @@ const ASSUMED_SERVICE: Duration = Duration::from_secs(5);
 pub struct World {
     /// When to swap.
     pub settings: Settings,
-    /// The devices.
-    pub devices: Vec<(DeviceId, Limits)>,
+    /// The devices, and the bytes that models may have of each.
+    pub devices: Vec<(DeviceId, u64)>,
     /// The models; requests name them by their place here.
     pub models: Vec<Spec>,
 }
@@ -148,9 +148,9 @@ impl<'a> Sim<'a> {
     /// All models cold. `epoch` is any instant.
     #[must_use]
     pub fn new(world: &'a World, policy: Policy, epoch: Instant) -> Self {
-        let size = |(id, limits): &(DeviceId, Limits)| {
-            let total = limits.total.saturating_sub(limits.reserved);
-            (id.clone(), DeviceSize { index: None, total })
+        let size = |(id, total): &(DeviceId, u64)| {
+            let (index, total) = (None, *total);
+            (id.clone(), DeviceSize { index, total })
         };
         let mut tracker = Tracker::new(world.settings, epoch);
         tracker.set_devices(world.devices.iter().map(size));

@@ -20,10 +20,9 @@ const AHEAD: f64 = 8.0;
 /// Seconds that all requests stall together. None unless there is one device, and at most 16 models
 /// of one device each, of which any fits.
 pub(crate) fn least_stall(world: &World, requests: &[Request]) -> Option<Duration> {
-    let [(_, limits)] = &world.devices[..] else {
+    let [(_, capacity)] = world.devices[..] else {
         return None;
     };
-    let capacity = limits.total.saturating_sub(limits.reserved);
     let fits = |spec: &Spec| spec.width == 1 && spec.bytes[SleepLevel::Ready] <= capacity;
     if world.models.len() > 16 || !world.models.iter().all(fits) {
         return None;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use divan::Bencher;
 use kvwarden_policy::{
-    lifecycle::{SleepLevel, SleepLevels, State},
+    lifecycle::{SleepLevel, State},
     residency::{BySleepLevel, Costs, Demand, Device, Forecast, Model, Settings, Snapshot, plan},
     simulation::rng::SplitMix,
 };
@@ -31,6 +31,7 @@ fn full(devices: usize, models: usize) -> Snapshot {
             .collect(),
         models: Vec::new(),
     };
+    let everywhere: Vec<_> = snapshot.devices.iter().map(|it| it.id.clone()).collect();
     for index in 0..models {
         let ready = GIB + rng.next_u64() % (8 * GIB);
         let at = index % devices;
@@ -51,7 +52,7 @@ fn full(devices: usize, models: usize) -> Snapshot {
             is_changing: false,
             devices: place.into_iter().collect(),
             width: 1,
-            allowed: Vec::new(),
+            allowed: everywhere.clone(),
             bytes: BySleepLevel::from_fn(|level| match level {
                 SleepLevel::Ready => ready,
                 SleepLevel::Parked => ready / 2,
@@ -63,9 +64,7 @@ fn full(devices: usize, models: usize) -> Snapshot {
             is_promised: false,
             demand: Demand {
                 state,
-                levels: [SleepLevel::Parked, SleepLevel::L1, SleepLevel::L2]
-                    .into_iter()
-                    .collect::<SleepLevels>(),
+                levels: SleepLevel::ASLEEP.into_iter().collect(),
                 drain: Duration::from_secs(2),
                 in_flight: index % 3,
                 queued: usize::from(!is_there),

@@ -1,8 +1,8 @@
 //! The GPU set of this node: whose engine may start, and the engines that run.
 //!
 //! The actor itself only passes on: what models say of their engines and what the driver says to the
-//! planner's [`Tracker`], and what that orders to the models. Each engine has one task ([`process`](crate::process)) that owns its shim, does what
-//! its model says and reports by message.
+//! planner's [`Tracker`], and what that orders to the models. Each engine has one task
+//! ([`process`](crate::process)) that owns its shim, does what its model says and reports by message.
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 

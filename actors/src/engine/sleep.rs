@@ -34,7 +34,7 @@ pub enum SleepLevelError {
 /// it, which took more than ten seconds on a busy machine.
 const PROBE: Duration = Duration::from_secs(60);
 
-/// SleepLevels of `allowed` that a running engine has the calls for. Says nothing of whether they free
+/// Sleep levels of `allowed` that a running engine has the calls for. Says nothing of whether they free
 /// memory there.
 pub async fn supported(endpoint: &Endpoint, allowed: SleepLevels) -> SleepLevels {
     let Some(sleep) = &endpoint.kind.dialect().sleep else {

@@ -14,8 +14,8 @@
 //! here. The machine never spawns or stops anything: it answers with an [`Effect`].
 //!
 //! A model goes down only when nobody runs on it, and only deeper; it serves again only after one
-//! token proved that it can. A sleep level whose promise an engine broke is barred: the engine is stopped,
-//! the next wish starts it cold, and it never goes to that sleep level again.
+//! token proved that it can. A sleep level whose promise an engine broke is barred: the engine is
+//! stopped, whoever wants it next starts it cold, and it never goes to that sleep level again.
 
 mod sleep_level;
 mod state;
@@ -105,7 +105,7 @@ impl Lifecycle {
         self.supported = levels;
     }
 
-    /// SleepLevels that broke their promise.
+    /// Sleep levels that broke their promise.
     #[must_use]
     pub fn barred(&self) -> SleepLevels {
         self.barred

@@ -191,7 +191,10 @@ pub(super) fn executable(
         Ok(_) => return found,
     };
     let help = match key {
-        "command" | "stop" => {
+        "command" => {
+            "its first word is a program: a path from this file's directory, or a name on PATH; names in braces are for the words after it"
+        }
+        "stop" => {
             "its first word is a program: a path from this file's directory, or a name on PATH"
         }
         _ => {

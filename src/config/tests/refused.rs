@@ -115,6 +115,7 @@ command | command = ["/bin/sh", "{port}", "{modle}"] | command[2]: `{modle}` sta
 command | command = ["/bin/sh", "{port}"]; stop = ["x-{prot}"] | stop[0]: `{prot}` stands for nothing | did you mean `port`
 command | command = ["/bin/sh", "{port}"]; env = { A = "{devics}" } | env.A: `{devics}` stands for nothing | did you mean `devices`
 command | command = ["/bin/sh", "{port}"]; stop = ["/nonexistent/x"] | stop: /nonexistent/x does not exist | PATH
+command | command = ["/{data_dir}/x", "{port}"] | command: /{data_dir}/x does not exist | names in braces are for the words after it
 command | command = ["/nonexistent/x", "{port}"] | command: /nonexistent/x does not exist | PATH
 command | command = ["/bin/sh", "{port}"]; probe = "health" | probe: a path begins with a slash | "/health"
 command | command = ["/bin/sh", "{port}"]; api = ["rerank"] | api[0]: `rerank` is not known here | `chat`

@@ -7,13 +7,17 @@ use super::goals::{run, times_ours};
 /// What all requests stall under each rule, in seconds. Each is served once.
 fn stalls(replay: Replay) -> [f64; PolicyName::ALL.len()] {
     let (world, requests) = (replay.world(), replay.requests());
-    PolicyName::ALL.map(|name| {
+    let stall = &|name: PolicyName| {
         let mut left = vec![0; world.models.len()];
         requests.iter().for_each(|request| left[request.model] += 1);
         let (served, _) = run(&world, requests.clone(), name);
         served.iter().for_each(|one| left[one.model] -= 1);
         assert!(left.iter().all(|left| *left == 0), "{name}: {left:?}");
         served.iter().map(|one| one.stall.as_secs_f64()).sum()
+    };
+    std::thread::scope(|scope| {
+        let running = PolicyName::ALL.map(|name| scope.spawn(move || stall(name)));
+        running.map(|stall| stall.join().unwrap())
     })
 }
 

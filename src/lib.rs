@@ -51,11 +51,11 @@
 //! | `engine` | one file for each engine: what kvwarden has to know of it | |
 //! | `device` | GPUs as NVML sees them | |
 //! | `kvwarden-policy` (actors/policy) | the decisions, as pure functions of their arguments | an actor, a socket, a clock |
+//! | `simulation` | engines and swaps in virtual time, which the tests run on | is part of serving |
 //! | `scheduling` | the fair queue: which request goes next, and when | |
 //! | `residency` | the planner: which models are in memory | |
 //! | `lifecycle`, `startup`, `stall`, `backoff`, `failure` | one engine's states, and what its end means | |
 //! | `bucket`, `quota`, `tier`, `cost`, `routing` | limits of tenants, what a request costs, to which engine it goes | |
-//! | `simulation` | engines and swaps in virtual time, which the tests run on | is part of serving |
 //! | `kvwarden-integration` (integration) | the real binary against real engines; a table of what is tested where | |
 //!
 //! # What always holds

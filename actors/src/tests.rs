@@ -4,13 +4,9 @@ mod disorder;
 mod operators;
 mod overview;
 mod resigned;
+pub(crate) mod server;
 
-use std::{
-    io::{Read as _, Write as _},
-    net::TcpListener,
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use actix::{Actor, Addr};
 use kvwarden_policy::{
@@ -33,24 +29,10 @@ use crate::{
     tenant::{self, TenantState},
 };
 
+use server::server;
+
 /// Longer than any event here takes, even on a machine that is busy with other tests.
 const DEADLINE: Duration = Duration::from_secs(20);
-
-/// A server that says 200 to everything, for as long as the test runs.
-fn engine() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let base = format!("http://{}", listener.local_addr().unwrap());
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut request = [0; 4096];
-            let _ = stream.read(&mut request);
-            let _ = stream
-                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}");
-        }
-    });
-    base
-}
 
 struct Node {
     router: Addr<Router>,
@@ -151,7 +133,7 @@ impl Node {
         gpu.do_send(gpu::SetRouter(router.downgrade()));
         let model = router.send(ListActors).await.unwrap().models.remove(0).1;
         let spec = Attached {
-            base: engine(),
+            base: server(|_| ("200 OK", "{}")),
             api_key: None,
             served_name: "m".to_owned(),
         };

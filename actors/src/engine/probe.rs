@@ -202,27 +202,16 @@ fn judged(
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read as _, Write as _};
-
     use kvwarden_policy::{Generation, lifecycle::SleepLevels};
 
     use super::*;
-    use crate::engine::EngineKind;
+    use crate::{engine::EngineKind, tests::server::server};
 
     #[actix_rt::test]
     async fn stranger_at_an_engines_port_does_not_pass_for_it() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let base = format!("http://{}", listener.local_addr().unwrap());
-        let stranger = std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let _ = stream.read(&mut [0; 4096]).unwrap();
-            let refusal = b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n";
-            stream.write_all(refusal).unwrap();
-        });
-        let endpoint = endpoint(base);
+        let endpoint = endpoint(server(|_| ("401 Unauthorized", "")));
         let answer = Probe::new(&endpoint).canary().await;
         assert!(answer.unwrap_err().contains("its own key"));
-        stranger.join().unwrap();
     }
 
     fn endpoint(base: String) -> Endpoint {
@@ -238,31 +227,12 @@ mod tests {
         }
     }
 
-    /// A server that answers so many requests, and knows nothing but `/up`.
-    fn knows_only_up(requests: usize) -> (String, std::thread::JoinHandle<()>) {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let base = format!("http://{}", listener.local_addr().unwrap());
-        let server = std::thread::spawn(move || {
-            for _ in 0..requests {
-                let (mut stream, _) = listener.accept().unwrap();
-                let mut request = [0; 4096];
-                let read = stream.read(&mut request).unwrap();
-                let status = match request[..read].starts_with(b"GET /up ") {
-                    true => "200 OK",
-                    false => "404 Not Found",
-                };
-                let head =
-                    "content-type: application/json\r\ncontent-length: 2\r\nconnection: close";
-                write!(stream, "HTTP/1.1 {status}\r\n{head}\r\n\r\n{{}}").unwrap();
-            }
-        });
-        (base, server)
-    }
-
     #[actix_rt::test]
     async fn own_server_is_there_if_it_says_so_where_its_author_said() {
-        let (base, server) = knows_only_up(4);
-        let endpoint = endpoint(base);
+        let endpoint = endpoint(server(|request| match request.starts_with("GET /up ") {
+            true => ("200 OK", "{}"),
+            false => ("404 Not Found", "{}"),
+        }));
         let probe = Probe::new(&endpoint);
         let at = |probe: Option<&str>| OwnServer {
             probe: probe.map(str::to_owned),
@@ -272,6 +242,5 @@ mod tests {
         let unknown = probe.is_there(Some(&at(None))).await.unwrap_err();
         assert!(unknown.contains("/health or /v1/models"), "{unknown}");
         assert!(probe.is_there(None).await.is_err());
-        server.join().unwrap();
     }
 }

@@ -7,12 +7,16 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::WeakAddr;
-use awc::{Client, http::StatusCode};
+use awc::http::StatusCode;
 use tokio::task::JoinHandle;
 
 use super::Model;
 use crate::{
-    engine::{Endpoint, gauges},
+    engine::{
+        Endpoint,
+        control::{Control, ControlError},
+        gauges,
+    },
     protocol::EngineSays,
 };
 
@@ -21,9 +25,6 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// How long an answer may take. llama.cpp answers between two steps, and one of a long prompt takes
 /// seconds on a CPU.
 const ANSWER: Duration = Duration::from_secs(10);
-
-/// Largest page that is read; vLLM's has 200 KiB.
-const MAX_PAGE: usize = 4 << 20;
 
 /// The task that polls. It ends when this is dropped.
 pub(super) struct MetricsPoller(JoinHandle<()>);
@@ -40,21 +41,15 @@ impl Drop for MetricsPoller {
     }
 }
 
-/// What a poll showed.
-enum Poll {
-    Page(String),
-    NoSuchPage,
-}
-
 async fn poll_forever(endpoint: Arc<Endpoint>, model: WeakAddr<Model>) {
-    let client = Client::builder()
-        .timeout(ANSWER)
-        .disable_redirects()
-        .finish();
+    let control = Control::new(&endpoint);
     loop {
         tokio::time::sleep(PERIOD).await;
-        let Poll::Page(page) = poll(&client, &endpoint).await else {
-            return;
+        let page = match control.text("/metrics", ANSWER).await {
+            Ok(page) => page,
+            Err(ControlError::Refused { status, .. }) if status == StatusCode::NOT_FOUND => return,
+            // A page that tells nothing.
+            Err(ControlError::Refused { .. } | ControlError::Silent { .. }) => String::new(),
         };
         let Some(model) = model.upgrade() else {
             return;
@@ -67,21 +62,6 @@ async fn poll_forever(endpoint: Arc<Endpoint>, model: WeakAddr<Model>) {
             work: gauges::work(&page, endpoint.kind).map(f64::to_bits),
         });
     }
-}
-
-async fn poll(client: &Client, endpoint: &Endpoint) -> Poll {
-    let mut request = client.get(format!("{}/metrics", endpoint.base));
-    if let Some(key) = &endpoint.api_key {
-        request = request.bearer_auth(key);
-    }
-    let Ok(mut answer) = request.send().await else {
-        return Poll::Page(String::new());
-    };
-    if answer.status() == StatusCode::NOT_FOUND {
-        return Poll::NoSuchPage;
-    }
-    let page = answer.body().limit(MAX_PAGE).await.unwrap_or_default();
-    Poll::Page(String::from_utf8_lossy(&page).into_owned())
 }
 
 #[expect(

@@ -42,6 +42,20 @@ fn serves(server: &Server) {
     assert_eq!(reply.json()["usage"]["completion_tokens"], 3);
 }
 
+/// Is told to end while an answer of so many tokens comes, and ends after it.
+fn ends_after_its_streams(server: &mut Server, tokens: u64) {
+    let mut answer = server
+        .exchange(COMPLETIONS, "t", &ask(tokens, true))
+        .answer();
+    let _ = answer.until("text");
+    server.signal(Signal::SIGTERM);
+    let chunks = sse::chunks(&answer.rest().expect("a whole stream"));
+    let last = chunks.last().expect("a chunk");
+    assert_eq!(last["choices"][0]["finish_reason"], "length");
+    assert!(server.wait_for_end().status.success());
+    server.wait_until_nothing_is_left(SOON);
+}
+
 fn times_stopped(file: &Path) -> usize {
     fs::read_to_string(file).unwrap_or_default().lines().count()
 }
@@ -58,14 +72,7 @@ fn own_server_is_started_drained_and_ended_by_its_command() {
         (&status["engine"], &status["state"]),
         (&"command".into(), &"ready".into())
     );
-    let mut answer = server.exchange(COMPLETIONS, "t", &ask(200, true)).answer();
-    let _ = answer.until("text");
-    server.signal(Signal::SIGTERM);
-    let chunks = sse::chunks(&answer.rest().expect("a whole stream"));
-    let last = chunks.last().expect("a chunk");
-    assert_eq!(last["choices"][0]["finish_reason"], "length");
-    assert!(server.wait_for_end().status.success());
-    server.wait_until_nothing_is_left(SOON);
+    ends_after_its_streams(&mut server, 200);
     assert_eq!(times_stopped(&stopped), 1);
 }
 
@@ -142,14 +149,7 @@ fn real_llama_server_is_served_taken_over_and_drained() {
     server.wait_until_ready(START);
     assert_eq!(server.engine(), engine, "the same process, port and key");
     assert_eq!(text(&server), before);
-    let mut answer = server.exchange(COMPLETIONS, "t", &ask(100, true)).answer();
-    let _ = answer.until("text");
-    server.signal(Signal::SIGTERM);
-    let chunks = sse::chunks(&answer.rest().expect("a whole stream"));
-    let last = chunks.last().expect("a chunk");
-    assert_eq!(last["choices"][0]["finish_reason"], "length");
-    assert!(server.wait_for_end().status.success());
-    server.wait_until_nothing_is_left(SOON);
+    ends_after_its_streams(&mut server, 100);
 }
 
 /// What operators are told of a start that fails.

@@ -11,8 +11,8 @@ use serde_json::Value;
 
 use super::Endpoint;
 
-/// vLLM's description of its API is half a megabyte.
-const MAX_ANSWER: usize = 8 << 20;
+/// vLLM's description of its API is half a megabyte, its page of metrics 200 KiB.
+const MAX_ANSWER: usize = 4 << 20;
 /// How much of an engine's complaint is repeated.
 const MAX_COMPLAINT: usize = 300;
 

@@ -65,8 +65,8 @@ async fn engine_that_serves_the_same_goes_on() {
     assert!(state.engines[0].is_prepared);
 }
 
-#[actix_rt::test]
-async fn engines_give_way_one_after_the_other_and_the_rest_stay_if_the_new_one_fails() {
+/// A model of two engines, the first of which has been told to give way to its next configuration.
+async fn first_gives_way() -> Rig {
     let both = ["m", "m#2"];
     let mut rig = Rig::serving(with(&both)).await;
     reconfigure(&rig, revised(&both, 2));
@@ -75,6 +75,12 @@ async fn engines_give_way_one_after_the_other_and_the_rest_stay_if_the_new_one_f
         rig.hears(&format!("{engine} registers")).await;
     }
     rig.hears("m/1 stop").await;
+    rig
+}
+
+#[actix_rt::test]
+async fn engines_give_way_one_after_the_other_and_the_rest_stay_if_the_new_one_fails() {
+    let mut rig = first_gives_way().await;
     rig.exited(1, FailureClass::Stopped);
     rig.until_it_waits("m").await;
     rig.grant("m");
@@ -177,14 +183,7 @@ async fn model_that_was_unloaded_stays_so_when_the_configuration_is_read_again()
 
 #[actix_rt::test]
 async fn engine_that_was_put_to_sleep_while_another_gave_way_gives_way_too() {
-    let both = ["m", "m#2"];
-    let mut rig = Rig::serving(with(&both)).await;
-    reconfigure(&rig, revised(&both, 2));
-    for engine in both {
-        rig.prepare(engine, 2, "v2");
-        rig.hears(&format!("{engine} registers")).await;
-    }
-    rig.hears("m/1 stop").await;
+    let mut rig = first_gives_way().await;
     rig.target(Target::Sleep(SleepLevel::L1));
     rig.hears("m#2/1 demote from Ready to L1").await;
     rig.news("m#2", 1, News::Demoted);

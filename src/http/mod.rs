@@ -13,6 +13,7 @@
 //! | [`request`] | who asks, what is read off a request, and the fields we set |
 //! | [`refusal`], [`reason`] | every error, as HTTP |
 //! | [`format`] | answers as events, or put together |
+//! | [`limits`] | every bound of the data path, with its reason |
 //! | [`upstream`], [`pipe`], [`socket`], [`salt`] | engines' connections and clients', what those can hold that don't read, cache partitions |
 
 pub mod admin;
@@ -20,6 +21,7 @@ mod answer;
 mod attempt;
 mod exchange;
 pub mod format;
+mod limits;
 mod loading;
 mod pipe;
 mod reason;

@@ -14,14 +14,10 @@ use serde::{
 use serde_json::value::RawValue;
 
 use super::images::inline_images;
-use crate::http::refusal::BadRequest;
-
-/// More choices than this in one request is a mistake or an attack; OpenAI allows 128.
-const MAX_CHOICES: u64 = 128;
-
-/// More fields than this at the top of a request are no request. The bound also keeps the search for
-/// duplicates short.
-const MAX_MEMBERS: usize = 256;
+use crate::http::{
+    limits::{MAX_CHOICES, MAX_MEMBERS},
+    refusal::BadRequest,
+};
 
 /// Fields that steer the engine's scheduler, its slots or its caches. A client has no say in these:
 /// they would let one tenant pass the others, read another's cached prefix, or end its requests

@@ -93,6 +93,7 @@ fn without_restart(running: &Config, wanted: Config) -> Config {
     Config {
         models: models.collect(),
         listen: running.listen,
+        workers: running.workers,
         gpu: GpuTable {
             memory: running.gpu.memory,
             ..wanted.gpu
@@ -109,6 +110,7 @@ fn without_restart(running: &Config, wanted: Config) -> Config {
 fn needs_restart(running: &Config, wanted: &Config) -> Vec<String> {
     let keys = [
         ("listen", running.listen != wanted.listen),
+        ("workers", running.workers != wanted.workers),
         ("log_level", running.log_level != wanted.log_level),
         ("data_dir", running.data_dir != wanted.data_dir),
         ("state_dir", running.state_dir != wanted.state_dir),

@@ -27,6 +27,8 @@ pub struct File {
     /// Address and port of the API. A change needs a restart.
     #[default = "127.0.0.1:8000"]
     pub listen: String,
+    /// Threads that serve connections, the first together with the actors. One carries a few ten thousand tokens a second; the engines want the processors too. Default: one for every four processors, and at most 4. A change needs a restart.
+    pub workers: Option<usize>,
     /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or a filter like `"info,kvwarden=debug"`. A change needs a restart.
     #[default = "info"]
     pub log_level: String,

@@ -19,6 +19,8 @@ use super::{
 pub struct Config {
     /// Where the API listens.
     pub listen: SocketAddr,
+    /// Threads that serve connections.
+    pub workers: usize,
     /// Who is let in as whom.
     pub auth: Auth,
     /// What bounds the node.

@@ -4,6 +4,7 @@
 //!
 //! | file or folder | does |
 //! |---|---|
+//! | [`server`] | connections of clients, and the workers that serve them |
 //! | [`admin`] | metrics, status, health, the list of models; what operators do |
 //! | [`exchange`], [`loading`], [`attempt`], [`relay`] | the way of one request: received, told to wait, tried, answered |
 //! | [`answer`] | the head of every answer |
@@ -31,6 +32,7 @@ mod relay;
 mod request;
 mod salt;
 mod series;
+pub mod server;
 mod shared;
 pub mod socket;
 mod tokenize;

@@ -3,7 +3,6 @@
 use std::{io::IsTerminal as _, time::Duration};
 
 use actix::Addr;
-use actix_web::dev::ServerHandle;
 use indicatif::ProgressBar;
 use kvwarden_actors::{
     Overview, Router,
@@ -14,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::{
     config::Config,
-    http::Shared,
+    http::{Shared, server::Server},
     serve::{signals::Signals, systemd, takeover::predecessor::Successor},
 };
 
@@ -79,18 +78,18 @@ pub async fn stop(config: &Config, router: &Addr<Router>, signals: &mut Signals)
 pub async fn leave(
     config: &Config,
     shared: &Shared,
-    server: &ServerHandle,
+    server: &Server,
     signals: &mut Signals,
     mut successor: Successor,
 ) {
     let deadline = Instant::now() + config.limits.drain_timeout;
     let router = &shared.router;
     router.do_send(Resign);
-    server.pause().await;
-    // Not at once: the server would drop connections that it has accepted and not looked at.
+    server.pause();
+    // Not at once: a connection that was just accepted may not have sent its request yet.
     let mut ended = std::pin::pin!(async {
         tokio::time::sleep(FAREWELL).await;
-        server.stop(true).await;
+        server.stop().await;
     });
     let mut progress = Progress::new();
     tracing::info!("another process serves now; this one ends with its last answer");
@@ -120,8 +119,8 @@ pub async fn leave(
 }
 
 /// Closes what is open, with a little time for clients that are slow to read.
-pub async fn close(server: &ServerHandle) {
-    let _ = tokio::time::timeout(LINGER, server.stop(true)).await;
+pub async fn close(server: &Server) {
+    let _ = tokio::time::timeout(LINGER, server.stop()).await;
 }
 
 /// What there is to wait for.

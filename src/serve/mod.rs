@@ -18,14 +18,11 @@ pub mod wiring;
 
 use std::{
     fs::{File, TryLockError},
-    net::TcpListener,
     sync::Arc,
-    time::Duration,
 };
 
 use actix::Addr;
 use actix_rt::Arbiter;
-use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, web};
 use anyhow::Context as _;
 use kvwarden_actors::{
     EngineObserver, Ledger, Router,
@@ -49,7 +46,10 @@ use self::{
 };
 use crate::{
     config::Config,
-    http::{self, Shared, admin::control::Reload, upstream::Engines},
+    http::{
+        self, Shared,
+        server::{Server, Site},
+    },
     journal::{self, Journal, events::EventLog},
     layout::Layout,
     metrics::Metrics,
@@ -113,10 +113,11 @@ async fn serve(
     if let Some(handover) = handover {
         handover.finish().await?;
     }
-    let server = listen(config, shared.clone(), reloader.clone(), listener)?;
-    let handle = server.handle();
-    // Ends with the handle's doing.
-    drop(actix_web::rt::spawn(server));
+    let site = Site {
+        shared: shared.clone(),
+        reload: reloader.clone(),
+    };
+    let server = Server::start(listener, &control.handle(), config.workers, &site)?;
     systemd::ready();
     tracing::info!(listen = %config.listen, models = config.models.len(), "serving");
 
@@ -135,10 +136,10 @@ async fn serve(
         // Whoever serves after the successor finds the state directory free.
         drop(handles);
         own_observer.relieve();
-        drain::leave(config, &shared, &handle, &mut signals, successor).await;
+        drain::leave(config, &shared, &server, &mut signals, successor).await;
         Journal::close
     } else {
-        end(config, layout, &shared, &handle, &mut signals).await;
+        end(config, layout, &shared, &server, &mut signals).await;
         Journal::close_and_export
     };
     if let Some(journal) = journal {
@@ -153,7 +154,7 @@ async fn end(
     config: &Config,
     layout: &Layout,
     shared: &Shared,
-    server: &ServerHandle,
+    server: &Server,
     signals: &mut Signals,
 ) {
     drain::stop(config, &shared.router, signals).await;
@@ -270,39 +271,6 @@ async fn until_the_end(
             }
         }
     }
-}
-
-fn listen(
-    config: &Config,
-    shared: Arc<Shared>,
-    reloader: Arc<dyn Reload>,
-    listener: TcpListener,
-) -> anyhow::Result<actix_web::dev::Server> {
-    let accepting = shared.clone();
-    let server = HttpServer::new(move || {
-        App::new()
-            .app_data(web::Data::new(shared.clone()))
-            .app_data(web::Data::from(reloader.clone()))
-            .app_data(web::Data::new(Engines::new()))
-            .wrap(from_fn(http::identify))
-            .configure(http::routes)
-    })
-    .on_connect(move |connection, _| {
-        http::socket::tame(connection, accepting.view().limits.client_stall_timeout);
-    })
-    // Streams are many small writes: with Nagle's algorithm each could wait 40 ms.
-    .tcp_nodelay(true)
-    // Otherwise a client that hangs up while its request is queued goes unnoticed.
-    .h1_allow_half_closed(false)
-    // Longer than the idle time of common clients and proxies, so that they close first.
-    .keep_alive(Duration::from_secs(90))
-    .client_request_timeout(Duration::from_secs(10))
-    .disable_signals()
-    // After a takeover answers go on while the server is shut down; when it is enough we decide.
-    .shutdown_timeout(config.limits.drain_timeout.as_secs() + 1)
-    .listen(listener)?
-    .run();
-    Ok(server)
 }
 
 /// Every stream needs two descriptors, and the usual soft limit is 1024.

@@ -14,7 +14,10 @@ mod replicas;
 mod source;
 mod tenants;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZero,
+};
 
 use super::{
     Config, EventsConfig,
@@ -39,6 +42,7 @@ pub(crate) fn check(file: &File, context: &Context<'_>, report: &mut Report) -> 
     let under_base = |dir: &std::path::PathBuf| context.base.join(dir);
     Config {
         listen,
+        workers: workers(file, report),
         auth,
         limits: limits(&file.limits, report.section(KeyPath::of("limits"))),
         models,
@@ -65,6 +69,17 @@ fn listen(file: &File, report: &mut Report) -> SocketAddr {
             .help(r#"write an IP address and a port, such as "127.0.0.1:8000" or "[::1]:8000""#);
         SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000)
     })
+}
+
+fn workers(file: &File, report: &mut Report) -> usize {
+    const MOST: usize = 64;
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let workers = file.workers.unwrap_or((processors / 4).clamp(1, 4));
+    if !(1..=MOST).contains(&workers) {
+        let message = format!("has to be 1 to {MOST}");
+        report.problem(&KeyPath::of("workers"), message);
+    }
+    workers
 }
 
 fn log_level(file: &File, report: &mut Report) -> String {

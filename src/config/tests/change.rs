@@ -142,6 +142,7 @@ fn models_and_replicas_come_and_go() {
 fn what_needs_a_restart_stays_as_it_is_and_is_told_each_time() {
     for (from, to, key) in [
         (":8000", ":9000", "listen"),
+        ("listen", "workers = 3\nlisten", "workers"),
         ("listen", "log_level = \"debug\"\nlisten", "log_level"),
         ("listen", "data_dir = \"d\"\nlisten", "data_dir"),
         ("listen", "state_dir = \"s\"\nlisten", "state_dir"),

@@ -15,7 +15,7 @@ use super::{
     request::envelope::ParsedRequest,
     shared::Shared,
     tokenize,
-    upstream::{Engines, UpstreamResponse},
+    upstream::{Engines, Fault, UpstreamResponse},
 };
 
 /// Largest answer that is held in memory; a long completion with logprobs stays under 8 MiB.
@@ -114,8 +114,13 @@ impl Attempt<'_> {
         let (engines, sent) = (self.engines, parsed.members.to_bytes());
         let posted = engines.post(&permit.endpoint, self.path, &id, sent).await;
         let response = posted.map_err(|unanswered| {
-            if unanswered.is_unreachable {
-                permit.engine_unreachable();
+            match unanswered.fault {
+                Fault::Unreachable => permit.engine_unreachable(),
+                Fault::Lost => {}
+                Fault::Unusable => {
+                    permit.engine_failed();
+                    return AttemptError::Failed(Failure::Unreachable(unanswered.why));
+                }
             }
             AttemptError::Lost(unanswered.why)
         })?;

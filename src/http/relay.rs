@@ -5,10 +5,10 @@
 //! Until then the permit and the record are lent to it. A stream on its way to the client has them for
 //! itself: end, error and hang-up all release the permit by dropping it.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, io, time::Duration};
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, stream::LocalBoxStream};
 use kvwarden_actors::Permit;
 use kvwarden_policy::cost::Usage;
 use serde_json::json;
@@ -22,7 +22,6 @@ use super::{
     record::{Account, Record},
     refusal::{Failure, event_failure},
     request::envelope::Members,
-    upstream::Body,
 };
 
 /// Why a stream broke off that nothing came through for too long.
@@ -30,7 +29,7 @@ const IDLE: &str = "idle_timeout";
 
 /// A stream being passed on.
 pub(super) struct Relay {
-    body: Body,
+    body: LocalBoxStream<'static, io::Result<Bytes>>,
     splitter: Splitter,
     ready: VecDeque<Bytes>,
     usage: Option<Usage>,
@@ -73,7 +72,7 @@ impl Relay {
     /// # Errors
     /// When the engine's first word is an error, or it goes away before it says any.
     pub(super) async fn open(
-        body: Body,
+        body: LocalBoxStream<'static, io::Result<Bytes>>,
         account: &mut Account<'_>,
         options: RelayOptions,
     ) -> Result<Self, OpenError> {

@@ -98,14 +98,8 @@ async fn serve(
         &observer,
         ledger(journal.as_ref()),
     );
-    let (actors, log) = (router.clone(), events.clone());
-    let shared = Arc::new(Shared::new(
-        config,
-        actors,
-        metrics,
-        log,
-        leadership.clone(),
-    ));
+    let (actors, log, lead) = (router.clone(), events.clone(), leadership.clone());
+    let shared = Arc::new(Shared::new(config, actors, metrics, log, lead));
     let (dirs, running_config) = (layout.clone(), config.clone());
     let reloader = Reloader::new(source, dirs, observer, shared.clone(), running_config);
     let reloader = Arc::new(reloader);

@@ -79,6 +79,7 @@ const PROCESS: Layers = &[
 ];
 
 const HTTP: Layers = &[
+    &["server"],
     &["admin"],
     &["exchange"],
     &["attempt", "loading"],
@@ -93,6 +94,7 @@ const HTTP: Layers = &[
     &["refusal"],
     &["reason"],
     &["format", "pipe", "salt", "socket", "upstream"],
+    &["limits"],
 ];
 
 #[test]

@@ -8,7 +8,7 @@ use kvwarden_policy::TenantId;
 
 use super::{
     answer,
-    format::sse,
+    format::event::{self, Event},
     record::Account,
     refusal::{Failure, engine_failure},
     relay::{OpenError, Relay, RelayOptions},
@@ -170,15 +170,18 @@ impl Attempt<'_> {
         let Some(mut body) = collect(response).await else {
             return Err(AttemptError::Lost("the answer broke off".to_owned()));
         };
-        if sse::is_aborted(&body) {
-            let why = "the engine gave the request up";
-            return Err(AttemptError::Lost(why.to_owned()));
-        }
+        let usage = match event::read_answer(&body) {
+            Ok(Event::Chunk(chunk)) if chunk.is_aborted => {
+                let why = "the engine gave the request up";
+                return Err(AttemptError::Lost(why.to_owned()));
+            }
+            Ok(Event::Chunk(chunk)) => chunk.usage,
+            Ok(Event::Comment | Event::Done | Event::Failed(_)) | Err(_) => None,
+        };
         if self.task == Task::Generate {
             record.first_token();
         }
         permit.first_token();
-        let usage = sse::usage_of(&body);
         if let Some(usage) = usage {
             permit.report(usage);
         }

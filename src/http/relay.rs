@@ -15,14 +15,17 @@ use serde_json::json;
 
 use super::{
     format::{
-        assemble::Assembly,
-        sse::{self, Event, Splitter},
+        assemble::{Assembly, Unmergeable},
+        event::{self, Event},
+        sse::Splitter,
     },
     pipe::{self, Reader, Writer},
     record::{Account, Record},
     refusal::{Failure, event_failure},
-    request::envelope::Members,
 };
+
+/// Largest event: an image of 8 MB in a delta is real, one without an end is not.
+const MAX_EVENT: usize = 64 << 20;
 
 /// Why a stream broke off that nothing came through for too long.
 const IDLE: &str = "idle_timeout";
@@ -95,13 +98,13 @@ impl Relay {
                 Err(IDLE) => return Err(failed(account, Failure::Unreachable(IDLE.to_owned()))),
                 Err(broken) => return Err(OpenError::Lost(broken)),
             };
-            let is_begun = match sse::read(&event) {
-                Event::Failed(error) => return Err(failed(account, event_failure(error))),
+            let is_begun = match event::read(&event) {
+                Event::Failed(error) => return Err(failed(account, event_failure(&error))),
                 Event::Chunk(chunk) if chunk.is_aborted => {
                     return Err(OpenError::Lost("the engine gave the request up"));
                 }
                 // A ping, or who speaks: neither is part of the answer.
-                Event::Other => false,
+                Event::Comment => false,
                 Event::Chunk(chunk) => !chunk.is_opening,
                 Event::Done => true,
             };
@@ -174,12 +177,11 @@ impl Relay {
     pub(super) async fn assemble(mut self, account: &mut Account<'_>) -> Result<Bytes, Failure> {
         let mut whole = Assembly::default();
         while let Some(event) = self.next(account).await {
-            if let Some(data) = sse::data(&event) {
-                whole.add(data);
-            }
+            whole.add(&event).map_err(unreadable)?;
         }
         if self.state == (State::Ended { well: true }) {
-            return Ok(whole.finish(self.usage).into());
+            let answer = whole.finish(self.usage).map_err(unreadable)?;
+            return Ok(answer.into());
         }
         Err(Failure::Unreachable(
             "the engine stopped before the answer was complete".to_owned(),
@@ -196,7 +198,10 @@ impl Relay {
                 Ok(None) => return Ok(None),
                 Ok(Some(Err(_))) => return Err("engine_error"),
                 Ok(Some(Ok(chunk))) => {
-                    self.splitter.push(chunk).map_err(|_| "oversized_event")?;
+                    self.splitter.push(chunk);
+                    if self.splitter.pending() > MAX_EVENT {
+                        return Err("oversized_event");
+                    }
                 }
             }
         }
@@ -205,8 +210,8 @@ impl Relay {
     /// Reads an event by the way; nothing comes back if it is not for the client.
     fn take(&mut self, event: Bytes, account: &mut Account<'_>) -> Option<Bytes> {
         let Account { permit, record } = account;
-        match sse::read(&event) {
-            Event::Other => Some(event),
+        match event::read(&event) {
+            Event::Comment => Some(event),
             Event::Done => {
                 self.state = State::Done;
                 record.done(self.usage);
@@ -222,19 +227,18 @@ impl Relay {
                 Some(self.break_off("engine_aborted", account))
             }
             Event::Chunk(chunk) => {
-                if chunk.has_token {
+                if chunk.tokens > 0 {
                     record.first_token();
                     permit.first_token();
-                    permit.streamed(1);
+                    permit.streamed(chunk.tokens.into());
                 }
-                let Some(usage) = chunk.usage else {
-                    return Some(event);
-                };
-                self.count(usage, permit);
-                if !self.options.strips_usage {
+                if let Some(usage) = chunk.usage {
+                    self.count(usage, permit);
+                }
+                if !chunk.has_usage || !self.options.strips_usage {
                     return Some(event);
                 }
-                (!chunk.is_usage_only).then(|| without_usage(&event))
+                event::without_usage(&event)
             }
         }
     }
@@ -278,15 +282,8 @@ fn last_words(message: &str, code: &str) -> Bytes {
     Bytes::from(format!("data: {error}\n\n"))
 }
 
-/// llama.cpp puts usage into the last chunk of text, asked or not.
-fn without_usage(event: &Bytes) -> Bytes {
-    let members = sse::data(event).map(Members::parse);
-    let Some(Ok(mut members)) = members else {
-        return event.clone();
-    };
-    members.remove("usage");
-    let mut out = b"data: ".to_vec();
-    out.extend_from_slice(&members.to_bytes());
-    out.extend_from_slice(b"\n\n");
-    out.into()
+fn unreadable(error: Unmergeable) -> Failure {
+    Failure::Unreachable(format!(
+        "the engine's answer cannot be put together: {error}"
+    ))
 }

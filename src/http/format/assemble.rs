@@ -6,18 +6,34 @@
 use kvwarden_policy::cost::Usage;
 use serde_json::{Map, Value, json};
 
+use super::event;
+
+/// Why it cannot be told what an answer is: a client gets an error rather than a part of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unmergeable(&'static str);
+
 /// An answer in the making.
 #[derive(Default)]
 pub struct Assembly {
     head: Map<String, Value>,
     choices: Vec<Value>,
+    length: usize,
 }
 
 impl Assembly {
-    /// Adds the data of one event.
-    pub fn add(&mut self, data: &[u8]) {
-        let Ok(Value::Object(mut chunk)) = serde_json::from_slice(data) else {
-            return;
+    /// Adds what one event says.
+    ///
+    /// # Errors
+    /// When it cannot be told what the answer is with it.
+    pub fn add(&mut self, event: &[u8]) -> Result<(), Unmergeable> {
+        self.length += event.len();
+        let data = event::data(event);
+        if data.trim_ascii().is_empty() || data.trim_ascii().starts_with(b"[DONE]") {
+            return Ok(());
+        }
+        let Ok(Value::Object(mut chunk)) = serde_json::from_slice(&data) else {
+            return Err(Unmergeable("an event that is no chunk"));
         };
         let choices = chunk.remove("choices");
         chunk.retain(|_, value| !value.is_null());
@@ -27,6 +43,13 @@ impl Assembly {
                 .into_iter()
                 .for_each(|choice| self.add_choice(choice));
         }
+        Ok(())
+    }
+
+    /// Bytes that it holds, nearly.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.length
     }
 
     fn add_choice(&mut self, mut choice: Value) {
@@ -45,8 +68,10 @@ impl Assembly {
     }
 
     /// The whole answer, with `usage` as it was counted over all choices.
-    #[must_use]
-    pub fn finish(mut self, usage: Option<Usage>) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// When it cannot be told what the answer is.
+    pub fn finish(mut self, usage: Option<Usage>) -> Result<Vec<u8>, Unmergeable> {
         if let Some(Value::String(object)) = self.head.get_mut("object")
             && let Some(whole) = object.strip_suffix(".chunk")
         {
@@ -67,7 +92,7 @@ impl Assembly {
         }
         self.head
             .insert("choices".to_owned(), Value::Array(self.choices));
-        Value::Object(self.head).to_string().into_bytes()
+        Ok(Value::Object(self.head).to_string().into_bytes())
     }
 }
 
@@ -126,9 +151,10 @@ mod tests {
     fn assembled(chunks: &[Value]) -> Value {
         let mut assembly = Assembly::default();
         for chunk in chunks {
-            assembly.add(chunk.to_string().as_bytes());
+            let event = format!("data: {chunk}\n\n");
+            assembly.add(event.as_bytes()).unwrap();
         }
-        serde_json::from_slice(&assembly.finish(None)).unwrap()
+        serde_json::from_slice(&assembly.finish(None).unwrap()).unwrap()
     }
 
     #[test]
@@ -180,14 +206,14 @@ mod tests {
     fn usage_counted_over_all_choices_replaces_the_last_ones() {
         let mut assembly = Assembly::default();
         assembly.add(
-            br#"{"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7}}"#,
-        );
+            br#"data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7}}"#,
+        ).unwrap();
         let usage = Usage {
             prompt_tokens: 5,
             cached_tokens: 0,
             completion_tokens: 4,
         };
-        let answer: Value = serde_json::from_slice(&assembly.finish(Some(usage))).unwrap();
+        let answer: Value = serde_json::from_slice(&assembly.finish(Some(usage)).unwrap()).unwrap();
         assert_eq!(
             answer["usage"],
             json!({"prompt_tokens":5,"completion_tokens":4,"total_tokens":9})

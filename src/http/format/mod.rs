@@ -1,4 +1,16 @@
-//! How answers are written: server-sent events, and chunks put together to one answer.
+//! How answers are written: cut into server-sent events, read, put together from chunks, and cut
+//! into chunks.
+//!
+//! | file | does |
+//! |---|---|
+//! | [`sse`] | bytes to whole events, none changed |
+//! | [`event`] | what an event or an answer says: token, end, error, usage; decided here alone |
+//! | [`assemble`] | the chunks of a stream to the answer that the engine would have given without one |
+//! | [`split`] | an answer to the chunks of a stream |
+//! | `json` | the reader below all of them: JSON as slices of its text, no tree |
 
 pub mod assemble;
+pub mod event;
+mod json;
+pub mod split;
 pub mod sse;

@@ -1,336 +1,176 @@
-//! Server-sent events as engines send them: one `data:` line an event, `[DONE]` at the end.
+//! Cuts a body into server-sent events, by the grammar of WHATWG HTML 9.2.5: a line ends with LF, CR
+//! or both, an event with a blank line.
+//!
+//! No byte is changed, left out or looked at twice, and the usual piece, one whole event, is not
+//! copied. There is no limit on the length of an event here: who reads bounds
+//! [`pending`](Splitter::pending).
 
-use std::borrow::Cow;
+use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
-use kvwarden_policy::cost::Usage;
-use memchr::memmem;
-use serde::{Deserialize, de::IgnoredAny};
-use serde_json::value::RawValue;
 
-/// An event larger than this is no event; the longest real ones (logprobs) stay under 1 MiB.
-const MAX_EVENT: usize = 4 << 20;
+/// What a body of events may begin with instead of its first line.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Cuts a byte stream into whole events without changing a byte.
+/// A body in the making.
 #[derive(Default)]
 pub struct Splitter {
-    pending: Bytes,
+    whole: VecDeque<Bytes>,
+    /// The beginning of an event that is not whole; all of it was looked at.
+    begun: BytesMut,
+    line: Line,
 }
 
-/// An event without an end.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Oversized;
+/// Where the next byte stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Line {
+    /// At the beginning of a line, behind LF or CR LF, or at the beginning of the body.
+    #[default]
+    Begins,
+    /// At the beginning of a line, behind a CR alone.
+    BeginsAfterCr,
+    /// Amid a line.
+    Amid,
+    /// Behind a CR at the end of what came, in front of its LF if it has one.
+    EndsAfterCr { is_blank: bool },
+    /// Behind an event that ended with two CRs: an LF would belong to the second.
+    EventEndedAfterCr,
+}
+
+// === impl Splitter ===
 
 impl Splitter {
-    /// Takes in what came. The usual chunk is one whole event and is not copied.
-    ///
-    /// # Errors
-    /// When more than 4 MiB came without the end of an event.
-    pub fn push(&mut self, chunk: Bytes) -> Result<(), Oversized> {
-        if self.pending.len() + chunk.len() > MAX_EVENT {
-            return Err(Oversized);
+    /// Takes in what came.
+    pub fn push(&mut self, mut piece: Bytes) {
+        while let Some(end) = self.end_of_event(&piece) {
+            let last = piece.split_to(end);
+            let event = if self.begun.is_empty() {
+                last
+            } else {
+                let mut begun = std::mem::take(&mut self.begun);
+                begun.extend_from_slice(&last);
+                begun.freeze()
+            };
+            self.whole.push_back(event);
         }
-        if self.pending.is_empty() {
-            self.pending = chunk;
-        } else {
-            let mut joined = BytesMut::with_capacity(self.pending.len() + chunk.len());
-            joined.extend_from_slice(&self.pending);
-            joined.extend_from_slice(&chunk);
-            self.pending = joined.freeze();
-        }
-        Ok(())
+        self.begun.extend_from_slice(&piece);
     }
 
-    /// The next whole event, blank line included.
+    /// The next whole event, its blank line included.
     pub fn next_event(&mut self) -> Option<Bytes> {
-        let unix = memmem::find(&self.pending, b"\n\n").map(|at| at + 2);
-        let dos = memmem::find(&self.pending, b"\r\n\r\n").map(|at| at + 4);
-        let end = unix.into_iter().chain(dos).min()?;
-        Some(self.pending.split_to(end))
+        self.whole.pop_front()
+    }
+
+    /// Bytes of the event that is not whole yet.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.begun.len()
+    }
+
+    /// At the end of the body: the event that came without its blank line.
+    pub fn rest(&mut self) -> Option<Bytes> {
+        let rest = std::mem::take(&mut self.begun);
+        self.line = Line::default();
+        (!rest.is_empty()).then(|| rest.freeze())
+    }
+
+    /// Behind the blank line that ends the event begun, if `piece` has it.
+    fn end_of_event(&mut self, piece: &[u8]) -> Option<usize> {
+        let mut at = 0;
+        while at < piece.len() {
+            let byte = piece[at];
+            match self.line {
+                Line::EndsAfterCr { is_blank } => {
+                    let has_lf = byte == b'\n';
+                    at += usize::from(has_lf);
+                    self.line = if has_lf {
+                        Line::Begins
+                    } else {
+                        Line::BeginsAfterCr
+                    };
+                    if is_blank {
+                        self.line = Line::Begins;
+                        return Some(at);
+                    }
+                }
+                Line::EventEndedAfterCr => {
+                    at += usize::from(byte == b'\n');
+                    self.line = Line::Begins;
+                }
+                Line::Begins | Line::BeginsAfterCr if byte == b'\n' => {
+                    self.line = Line::Begins;
+                    return Some(at + 1);
+                }
+                // A body that ends its lines with CR alone would wait for an LF that never comes.
+                Line::BeginsAfterCr if byte == b'\r' => {
+                    self.line = Line::EventEndedAfterCr;
+                    return Some(at + 1);
+                }
+                Line::Begins if byte == b'\r' => {
+                    at += 1;
+                    self.line = Line::EndsAfterCr { is_blank: true };
+                }
+                Line::Begins | Line::BeginsAfterCr | Line::Amid => {
+                    at += self.end_of_line(&piece[at..]);
+                }
+            }
+        }
+        None
+    }
+
+    /// Passes over the rest of a line that is not blank.
+    fn end_of_line(&mut self, piece: &[u8]) -> usize {
+        let Some(end) = memchr::memchr2(b'\n', b'\r', piece) else {
+            self.line = Line::Amid;
+            return piece.len();
+        };
+        self.line = if piece[end] == b'\n' {
+            Line::Begins
+        } else {
+            Line::EndsAfterCr { is_blank: false }
+        };
+        end + 1
     }
 }
 
-/// The text of an event's `data:` line; none for comments.
+/// Whether a body that begins like this has events in it, whatever its content type says. No JSON
+/// begins with the name of a field, or with a colon.
 #[must_use]
-pub fn data(event: &[u8]) -> Option<&[u8]> {
-    event.split(|byte| *byte == b'\n').find_map(|line| {
-        let data = line.strip_prefix(b"data:")?;
-        Some(data.trim_ascii())
+pub fn looks_like_events(beginning: &[u8]) -> bool {
+    const BEGINNINGS: [&[u8]; 5] = [b"data:", b"event:", b"id:", b"retry:", b":"];
+    let beginning = without_mark(beginning).trim_ascii_start();
+    // The first piece may be shorter than the name.
+    !beginning.is_empty()
+        && BEGINNINGS
+            .iter()
+            .any(|name| beginning.starts_with(name) || name.starts_with(beginning))
+}
+
+/// The lines of an event, without their ends.
+pub(super) fn lines(event: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = without_mark(event);
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let end = memchr::memchr2(b'\n', b'\r', rest).unwrap_or(rest.len());
+        let (line, behind) = rest.split_at(end);
+        let is_both = behind.starts_with(b"\r\n");
+        rest = behind.get(1 + usize::from(is_both)..).unwrap_or_default();
+        Some(line)
     })
 }
 
-/// What one event says.
-#[derive(Debug)]
-pub enum Event<'a> {
-    /// A comment, a ping, or something we don't know; passed on.
-    Other,
-    /// `[DONE]`.
-    Done,
-    /// The engine failed.
-    Failed(&'a RawValue),
-    /// Part of the answer.
-    Chunk(Chunk),
-}
-
-/// Part of an answer.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Chunk {
-    /// It carries text, reasoning or a tool call, and is not just the role.
-    pub has_token: bool,
-    /// It only says who speaks. All engines send that with the first token, and a stream that ends
-    /// there gave nothing.
-    pub is_opening: bool,
-    /// The usage it carries.
-    pub usage: Option<Usage>,
-    /// It carries usage and nothing else.
-    pub is_usage_only: bool,
-    /// The engine gave the request up. No client of OpenAI's knows that `finish_reason`, and all
-    /// of them would take half an answer for a whole one.
-    pub is_aborted: bool,
-}
-
-/// Reads one event.
-#[must_use]
-pub fn read(event: &[u8]) -> Event<'_> {
-    let Some(data) = data(event) else {
-        return Event::Other;
+/// The value of a `data:` line. One blank belongs to the name.
+pub(super) fn data_of(line: &[u8]) -> Option<&[u8]> {
+    let value = match line.strip_prefix(b"data") {
+        Some([]) => &[],
+        Some([b':', value @ ..]) => value,
+        Some(_) | None => return None,
     };
-    if data == b"[DONE]" {
-        return Event::Done;
-    }
-    let Ok(wire) = serde_json::from_slice::<WireChunk>(data) else {
-        return Event::Other;
-    };
-    if let Some(error) = wire.error {
-        return Event::Failed(error);
-    }
-    let usage = wire.usage.map(Usage::from);
-    Event::Chunk(Chunk {
-        has_token: wire.choices.iter().any(WireChoice::has_token),
-        is_opening: !wire.choices.is_empty() && wire.choices.iter().all(WireChoice::is_opening),
-        is_usage_only: usage.is_some() && wire.choices.is_empty(),
-        is_aborted: wire.choices.iter().any(WireChoice::is_aborted),
-        usage,
-    })
+    Some(value.strip_prefix(b" ").unwrap_or(value))
 }
 
-#[derive(Deserialize)]
-struct WireChunk<'a> {
-    #[serde(borrow, default)]
-    choices: Vec<WireChoice<'a>>,
-    usage: Option<WireUsage>,
-    #[serde(borrow)]
-    error: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct WireChoice<'a> {
-    #[serde(borrow)]
-    text: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    delta: Option<WireDelta<'a>>,
-    #[serde(borrow)]
-    finish_reason: Option<Cow<'a, str>>,
-}
-
-#[derive(Deserialize)]
-struct WireDelta<'a> {
-    role: Option<IgnoredAny>,
-    #[serde(borrow)]
-    content: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    reasoning_content: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    reasoning: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    tool_calls: Option<Vec<&'a RawValue>>,
-}
-
-impl WireChoice<'_> {
-    fn is_aborted(&self) -> bool {
-        self.finish_reason.as_deref() == Some("abort")
-    }
-
-    fn is_opening(&self) -> bool {
-        let has_role = self
-            .delta
-            .as_ref()
-            .is_some_and(|delta| delta.role.is_some());
-        has_role && self.finish_reason.is_none() && !self.has_token()
-    }
-
-    fn has_token(&self) -> bool {
-        let is_text = |text: &Option<Cow<'_, str>>| text.as_ref().is_some_and(|t| !t.is_empty());
-        is_text(&self.text)
-            || self.delta.as_ref().is_some_and(|delta| {
-                let texts = [&delta.content, &delta.reasoning_content, &delta.reasoning];
-                texts.into_iter().any(is_text)
-                    || delta
-                        .tool_calls
-                        .as_ref()
-                        .is_some_and(|calls| !calls.is_empty())
-            })
-    }
-}
-
-/// `usage` as OpenAI spells it.
-#[derive(Deserialize)]
-pub struct WireUsage {
-    #[serde(default)]
-    prompt_tokens: u64,
-    #[serde(default)]
-    completion_tokens: Option<u64>,
-    prompt_tokens_details: Option<PromptDetails>,
-}
-
-#[derive(Deserialize)]
-struct PromptDetails {
-    cached_tokens: Option<u64>,
-}
-
-impl From<WireUsage> for Usage {
-    fn from(wire: WireUsage) -> Self {
-        let cached = wire
-            .prompt_tokens_details
-            .and_then(|details| details.cached_tokens);
-        Self {
-            prompt_tokens: wire.prompt_tokens,
-            cached_tokens: cached.unwrap_or(0),
-            completion_tokens: wire.completion_tokens.unwrap_or(0),
-        }
-    }
-}
-
-/// The usage in a whole (not streamed) answer.
-#[must_use]
-pub fn usage_of(answer: &[u8]) -> Option<Usage> {
-    #[derive(Deserialize)]
-    struct Answer {
-        usage: Option<WireUsage>,
-    }
-    serde_json::from_slice::<Answer>(answer)
-        .ok()?
-        .usage
-        .map(Usage::from)
-}
-
-/// Whether the engine gave up a request whose whole (not streamed) answer this is.
-#[must_use]
-pub fn is_aborted(answer: &[u8]) -> bool {
-    let answer = serde_json::from_slice::<WireChunk>(answer);
-    answer.is_ok_and(|answer| answer.choices.iter().any(WireChoice::is_aborted))
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn chunk(event: &str) -> Chunk {
-        let Event::Chunk(chunk) = read(event.as_bytes()) else {
-            panic!("no chunk: {event}");
-        };
-        chunk
-    }
-
-    #[test]
-    fn role_and_empty_content_are_no_first_token() {
-        for delta in [
-            r#"{"role":"assistant","content":""}"#,
-            r#"{"role":"assistant","content":null}"#,
-            r#"{"role":"assistant","content":"","reasoning_content":null}"#,
-        ] {
-            let event = format!("data: {{\"choices\":[{{\"delta\":{delta}}}]}}\n\n");
-            assert!(!chunk(&event).has_token, "{event}");
-            assert!(chunk(&event).is_opening, "{event}");
-        }
-        let refusal = r#"data: {"choices":[{"delta":{"role":"assistant","refusal":"no"}}]}"#;
-        let unknown = r#"data: {"choices":[{"delta":{"refusal":"no"}}]}"#;
-        assert!(chunk(refusal).is_opening && !chunk(unknown).is_opening);
-    }
-
-    #[test]
-    fn text_reasoning_and_tool_calls_are_tokens() {
-        for choice in [
-            r#"{"delta":{"content":"\n"}}"#,
-            r#"{"delta":{"reasoning_content":"hm"}}"#,
-            r#"{"delta":{"tool_calls":[{"index":0}]}}"#,
-            r#"{"text":"a"}"#,
-        ] {
-            assert!(
-                chunk(&format!("data: {{\"choices\":[{choice}]}}\n\n")).has_token,
-                "{choice}"
-            );
-        }
-    }
-
-    #[test]
-    fn usage_chunk_of_each_engine_is_read() {
-        let vllm = r#"data: {"choices":[],"usage":{"prompt_tokens":9,"total_tokens":12,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":4}}}"#;
-        let used = Usage {
-            prompt_tokens: 9,
-            cached_tokens: 4,
-            completion_tokens: 3,
-        };
-        assert_eq!(
-            chunk(vllm),
-            Chunk {
-                usage: Some(used),
-                is_usage_only: true,
-                ..Chunk::default()
-            }
-        );
-        let sglang = r#"data: {"choices":[{"text":"x"}],"usage":null}"#;
-        assert_eq!(chunk(sglang).usage, None);
-        let llamacpp =
-            r#"data: {"choices":[{"text":""}],"usage":{"prompt_tokens":1,"completion_tokens":2}}"#;
-        assert!(!chunk(llamacpp).is_usage_only && chunk(llamacpp).usage.is_some());
-    }
-
-    #[test]
-    fn request_given_up_by_the_engine_is_no_whole_answer() {
-        assert!(chunk(r#"data: {"choices":[{"text":"","finish_reason":"abort"}]}"#).is_aborted);
-        assert!(!chunk(r#"data: {"choices":[{"text":"","finish_reason":"stop"}]}"#).is_aborted);
-        assert!(is_aborted(
-            br#"{"choices":[{"message":{"content":"a"},"finish_reason":"abort"}]}"#
-        ));
-        assert!(!is_aborted(
-            br#"{"choices":[{"message":{"content":"a"},"finish_reason":"stop"}]}"#
-        ));
-    }
-
-    #[test]
-    fn comments_and_the_end_are_told_apart() {
-        assert!(matches!(read(b": ping\n\n"), Event::Other));
-        assert!(matches!(read(b"data: [DONE]\n\n"), Event::Done));
-        assert!(matches!(
-            read(b"data:{\"error\":{\"code\":503}}\r\n\r\n"),
-            Event::Failed(_)
-        ));
-    }
-
-    proptest! {
-        #[test]
-        fn events_come_out_whole_however_the_bytes_are_cut(
-            events in prop::collection::vec("[a-z :{}\"]{0,20}", 1..20),
-            cuts in prop::collection::vec(1_usize..9, 1..200),
-        ) {
-            let whole: String = events.iter().map(|e| format!("data: x{e}\n\n")).collect();
-            let (mut splitter, mut out, mut rest) = (Splitter::default(), String::new(), whole.as_bytes());
-            for cut in cuts.iter().cycle() {
-                if rest.is_empty() {
-                    break;
-                }
-                let (now, later) = rest.split_at((*cut).min(rest.len()));
-                splitter.push(Bytes::copy_from_slice(now)).unwrap();
-                while let Some(event) = splitter.next_event() {
-                    prop_assert!(event.ends_with(b"\n\n"));
-                    out.push_str(std::str::from_utf8(&event).unwrap());
-                }
-                rest = later;
-            }
-            prop_assert_eq!(out, whole);
-        }
-    }
+fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes)
 }

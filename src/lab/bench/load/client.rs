@@ -15,13 +15,19 @@ use tokio::time::Instant;
 
 use super::{plan::Shot, sample::Outcome};
 use crate::http::{
-    format::sse::{self, Event, Splitter},
+    format::{
+        event::{self, Event},
+        sse::Splitter,
+    },
     upstream::streaming_client,
 };
 
 /// Connecting on this machine takes microseconds; a full accept queue makes it seconds, and that
 /// waiting counts.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Longest event; what is asked for here makes a few hundred bytes each.
+const MAX_EVENT: usize = 4 << 20;
 
 /// Longest refusal that is read for its code.
 const MAX_REFUSAL: usize = 64 << 10;
@@ -164,13 +170,14 @@ async fn read_stream(mut response: ClientResponse, trace: &mut Trace) -> Outcome
             Err(error) => return cut(&error.to_string()),
         };
         let now = Instant::now();
-        if splitter.push(chunk).is_err() {
+        splitter.push(chunk);
+        if splitter.pending() > MAX_EVENT {
             return cut("an event without an end");
         }
         while let Some(event) = splitter.next_event() {
-            match sse::read(&event) {
+            match event::read(&event) {
                 Event::Chunk(chunk) => {
-                    if chunk.has_token {
+                    if chunk.tokens > 0 {
                         trace.events.push(now);
                     }
                     if let Some(usage) = chunk.usage {
@@ -180,7 +187,7 @@ async fn read_stream(mut response: ClientResponse, trace: &mut Trace) -> Outcome
                 Event::Failed(error) => return failed_in_stream(error.get(), trace),
                 // Read on to the end of the body: only then can the connection be used again.
                 Event::Done => is_done = true,
-                Event::Other => {}
+                Event::Comment => {}
             }
         }
     }

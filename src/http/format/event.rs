@@ -1,0 +1,546 @@
+//! What an event says. What counts as the end, a token, a ping, an error is decided here alone, by
+//! what the SDKs take for it.
+//!
+//! Each event is read once, as it passes, so this builds nothing. What it does not know is part of
+//! the answer, never a ping: a server that writes `content` in a way of its own is streaming all the
+//! same.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use kvwarden_policy::cost::Usage;
+use serde_json::value::RawValue;
+
+use super::{
+    json::{self, Json, Kind, Malformed},
+    sse,
+};
+
+/// What one event says.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A comment, a ping, or fields without data.
+    Comment,
+    /// `[DONE]`.
+    Done,
+    /// The engine failed.
+    Failed(Cow<'a, RawValue>),
+    /// Part of the answer, or what nobody here can read.
+    Chunk(Chunk),
+}
+
+/// Part of an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Chunk {
+    /// Tokens in it: none where nothing came, else at least one for each choice, and a fourth of the
+    /// bytes of its text. An engine may put any number of tokens into one event.
+    pub tokens: u32,
+    /// It only says who speaks. All engines send that with the first token, and a stream that ends
+    /// there gave nothing.
+    pub is_opening: bool,
+    /// The usage it carries, as far as it says how many tokens there were.
+    pub usage: Option<Usage>,
+    /// It carries a usage, whatever that says.
+    pub has_usage: bool,
+    /// It carries a usage and no choice.
+    pub is_usage_only: bool,
+    /// The engine gave the request up. No client of OpenAI's knows that `finish_reason`, and all
+    /// of them would take half an answer for a whole one.
+    pub is_aborted: bool,
+    /// The choices it has something of.
+    pub begun: Choices,
+    /// The choices that end with it.
+    pub finished: Choices,
+}
+
+/// Choices by their index. OpenAI's API has no more than 128 of them, and neither has a request here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Choices(u128);
+
+/// The text is not JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotJson;
+
+/// Members whose string is continued by that of the next chunk, so that it is text. Any other string
+/// is said anew: names, ids, types, formats, roles, signatures of a whole.
+pub(super) fn is_text(key: &str) -> bool {
+    matches!(
+        key,
+        "content"
+            | "text"
+            | "reasoning"
+            | "reasoning_content"
+            | "refusal"
+            | "arguments"
+            | "input"
+            | "thinking"
+            | "transcript"
+            | "summary"
+    )
+}
+
+/// Reads one event.
+#[must_use]
+pub fn read(event: &[u8]) -> Event<'_> {
+    let data = data(event);
+    let text = data.trim_ascii();
+    if text.is_empty() {
+        return Event::Comment;
+    }
+    if text.starts_with(b"[DONE]") {
+        return Event::Done;
+    }
+    let read = match data {
+        Cow::Borrowed(data) => read_json(data),
+        Cow::Owned(data) => read_json(&data).map(Event::into_owned),
+    };
+    read.unwrap_or(Event::Chunk(Chunk {
+        tokens: 1,
+        ..Chunk::default()
+    }))
+}
+
+/// Reads an answer that is no stream.
+///
+/// # Errors
+/// When it is not JSON.
+pub fn read_answer(answer: &[u8]) -> Result<Event<'_>, NotJson> {
+    read_json(answer).map_err(|Malformed| NotJson)
+}
+
+/// The event without its usage, all else as it was. None if nothing is left that says something.
+#[must_use]
+pub fn without_usage(event: &Bytes) -> Option<Bytes> {
+    let data = data(event);
+    let Ok(Some(found)) = find_usage(&data) else {
+        return Some(event.clone());
+    };
+    if !found.has_more {
+        return None;
+    }
+    let mut out = Vec::with_capacity(event.len());
+    match data {
+        Cow::Borrowed(data) => {
+            let begin = data.as_ptr().addr() - event.as_ptr().addr();
+            out.extend_from_slice(&event[..begin + found.cut.start]);
+            out.extend_from_slice(&event[begin + found.cut.end..]);
+        }
+        Cow::Owned(mut data) => {
+            data.drain(found.cut);
+            write_lines(&mut out, event, &data);
+        }
+    }
+    Some(out.into())
+}
+
+/// The data of an event, WHATWG HTML 9.2.6: that of several lines is joined by LF.
+pub(super) fn data(event: &[u8]) -> Cow<'_, [u8]> {
+    let mut lines = sse::lines(event).filter_map(sse::data_of);
+    let Some(first) = lines.next() else {
+        return Cow::Borrowed(b"");
+    };
+    let mut data = Cow::Borrowed(first);
+    for line in lines {
+        let data = data.to_mut();
+        data.push(b'\n');
+        data.extend_from_slice(line);
+    }
+    data
+}
+
+/// The event's other lines, and `data` in place of its own.
+fn write_lines(out: &mut Vec<u8>, event: &[u8], data: &[u8]) {
+    let is_other = |line: &&[u8]| !line.is_empty() && sse::data_of(line).is_none();
+    for line in sse::lines(event).filter(is_other) {
+        out.extend_from_slice(line);
+        out.push(b'\n');
+    }
+    for line in data.split(|byte| *byte == b'\n') {
+        out.extend_from_slice(b"data: ");
+        out.extend_from_slice(line);
+        out.push(b'\n');
+    }
+    out.push(b'\n');
+}
+
+// === impl Choices ===
+
+impl Choices {
+    /// Adds a choice. An index beyond the last counts as the last.
+    fn insert(&mut self, index: u64) {
+        self.0 |= 1 << index.min(127);
+    }
+
+    /// Adds others.
+    pub fn extend(&mut self, others: Self) {
+        self.0 |= others.0;
+    }
+
+    /// There is none.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// All of the others are among them.
+    #[must_use]
+    pub fn contain(self, others: Self) -> bool {
+        self.0 & others.0 == others.0
+    }
+}
+
+// === impl Event ===
+
+impl Event<'_> {
+    fn into_owned(self) -> Event<'static> {
+        match self {
+            Self::Comment => Event::Comment,
+            Self::Done => Event::Done,
+            Self::Failed(error) => Event::Failed(Cow::Owned(error.into_owned())),
+            Self::Chunk(chunk) => Event::Chunk(chunk),
+        }
+    }
+}
+
+/// What the members of a chunk or an answer say.
+#[derive(Default)]
+struct Members<'a> {
+    chunk: Chunk,
+    choices: u32,
+    openings: u32,
+    error: Option<&'a str>,
+    /// `errors`, as some gateways write it, or the whole text where it says that it is an error.
+    other_error: Option<&'a str>,
+}
+
+fn read_json(text: &[u8]) -> Result<Event<'_>, Malformed> {
+    let mut json = Json::new(text)?;
+    let mut members = Members::default();
+    if json.kind()? == Kind::Object {
+        members.read(&mut json)?;
+    } else {
+        json.value()?;
+        members.chunk.tokens = 1;
+    }
+    json.end()?;
+    let Members {
+        mut chunk,
+        choices,
+        openings,
+        ..
+    } = members;
+    let other = members.other_error.filter(|_| choices == 0);
+    if let Some(error) = members.error.or(other) {
+        let raw: &RawValue = serde_json::from_str(error).map_err(|_| Malformed)?;
+        return Ok(Event::Failed(Cow::Borrowed(raw)));
+    }
+    chunk.is_opening = choices > 0 && openings == choices;
+    chunk.is_usage_only = chunk.has_usage && choices == 0;
+    Ok(Event::Chunk(chunk))
+}
+
+impl<'a> Members<'a> {
+    fn read(&mut self, json: &mut Json<'a>) -> Result<(), Malformed> {
+        json.object(|json, key| {
+            match &**key {
+                "choices" if json.kind()? == Kind::List => {
+                    return json.list(|json| self.read_choice(json));
+                }
+                "usage" if json.kind()? == Kind::Object => {
+                    self.chunk.has_usage = true;
+                    self.chunk.usage = read_usage(json)?;
+                }
+                "error" => self.error = Some(json.value()?).filter(|raw| is_error(raw)),
+                "errors" => {
+                    let errors = Some(json.value()?).filter(|raw| !json::is_empty(raw));
+                    self.other_error = errors.map(first_item);
+                }
+                _ => {
+                    json.value()?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn read_choice(&mut self, json: &mut Json<'a>) -> Result<(), Malformed> {
+        self.choices += 1;
+        if json.kind()? != Kind::Object {
+            self.chunk.tokens += 1;
+            return json.value().map(drop);
+        }
+        let (mut index, mut reason, mut said) = (0, None, Said::default());
+        json.object(|json, key| {
+            match &**key {
+                "index" => index = count(json.value()?).unwrap_or(0),
+                "finish_reason" => reason = Some(json.value()?).filter(|raw| !json::is_empty(raw)),
+                "delta" | "message" if json.kind()? == Kind::Object => return said.read(json),
+                "delta" | "message" | "text" => return said.read_value(json, "text"),
+                "logprobs" | "token_ids" => said.has_any |= !json::is_empty(json.value()?),
+                _ => {
+                    json.value()?;
+                }
+            }
+            Ok(())
+        })?;
+        self.chunk.begun.insert(index);
+        if let Some(reason) = reason {
+            self.chunk.finished.insert(index);
+            self.chunk.is_aborted |= reason == r#""abort""#;
+        }
+        let is_opening = said.has_role && !said.has_any && reason.is_none();
+        self.openings += u32::from(is_opening);
+        self.chunk.tokens = self.chunk.tokens.saturating_add(said.tokens());
+        Ok(())
+    }
+}
+
+/// What a delta says.
+#[derive(Default)]
+struct Said {
+    has_role: bool,
+    has_any: bool,
+    text_bytes: usize,
+}
+
+impl Said {
+    fn read(&mut self, json: &mut Json<'_>) -> Result<(), Malformed> {
+        json.object(|json, key| match &**key {
+            "role" => {
+                self.has_role |= !json::is_empty(json.value()?);
+                Ok(())
+            }
+            key => self.read_value(json, key),
+        })
+    }
+
+    fn read_value(&mut self, json: &mut Json<'_>, key: &str) -> Result<(), Malformed> {
+        match json.kind()? {
+            Kind::Null => return json.value().map(drop),
+            Kind::Bool | Kind::Number => {
+                self.has_any = true;
+                json.value()?;
+            }
+            Kind::String => {
+                let text = json.string()?;
+                self.has_any |= !text.is_empty();
+                if is_text(key) {
+                    self.text_bytes += json::decoded_len(text);
+                }
+            }
+            Kind::List => json.list(|json| {
+                self.has_any = true;
+                self.read_value(json, key)
+            })?,
+            Kind::Object => json.object(|json, key| {
+                self.has_any = true;
+                self.read_value(json, key)
+            })?,
+        }
+        Ok(())
+    }
+
+    fn tokens(&self) -> u32 {
+        let by_bytes = u32::try_from(self.text_bytes / 4).unwrap_or(u32::MAX);
+        if self.has_any { by_bytes.max(1) } else { 0 }
+    }
+}
+
+/// Some servers write an error that is none beside their choices. The SDKs take what is true in
+/// their language for one.
+fn is_error(raw: &str) -> bool {
+    !matches!(raw, "null" | "false" | "0" | r#""""#)
+}
+
+fn first_item(raw: &str) -> &str {
+    let mut first = raw;
+    if json::kind_of(raw) == Kind::List {
+        // The last to be read is kept, and the list ends with the first.
+        let _ = Json::of(raw).list(|json| {
+            first = json.value()?;
+            Err(Malformed)
+        });
+    }
+    first
+}
+
+/// `usage` as OpenAI spells it, or none where it does not say how many tokens there were: of an
+/// answer whose usage is unknown the text that came is counted.
+fn read_usage(json: &mut Json<'_>) -> Result<Option<Usage>, Malformed> {
+    let (mut prompt, mut completion, mut total, mut cached) = (None, None, None, None);
+    json.object(|json, key| {
+        match &**key {
+            "prompt_tokens" => prompt = count(json.value()?),
+            "completion_tokens" => completion = count(json.value()?),
+            "total_tokens" => total = count(json.value()?),
+            "prompt_tokens_details" if json.kind()? == Kind::Object => {
+                json.object(|json, key| {
+                    let value = json.value()?;
+                    if key == "cached_tokens" {
+                        cached = count(value);
+                    }
+                    Ok(())
+                })?;
+            }
+            _ => {
+                json.value()?;
+            }
+        }
+        Ok(())
+    })?;
+    let rest = |of: Option<u64>| Some(total?.saturating_sub(of?));
+    let (prompt, completion) = (prompt.or(rest(completion)), completion.or(rest(prompt)));
+    Ok(prompt
+        .zip(completion)
+        .map(|(prompt_tokens, completion_tokens)| Usage {
+            prompt_tokens,
+            cached_tokens: cached.unwrap_or(0).min(prompt_tokens),
+            completion_tokens,
+        }))
+}
+
+/// A number of tokens, however it is spelt. `null` and -1 are none.
+fn count(raw: &str) -> Option<u64> {
+    raw.parse().ok().or_else(|| {
+        let number = raw.parse::<f64>().ok().filter(|number| *number >= 0.0);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "not below zero, and what is too large becomes the largest"
+        )]
+        number.map(|number| number as u64)
+    })
+}
+
+/// Where an event's usage stands.
+struct Found {
+    /// It, and the comma that is not needed without it.
+    cut: std::ops::Range<usize>,
+    /// Something else is said.
+    has_more: bool,
+}
+
+fn find_usage(data: &[u8]) -> Result<Option<Found>, Malformed> {
+    /// What every chunk of an answer says.
+    const ENVELOPE: [&str; 5] = ["id", "object", "created", "model", "choices"];
+    let mut json = Json::new(data)?;
+    if json.kind()? != Kind::Object {
+        return Ok(None);
+    }
+    let (mut cut, mut has_more) = (None, false);
+    // Where the member begins that comes next: behind the last one's comma.
+    let (mut begin, mut last_end) = (json.place() + 1, None);
+    json.object(|json, key| {
+        let raw = json.value()?;
+        let end = json.place();
+        if key == "usage" {
+            // The last member takes the comma in front of it along, any other the one behind.
+            let is_last = data.get(end) == Some(&b'}');
+            cut = Some(match last_end {
+                Some(last_end) if is_last => last_end..end,
+                _ if is_last => begin..end,
+                _ => begin..end + 1,
+            });
+        } else {
+            let is_said = !json::is_empty(raw);
+            has_more |= is_said && (key == "choices" || !ENVELOPE.contains(&&**key));
+            last_end = Some(end);
+        }
+        begin = end + 1;
+        Ok(())
+    })?;
+    json.end()?;
+    Ok(cut.map(|cut| Found { cut, has_more }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(event: &str) -> Chunk {
+        let Event::Chunk(chunk) = read(event.as_bytes()) else {
+            panic!("no chunk: {event}");
+        };
+        chunk
+    }
+
+    #[test]
+    fn role_and_empty_content_are_no_first_token() {
+        for delta in [
+            r#"{"role":"assistant","content":""}"#,
+            r#"{"role":"assistant","content":null}"#,
+            r#"{"role":"assistant","content":"","reasoning_content":null,"tool_calls":[]}"#,
+        ] {
+            let event = format!("data: {{\"choices\":[{{\"delta\":{delta}}}]}}\n\n");
+            assert_eq!(chunk(&event).tokens, 0, "{event}");
+            assert!(chunk(&event).is_opening, "{event}");
+        }
+    }
+
+    #[test]
+    fn text_reasoning_tool_calls_and_unknown_shapes_are_tokens() {
+        for choice in [
+            r#"{"delta":{"content":"\n"}}"#,
+            r#"{"delta":{"reasoning_content":"hm"}}"#,
+            r#"{"delta":{"tool_calls":[{"index":0}]}}"#,
+            r#"{"text":"a"}"#,
+            r#"{"delta":{"role":"assistant","refusal":"no"}}"#,
+            r#"{"delta":{"role":"assistant","content":[{"type":"thinking","thinking":"h"}]}}"#,
+            r#"{"delta":{"content":{"parts":["a"]}}}"#,
+            r#"{"delta":{"content":1},"finish_reason":3}"#,
+            r#"{"delta":{"images":[{"url":"data:"}]}}"#,
+            r#"{"delta":"a"}"#,
+            r#""a""#,
+        ] {
+            let event = format!("data: {{\"choices\":[{choice}]}}\n\n");
+            assert_eq!(chunk(&event).tokens, 1, "{choice}");
+            assert!(!chunk(&event).is_opening, "{choice}");
+        }
+    }
+
+    #[test]
+    fn usage_chunk_of_each_engine_is_read() {
+        let vllm = r#"data: {"choices":[],"usage":{"prompt_tokens":9,"total_tokens":12,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":4}}}"#;
+        let used = Usage {
+            prompt_tokens: 9,
+            cached_tokens: 4,
+            completion_tokens: 3,
+        };
+        assert_eq!(
+            chunk(vllm),
+            Chunk {
+                usage: Some(used),
+                has_usage: true,
+                is_usage_only: true,
+                ..Chunk::default()
+            }
+        );
+        let sglang = r#"data: {"choices":[{"text":"x"}],"usage":null}"#;
+        assert_eq!(chunk(sglang).usage, None);
+        let llamacpp =
+            r#"data: {"choices":[{"text":""}],"usage":{"prompt_tokens":1,"completion_tokens":2}}"#;
+        assert!(!chunk(llamacpp).is_usage_only && chunk(llamacpp).usage.is_some());
+    }
+
+    #[test]
+    fn request_given_up_by_the_engine_is_no_whole_answer() {
+        assert!(chunk(r#"data: {"choices":[{"text":"","finish_reason":"abort"}]}"#).is_aborted);
+        assert!(!chunk(r#"data: {"choices":[{"text":"","finish_reason":"stop"}]}"#).is_aborted);
+    }
+
+    #[test]
+    fn comments_errors_and_the_end_are_told_apart() {
+        assert!(matches!(read(b": ping\n\n"), Event::Comment));
+        assert!(matches!(read(b"data:\n\n"), Event::Comment));
+        assert!(matches!(read(b"event: ping\n\n"), Event::Comment));
+        assert!(matches!(read(b"data: [DONE]\n\n"), Event::Done));
+        assert!(matches!(read(b"data:[DONE]"), Event::Done));
+        for error in [r#"{"error":{"code":503}}"#, r#"{"error":"no"}"#] {
+            let event = format!("data:{error}\r\n\r\n");
+            assert!(
+                matches!(read(event.as_bytes()), Event::Failed(_)),
+                "{error}"
+            );
+        }
+    }
+}

@@ -1,23 +1,33 @@
 //! What kvwarden reads off a request body, and the few fields it changes.
 //!
-//! The body is split into its top-level members and nothing below them is parsed: values go on to
-//! the engine byte for byte, whatever a client invents. Only fields we own are set or dropped.
+//! Nothing is refused for how it is spelt, since engines differ in that: a field that is only read for the
+//! estimate goes on as it is, and its engine says what is wrong with it. Refused is what is no request at
+//! all, and what is larger than a bound: counts are read in every spelling that an engine reads.
 
 use std::borrow::Cow;
 
-use bytes::Bytes;
 use kvwarden_policy::cost::RequestSize;
-use serde::{
-    Deserialize, Deserializer,
-    de::{Error as _, MapAccess, Visitor},
-};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::images::inline_images;
+pub(crate) use super::members::Members;
+use super::{
+    shape::Shape,
+    spelling::{flag, text, whole},
+};
 use crate::http::{
-    limits::{MAX_CHOICES, MAX_MEMBERS},
+    limits::{MAX_CHOICES, MAX_DEPTH, MAX_INPUTS, MAX_LOGPROBS, MAX_MESSAGES},
     refusal::BadRequest,
 };
+
+/// How many choices of each prompt: OpenAI's name and llama.cpp's, and how many are tried for them.
+const CHOICES: [&str; 3] = ["n", "n_cmpl", "best_of"];
+
+/// How many tokens, by the names that win over others first; the last one is llama.cpp's.
+const MAX_TOKENS: [&str; 3] = ["max_completion_tokens", "max_tokens", "n_predict"];
+
+/// How many alternatives are told of each token; the last name is llama.cpp's.
+const LOGPROBS: [&str; 4] = ["logprobs", "top_logprobs", "prompt_logprobs", "n_probs"];
 
 /// Fields that steer the engine's scheduler, its slots or its caches. A client has no say in these:
 /// they would let one tenant pass the others, read another's cached prefix, or end its requests
@@ -40,107 +50,6 @@ const OURS: [&str; 15] = [
     "id_slot",
 ];
 
-/// A JSON object as its members, in order, with their values unparsed.
-pub(crate) struct Members<'a>(Vec<(Cow<'a, str>, Cow<'a, RawValue>)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Collect;
-        impl<'de> Visitor<'de> for Collect {
-            type Value = Vec<(Cow<'de, str>, Cow<'de, RawValue>)>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a JSON object")
-            }
-
-            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
-                let mut members: Self::Value = Vec::new();
-                while let Some(Key(key)) = map.next_key()? {
-                    if members.len() == MAX_MEMBERS {
-                        return Err(M::Error::custom(format_args!(
-                            "more than {MAX_MEMBERS} fields"
-                        )));
-                    }
-                    // Parsers disagree about which of two wins, and that is how one gets past us.
-                    if members.iter().any(|(known, _)| *known == key) {
-                        return Err(M::Error::custom(format_args!("duplicate field `{key}`")));
-                    }
-                    members.push((key, Cow::Borrowed(map.next_value()?)));
-                }
-                Ok(members)
-            }
-        }
-        deserializer.deserialize_map(Collect).map(Members)
-    }
-}
-
-/// A key, borrowed where it holds no escape.
-#[derive(Deserialize, PartialEq)]
-struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
-
-impl<'a> Members<'a> {
-    /// Splits an object.
-    ///
-    /// # Errors
-    /// What the JSON parser says.
-    pub(crate) fn parse(body: &'a [u8]) -> serde_json::Result<Self> {
-        serde_json::from_slice(body)
-    }
-
-    /// The value of a member, unless it is absent or `null`.
-    #[must_use]
-    pub(crate) fn get(&self, name: &str) -> Option<&RawValue> {
-        let (_, value) = self.0.iter().find(|(key, _)| key == name)?;
-        Some(value.as_ref()).filter(|value| value.get() != "null")
-    }
-
-    /// Sets a member in its place, or as the last one.
-    pub(crate) fn set(&mut self, name: &'static str, value: &impl serde::Serialize) {
-        let Ok(raw) = serde_json::value::to_raw_value(value) else {
-            return;
-        };
-        match self.0.iter_mut().find(|(key, _)| key == name) {
-            Some((_, old)) => *old = Cow::Owned(raw),
-            None => self.0.push((Cow::Borrowed(name), Cow::Owned(raw))),
-        }
-    }
-
-    /// Drops a member.
-    pub(crate) fn remove(&mut self, name: &str) {
-        self.0.retain(|(key, _)| key != name);
-    }
-
-    /// Gives a member another name.
-    pub(crate) fn rename(&mut self, from: &str, to: &'static str) {
-        if let Some((key, _)) = self.0.iter_mut().find(|(key, _)| key == from) {
-            *key = Cow::Borrowed(to);
-        }
-    }
-
-    /// The object as text.
-    #[must_use]
-    pub(crate) fn to_bytes(&self) -> Bytes {
-        let length: usize = self
-            .0
-            .iter()
-            .map(|(k, v)| k.len() + v.get().len() + 4)
-            .sum();
-        let mut out = Vec::with_capacity(length + 2);
-        out.push(b'{');
-        for (index, (key, value)) in self.0.iter().enumerate() {
-            if index > 0 {
-                out.push(b',');
-            }
-            // Writing to memory and to a string can't fail.
-            let _ = serde_json::to_writer(&mut out, key);
-            out.push(b':');
-            out.extend_from_slice(value.get().as_bytes());
-        }
-        out.push(b'}');
-        out.into()
-    }
-}
-
 /// What a request asks for.
 pub(crate) struct ParsedRequest<'a> {
     /// The model, by the name the client used.
@@ -151,6 +60,12 @@ pub(crate) struct ParsedRequest<'a> {
     pub wants_usage: bool,
     /// How large it is.
     pub size: RequestSize,
+    /// How many prompts it brings, each of which is a sequence of its own to the engine.
+    #[expect(
+        dead_code,
+        reason = "for the relay, which sums up usage that comes choice by choice"
+    )]
+    pub prompts: u32,
     /// The members of its body.
     pub members: Members<'a>,
     salt: Option<String>,
@@ -169,50 +84,30 @@ impl<'a> ParsedRequest<'a> {
             BadRequest::new("`model` is missing; GET /v1/models lists what is served")
                 .param("model")
         })?;
-        let stream = read_member::<bool>(&members, "stream", "true or false")?.unwrap_or(false);
-        let options = read_member::<StreamOptions>(&members, "stream_options", "an object")?;
-        let choices = read_member::<u64>(&members, "n", "a positive integer")?.unwrap_or(1);
-        let choices = choices.saturating_mul(prompts(&members));
-        if !(1..=MAX_CHOICES).contains(&choices) {
-            let message = format!("`n` times the number of prompts must be 1 to {MAX_CHOICES}");
-            return Err(BadRequest::new(message).param("n"));
-        }
-        let limit = |name| read_member::<u64>(&members, name, "a positive integer");
-        let max_tokens = limit("max_completion_tokens")?.or(limit("max_tokens")?);
-        let prompt = ["messages", "prompt", "input", "tools"];
-        let prompt = prompt.iter().filter_map(|name| members.get(name));
-        let (mut prompt_bytes, mut images) = (0, 0);
-        for part in prompt.map(RawValue::get) {
-            let (here, bytes) = inline_images(part);
-            images += here;
-            prompt_bytes += part.len() as u64 - bytes;
-        }
+        let prompt = Prompt::of(&members)?;
+        let choices = choices(&members, prompt.prompts)?;
+        check_logprobs(&members)?;
         let size = RequestSize {
-            prompt_bytes,
-            images,
+            prompt_bytes: prompt.bytes,
+            images: prompt.images,
             body_bytes: body.len() as u64,
-            max_tokens,
-            choices: u32::try_from(choices).unwrap_or(u32::MAX),
+            max_tokens: max_tokens(&members),
+            choices,
         };
-        let wants_usage = options
-            .and_then(|options| options.include_usage)
-            .unwrap_or(false);
-        let salt = read_member::<String>(&members, "cache_salt", "a string")?;
         Ok(Self {
             model,
-            stream,
-            wants_usage,
+            stream: members.get("stream").and_then(flag).unwrap_or(false),
+            wants_usage: wants_usage(&members),
             size,
+            prompts: u32::try_from(prompt.prompts).unwrap_or(u32::MAX),
+            salt: members.get("cache_salt").map(own_salt),
             members,
-            salt,
         })
     }
 
     /// The request without the fields that are ours to set, and the client's own cache salt.
     pub(crate) fn drop_ours(&mut self) -> Option<String> {
-        for name in OURS {
-            self.members.remove(name);
-        }
+        self.members.retain(|name| !OURS.contains(&name));
         self.salt.take()
     }
 
@@ -224,40 +119,150 @@ impl<'a> ParsedRequest<'a> {
             .any(|name| self.members.get(name).is_some())
     }
 
-    /// Asks the engine to stream, usage included.
+    /// Asks the engine to stream, usage included. Options that are no options are left to be refused.
     pub(crate) fn set_streaming(&mut self) {
-        let given = self.members.get("stream_options").and_then(|raw| {
-            serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(raw.get()).ok()
-        });
-        let mut options = given.unwrap_or_default();
-        options.insert("include_usage".to_owned(), true.into());
-        self.members.set("stream", &true);
-        self.members.set("stream_options", &options);
+        let options = self.members.get("stream_options").map(RawValue::get);
+        let options = options.map(|given| with_usage(given.as_bytes()));
+        match options {
+            None => {
+                self.members
+                    .set_json("stream_options", r#"{"include_usage":true}"#);
+            }
+            Some(Some(options)) => self.members.set("stream_options", &options),
+            Some(None) => {}
+        }
+        self.members.set_json("stream", "true");
     }
 }
 
-/// A completion may bring several prompts; each is a sequence of its own to the engine. A list of
-/// numbers is one prompt in tokens.
-fn prompts(members: &Members<'_>) -> u64 {
-    let list = members
-        .get("prompt")
-        .and_then(|raw| serde_json::from_str::<Vec<&RawValue>>(raw.get()).ok());
-    let is_prompt = |item: &&&RawValue| item.get().starts_with(['"', '[']);
-    list.map_or(1, |list| {
-        list.iter().filter(is_prompt).count().max(1) as u64
-    })
+/// The client's stream options with usage asked for.
+fn with_usage(options: &[u8]) -> Option<Box<RawValue>> {
+    let mut options = Members::parse(options).ok()?;
+    options.set_json("include_usage", "true");
+    let json = String::from_utf8(options.to_bytes().into()).ok()?;
+    RawValue::from_string(json).ok()
 }
 
-#[derive(Deserialize)]
-struct StreamOptions {
-    include_usage: Option<bool>,
+fn wants_usage(members: &Members<'_>) -> bool {
+    let options = members.get("stream_options");
+    let options = options.and_then(|raw| Members::parse(raw.get().as_bytes()).ok());
+    let wants = options.and_then(|options| options.get("include_usage").and_then(flag));
+    wants.unwrap_or(false)
+}
+
+/// Whatever JSON it is, it tells a partition from others.
+fn own_salt(raw: &RawValue) -> String {
+    text(raw).map_or_else(|| raw.get().to_owned(), Cow::into_owned)
+}
+
+// === how large it is ===
+
+/// What the engine is given to read.
+#[derive(Default)]
+struct Prompt {
+    bytes: u64,
+    images: u64,
+    prompts: u64,
+}
+
+impl Prompt {
+    /// One walk over all members, which bounds their depth too.
+    fn of(members: &Members<'_>) -> Result<Self, BadRequest> {
+        let mut prompt = Self {
+            prompts: 1,
+            ..Self::default()
+        };
+        for (name, value) in members.iter() {
+            let shape = Shape::of(value.get());
+            // The body's own braces are a level too.
+            if shape.depth >= MAX_DEPTH {
+                let message =
+                    format!("`{name}` is nested too deep: a request may have {MAX_DEPTH} levels");
+                return Err(BadRequest::new(message).param(name));
+            }
+            match name {
+                "messages" => bounded(name, shape.items, MAX_MESSAGES)?,
+                "input" | "content" => bounded(name, shape.texts, MAX_INPUTS)?,
+                // A completion may bring several prompts; a list of numbers is one, in tokens.
+                "prompt" if value.get().starts_with('[') => prompt.prompts = shape.texts.max(1),
+                "prompt" | "tools" | "functions" | "documents" | "input_ids" => {}
+                "logprob_token_ids" => {
+                    bounded(name, shape.items, MAX_LOGPROBS)?;
+                    continue;
+                }
+                _ => continue,
+            }
+            prompt.images += shape.images;
+            prompt.bytes += value.get().len() as u64 - shape.image_bytes;
+        }
+        Ok(prompt)
+    }
+}
+
+fn bounded(name: &str, found: u64, limit: u64) -> Result<(), BadRequest> {
+    if found <= limit {
+        return Ok(());
+    }
+    Err(BadRequest::new(format!("`{name}` holds {found} items; {limit} may be sent")).param(name))
+}
+
+/// Choices over all prompts. Those that are only tried are generated as well.
+fn choices(members: &Members<'_>, prompts: u64) -> Result<u32, BadRequest> {
+    let (mut most, mut name) = (1, "n");
+    let given = CHOICES
+        .iter()
+        .filter_map(|name| Some((whole(members.get(name)?)?, *name)));
+    for (choices, of) in given {
+        if choices > most || choices < 1 {
+            (most, name) = (choices, of);
+        }
+        if choices < 1 {
+            break;
+        }
+    }
+    let total = u64::try_from(most).unwrap_or(0).saturating_mul(prompts);
+    match u32::try_from(total) {
+        Ok(choices) if (1..=MAX_CHOICES).contains(&total) => Ok(choices),
+        Ok(_) | Err(_) => {
+            let message =
+                format!("`{name}` times the number of prompts must be 1 to {MAX_CHOICES}");
+            Err(BadRequest::new(message).param(name))
+        }
+    }
+}
+
+/// Most tokens of one choice. None: no number was named, or a negative one, which bounds nothing.
+fn max_tokens(members: &Members<'_>) -> Option<u64> {
+    let named = |name: &&str| members.get(name).and_then(whole);
+    let mut named = MAX_TOKENS.iter().filter_map(named);
+    let first = named.next()?;
+    // At 0 SGLang goes by the next name and others do as told: the larger one is estimated.
+    let wins = match first {
+        0 => named.find(|tokens| *tokens != 0).unwrap_or(0),
+        _ => first,
+    };
+    u64::try_from(wins).ok()
+}
+
+fn check_logprobs(members: &Members<'_>) -> Result<(), BadRequest> {
+    let is_large = |name: &&&str| {
+        let told = members.get(name).and_then(whole);
+        // A negative number is all that there are.
+        told.is_some_and(|told| u64::try_from(told).map_or(true, |told| told > MAX_LOGPROBS))
+    };
+    match LOGPROBS.iter().find(is_large) {
+        Some(name) => {
+            Err(BadRequest::new(format!("`{name}` may be 0 to {MAX_LOGPROBS}")).param(name))
+        }
+        None => Ok(()),
+    }
 }
 
 /// A member as `T`, unless it is absent or `null`.
 ///
 /// # Errors
 /// When it is something else than `wanted`.
-pub(super) fn read_member<'m, T: Deserialize<'m>>(
+fn read_member<'m, T: Deserialize<'m>>(
     members: &'m Members<'_>,
     name: &'static str,
     wanted: &str,
@@ -310,43 +315,151 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_type_is_named() {
+    fn what_is_no_request_is_named() {
         for (body, param) in [
-            (r#"{"model":1}"#, "model"),
-            (r#"{"messages":[]}"#, "model"),
-            (r#"{"model":"m","stream":"yes"}"#, "stream"),
-            (r#"{"model":"m","max_tokens":-1}"#, "max_tokens"),
-            (r#"{"model":"m","n":16384}"#, "n"),
-            (r#"{"model":"m","n":0}"#, "n"),
-            (r#"{"model":"m","stream_options":[]}"#, "stream_options"),
+            (r#"{"model":1}"#, Some("model")),
+            (r#"{"messages":[]}"#, Some("model")),
+            (r#"{"model":null}"#, Some("model")),
+            ("[]", None),
+            (r#"{"model":"m""#, None),
+            (r#"{"model":"cheap","model":"dear"}"#, None),
         ] {
-            assert_eq!(problem(body).param.as_deref(), Some(param), "{body}");
+            assert_eq!(problem(body).param.as_deref(), param, "{body}");
+        }
+    }
+
+    /// A body with these fields as well.
+    fn with(fields: &str) -> String {
+        format!(r#"{{"model":"m",{fields}}}"#)
+    }
+
+    #[test]
+    fn what_is_read_for_an_estimate_is_never_refused_for_its_spelling() {
+        let size = |fields: &str| {
+            let body = with(fields);
+            let parsed = ParsedRequest::parse(body.as_bytes());
+            let parsed = parsed.unwrap_or_else(|bad| panic!("{fields}: {}", bad.message));
+            assert_eq!(parsed.members.to_bytes(), body.as_bytes(), "{fields}");
+            (parsed.size.max_tokens, parsed.size.choices)
+        };
+        for (fields, max_tokens, choices) in [
+            (r#""max_tokens":-1"#, None, 1),
+            (r#""max_tokens":-2.0"#, None, 1),
+            (r#""max_completion_tokens":-1,"max_tokens":5"#, None, 1),
+            (r#""max_tokens":16.0"#, Some(16), 1),
+            (r#""max_tokens":"16""#, Some(16), 1),
+            (r#""max_completion_tokens":1e3"#, Some(1000), 1),
+            (r#""max_tokens":[]"#, None, 1),
+            (r#""max_tokens":"many""#, None, 1),
+            (r#""n_predict":7"#, Some(7), 1),
+            (r#""n_predict":7,"max_tokens":5"#, Some(5), 1),
+            (r#""max_completion_tokens":0,"max_tokens":9"#, Some(9), 1),
+            (r#""max_tokens":0"#, Some(0), 1),
+            (r#""n":1.0"#, None, 1),
+            (r#""n":"2""#, None, 2),
+            (r#""n":{}"#, None, 1),
+            (r#""n_cmpl":3"#, None, 3),
+            (r#""n":2,"best_of":"4","prompt":["a","b"]"#, None, 8),
+            (
+                r#""stream_options":[],"cache_salt":5,"service_tier":{}"#,
+                None,
+                1,
+            ),
+        ] {
+            assert_eq!(size(fields), (max_tokens, choices), "{fields}");
         }
     }
 
     #[test]
-    fn a_field_given_twice_is_refused() {
-        assert!(
-            problem(r#"{"model":"cheap","model":"dear"}"#)
-                .message
-                .contains("duplicate")
-        );
-        assert!(
-            problem(r#"{"model":"a","mod\u0065l":"b"}"#)
-                .message
-                .contains("duplicate")
-        );
+    fn a_stream_is_wanted_in_every_spelling_that_an_engine_reads() {
+        let wants = |fields: &str| {
+            let body = with(fields);
+            let parsed = ParsedRequest::parse(body.as_bytes()).unwrap();
+            (parsed.stream, parsed.wants_usage)
+        };
+        for (fields, stream, usage) in [
+            (r#""stream":1"#, true, false),
+            (
+                r#""stream":"true","stream_options":{"include_usage":"true"}"#,
+                true,
+                true,
+            ),
+            (
+                r#""stream":0,"stream_options":{"include_usage":1}"#,
+                false,
+                true,
+            ),
+            (
+                r#""stream":"maybe","stream_options":{"include_usage":null}"#,
+                false,
+                false,
+            ),
+            (r#""stream":true,"stream_options":"usage""#, true, false),
+        ] {
+            assert_eq!(wants(fields), (stream, usage), "{fields}");
+        }
     }
 
     #[test]
-    fn a_body_nested_a_hundred_thousand_deep_is_an_answer_not_a_crash() {
-        let deep = format!(
-            r#"{{"model":"m","x":{}1{}}}"#,
-            "[".repeat(100_000),
-            "]".repeat(100_000)
-        );
-        // Refused or passed on, but decided without recursion.
-        let _ = ParsedRequest::parse(deep.as_bytes()).is_ok();
+    fn bounds_are_kept_in_every_spelling() {
+        let names = |count: usize| format!("[{}{{}}]", "{},".repeat(count - 1));
+        for (fields, param) in [
+            (r#""n":16384"#.to_owned(), "n"),
+            (r#""n":"1e9""#.to_owned(), "n"),
+            (r#""n":0"#.to_owned(), "n"),
+            (r#""n":-3.0"#.to_owned(), "n"),
+            (r#""n_cmpl":129"#.to_owned(), "n_cmpl"),
+            (r#""best_of":129"#.to_owned(), "best_of"),
+            (r#""best_of":65,"prompt":["a","b"]"#.to_owned(), "best_of"),
+            (r#""logprobs":129"#.to_owned(), "logprobs"),
+            (r#""top_logprobs":"20000""#.to_owned(), "top_logprobs"),
+            (r#""top_logprobs":-1"#.to_owned(), "top_logprobs"),
+            (r#""prompt_logprobs":2e4"#.to_owned(), "prompt_logprobs"),
+            (r#""n_probs":49152"#.to_owned(), "n_probs"),
+            (
+                format!(r#""logprob_token_ids":{}"#, names(129)),
+                "logprob_token_ids",
+            ),
+            (format!(r#""messages":{}"#, names(4097)), "messages"),
+            (format!(r#""input":{}"#, names(2049)), "input"),
+        ] {
+            let problem = problem(&with(&fields));
+            assert_eq!(problem.param.as_deref(), Some(param), "{}", problem.message);
+        }
+        for fields in [
+            r#""n":128"#.to_owned(),
+            r#""logprobs":true,"top_logprobs":128"#.to_owned(),
+            format!(r#""messages":{}"#, names(4096)),
+            format!(r#""input":{}"#, names(2048)),
+            format!(r#""input":[{}1]"#, "1,".repeat(5000)),
+        ] {
+            assert!(ParsedRequest::parse(with(&fields).as_bytes()).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_body_is_nested_a_hundred_and_twenty_eight_deep_and_no_deeper() {
+        let nested = |levels: usize| {
+            let array = format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
+            let schema = format!(r#"{}1{}"#, r#"{"a":"#.repeat(levels), "}".repeat(levels));
+            [
+                with(&format!(r#""tools":{array}"#)),
+                with(&format!(r#""x":{schema}"#)),
+            ]
+        };
+        for body in nested(127) {
+            assert!(ParsedRequest::parse(body.as_bytes()).is_ok());
+        }
+        for levels in [128, 10_000, 100_000] {
+            for body in nested(levels) {
+                let problem = problem(&body);
+                assert!(
+                    problem.message.contains("128 levels"),
+                    "{}",
+                    problem.message
+                );
+            }
+        }
     }
 
     #[test]
@@ -364,18 +477,13 @@ mod tests {
     }
 
     #[test]
-    fn a_body_of_very_many_fields_is_refused_at_once() {
-        let fields: String = (0..100_000).map(|i| format!("\"f{i}\":1,")).collect();
-        let body = format!(r#"{{{fields}"model":"m"}}"#);
-        assert!(problem(&body).message.contains("more than 256 fields"));
-    }
-
-    #[test]
     fn scheduler_fields_of_the_client_are_dropped() {
-        let body = br#"{"model":"m","priority":-100,"kv_transfer_params":{"a":1},"cache_salt":"s","seed":1}"#;
-        let mut parsed = ParsedRequest::parse(body).unwrap();
-        assert_eq!(parsed.drop_ours().as_deref(), Some("s"));
-        assert_eq!(&parsed.members.to_bytes()[..], br#"{"model":"m","seed":1}"#);
+        for (salt, own) in [(r#""s""#, "s"), (r#"["s"]"#, r#"["s"]"#), ("5", "5")] {
+            let body = with(&format!(r#""priority":-100,"cache_salt":{salt},"seed":1"#));
+            let mut parsed = ParsedRequest::parse(body.as_bytes()).unwrap();
+            assert_eq!(parsed.drop_ours().as_deref(), Some(own));
+            assert_eq!(parsed.members.to_bytes(), &br#"{"model":"m","seed":1}"#[..]);
+        }
     }
 
     #[test]
@@ -391,13 +499,25 @@ mod tests {
 
     #[test]
     fn streaming_keeps_the_clients_other_stream_options() {
-        let body = br#"{"model":"m","stream_options":{"include_usage":false,"x":1}}"#;
-        let mut parsed = ParsedRequest::parse(body).unwrap();
-        parsed.set_streaming();
-        let sent = String::from_utf8(parsed.members.to_bytes().to_vec()).unwrap();
-        assert_eq!(
-            sent,
-            r#"{"model":"m","stream_options":{"include_usage":true,"x":1},"stream":true}"#
-        );
+        for (given, sent) in [
+            (
+                r#"{"include_usage":false,"x":1.00}"#,
+                r#"{"include_usage":true,"x":1.00}"#,
+            ),
+            ("{}", r#"{"include_usage":true}"#),
+            // No options: the engine says so.
+            (r#"[ "x" ]"#, r#"[ "x" ]"#),
+        ] {
+            let body = with(&format!(r#""stream_options":{given}"#));
+            let mut parsed = ParsedRequest::parse(body.as_bytes()).unwrap();
+            parsed.set_streaming();
+            let wanted = with(&format!(r#""stream_options":{sent},"stream":true"#));
+            assert_eq!(parsed.members.to_bytes(), wanted.as_bytes());
+        }
+        let mut plain = ParsedRequest::parse(br#"{"model":"m"}"#).unwrap();
+        plain.set_streaming();
+        plain.set_streaming();
+        let wanted = with(r#""stream_options":{"include_usage":true},"stream":true"#);
+        assert_eq!(plain.members.to_bytes(), wanted.as_bytes());
     }
 }

@@ -9,10 +9,9 @@ use std::{
 use actix_web::http::header::HeaderMap;
 use kvwarden_actors::RequestHints;
 use kvwarden_policy::tier::Tier;
-use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::envelope::{Members, read_member};
+use super::{envelope::Members, spelling::text};
 use crate::http::refusal::BadRequest;
 
 /// How agents name the session that a request is part of: in general, Codex (two versions of it),
@@ -45,7 +44,7 @@ pub(crate) fn read_hints(
     let patience = patience(headers)?;
     Ok(RequestHints {
         session: session(headers, members),
-        tier: tier(members)?,
+        tier: tier(members),
         // More than the clock can hold is no deadline.
         deadline: patience.and_then(|patience| now.checked_add(patience)),
         prefix: prefix(members),
@@ -83,26 +82,14 @@ fn prefix(members: &Members<'_>) -> Option<u64> {
     Some(hasher.finish())
 }
 
-fn tier(members: &Members<'_>) -> Result<Tier, BadRequest> {
-    /// OpenAI's, all of them.
-    #[derive(Deserialize)]
-    #[serde(rename_all = "lowercase")]
-    enum ServiceTier {
-        Auto,
-        Default,
-        Flex,
-        Priority,
-        Scale,
+/// OpenAI's `auto`, `default` and `scale` are the standard one, and so is a tier that nobody knows.
+fn tier(members: &Members<'_>) -> Tier {
+    let tier = members.get("service_tier").and_then(text);
+    match tier.as_deref() {
+        Some("flex") => Tier::Flex,
+        Some("priority") => Tier::Priority,
+        Some(_) | None => Tier::Standard,
     }
-    let wanted = "`auto`, `default`, `flex`, `priority` or `scale`";
-    let tier = read_member::<ServiceTier>(members, "service_tier", wanted)?;
-    Ok(match tier {
-        None | Some(ServiceTier::Auto | ServiceTier::Default | ServiceTier::Scale) => {
-            Tier::Standard
-        }
-        Some(ServiceTier::Flex) => Tier::Flex,
-        Some(ServiceTier::Priority) => Tier::Priority,
-    })
 }
 
 /// How long the client waits. Ours is meant for us and has to be right; an SDK's is taken if it can
@@ -184,14 +171,24 @@ mod tests {
     }
 
     #[test]
-    fn service_tier_is_openais_or_refused() {
-        let tier = |body| hints(&[], body).map(|hints| hints.tier);
-        assert_eq!(tier("{}"), Ok(Tier::Standard));
-        assert_eq!(tier(r#"{"service_tier":"auto"}"#), Ok(Tier::Standard));
-        assert_eq!(tier(r#"{"service_tier":"flex"}"#), Ok(Tier::Flex));
-        assert_eq!(tier(r#"{"service_tier":"priority"}"#), Ok(Tier::Priority));
-        let problem = tier(r#"{"service_tier":"gold"}"#).unwrap_err();
-        assert_eq!(problem.param.as_deref(), Some("service_tier"));
+    fn a_tier_that_nobody_knows_is_the_standard_one() {
+        let tier = |json: &str| {
+            let body = format!(r#"{{"service_tier":{json}}}"#);
+            hints(&[], &body).unwrap().tier
+        };
+        assert_eq!(tier(r#""flex""#), Tier::Flex);
+        assert_eq!(tier(r#""priority""#), Tier::Priority);
+        for standard in [
+            r#""auto""#,
+            r#""scale""#,
+            r#""gold""#,
+            r#""Flex""#,
+            "7",
+            "[]",
+            "null",
+        ] {
+            assert_eq!(tier(standard), Tier::Standard, "{standard}");
+        }
     }
 
     #[test]

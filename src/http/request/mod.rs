@@ -4,7 +4,9 @@ pub(super) mod body;
 pub(super) mod envelope;
 pub(super) mod hints;
 pub(super) mod identity;
-pub(super) mod images;
+mod members;
+mod shape;
+mod spelling;
 
 use actix_web::HttpRequest;
 

@@ -1,6 +1,6 @@
 //! One attempt at an answer: a permit, an engine, and its first token or the lack of it.
 
-use actix_web::HttpResponseBuilder;
+use actix_web::{HttpResponseBuilder, http::header::TryIntoHeaderPair};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use kvwarden_actors::Permit;
@@ -66,6 +66,20 @@ pub(super) enum AttemptError {
     Lost(String),
 }
 
+impl Opened {
+    /// Adds a header to the answer.
+    pub(super) fn insert_header(&mut self, header: impl TryIntoHeaderPair) {
+        let (Self::Stream(head, _) | Self::Whole(head, _)) = self;
+        head.insert_header(header);
+    }
+}
+
+impl From<Failure> for AttemptError {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
 impl From<OpenError> for AttemptError {
     fn from(error: OpenError) -> Self {
         match error {
@@ -85,7 +99,8 @@ impl Attempt<'_> {
         parsed: &mut ParsedRequest<'_>,
         account: &mut Account<'_>,
     ) -> Result<Opened, AttemptError> {
-        let streams_upstream = self.adapt(parsed, account.permit);
+        let adapted = self.adapt(parsed, account.permit);
+        let streams_upstream = adapted.inspect_err(|_| account.permit.engine_failed())?;
         if !streams_upstream {
             account.permit.acknowledge_unseen();
         }
@@ -134,14 +149,15 @@ impl Attempt<'_> {
     }
 
     /// Sets the fields that are ours; each attempt sets them anew. Tells whether the engine is asked for a stream.
-    fn adapt(&self, parsed: &mut ParsedRequest<'_>, permit: &Permit) -> bool {
+    fn adapt(&self, parsed: &mut ParsedRequest<'_>, permit: &Permit) -> Result<bool, AttemptError> {
         let dialect = permit.endpoint.kind.dialect();
+        parsed.restrict_to(&dialect.fields);
         parsed.members.set("model", &permit.endpoint.served_name);
         if self.task == Task::Tokenize {
-            tokenize::adapt(&mut parsed.members, dialect);
+            tokenize::adapt(&mut parsed.members, dialect).map_err(Failure::from)?;
         }
         if self.task != Task::Generate {
-            return false;
+            return Ok(false);
         }
         if dialect.quirks.orders_by_priority {
             parsed.members.set("priority", &permit.tag());
@@ -154,11 +170,11 @@ impl Attempt<'_> {
         // queue goes by, and every engine aborts it when the client hangs up.
         if parsed.stream || !parsed.has_tools() || !dialect.quirks.aborts_unstreamed {
             parsed.set_streaming();
-            return true;
+            return Ok(true);
         }
         // vLLM refuses stream_options without a stream.
         parsed.members.remove("stream_options");
-        false
+        Ok(false)
     }
 
     async fn whole(

@@ -109,7 +109,10 @@ impl Exchange {
         }
         let permit = self.permit(&parsed).await?;
         self.record.admitted(&permit);
-        let (opened, permit) = self.attempts(&mut parsed, permit).await?;
+        let (mut opened, permit) = self.attempts(&mut parsed, permit).await?;
+        if let Some(names) = parsed.ignored_fields() {
+            opened.insert_header(("x-kvwarden-ignored-fields", names));
+        }
         Ok(Begun {
             slot,
             permit,

@@ -27,3 +27,8 @@ pub(super) const MAX_INPUTS: u64 = 2048;
 /// Alternatives that are told of each token. OpenAI allows 20. At 20,000 the answer of llama.cpp takes
 /// 2 MB for each token.
 pub(super) const MAX_LOGPROBS: u64 = 128;
+
+// === what is told of it ===
+
+/// Bytes of the list of fields that were ignored, in the header of an answer.
+pub(super) const MAX_IGNORED: usize = 512;

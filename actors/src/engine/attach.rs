@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::dialect::{Dialect, KvOnDisk, KvRoom, Quirks, SourceKind};
+use super::{
+    dialect::{Dialect, KvOnDisk, KvRoom, Quirks, SourceKind},
+    fields::Fields,
+};
 
 pub(super) static DIALECT: Dialect = Dialect {
     name: "attach",
@@ -21,6 +24,7 @@ pub(super) static DIALECT: Dialect = Dialect {
     args: |_, _| Vec::new(),
     env: |_, _| BTreeMap::new(),
     quirks: QUIRKS,
+    fields: Fields::Unknown,
     sleep: None,
     gauges: None,
 };

@@ -12,6 +12,7 @@ use super::{
     Launch, Start,
     attach::QUIRKS,
     dialect::{Dialect, KvOnDisk, KvRoom, SourceKind},
+    fields::Fields,
 };
 
 pub(super) static DIALECT: Dialect = Dialect {
@@ -42,6 +43,7 @@ pub(super) static DIALECT: Dialect = Dialect {
     // What the author adds is filled in where it is added.
     env: |_, _| BTreeMap::new(),
     quirks: QUIRKS,
+    fields: Fields::Unknown,
     sleep: None,
     gauges: None,
 };

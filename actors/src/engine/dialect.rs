@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use kvwarden_policy::lifecycle::{SleepLevel, SleepLevels};
 use serde_json::Value;
 
-use super::{EngineFlags, Launch, Start};
+use super::{EngineFlags, Launch, Start, fields::Fields};
 
 /// One engine, as its module describes it.
 #[derive(Debug)]
@@ -45,6 +45,8 @@ pub struct Dialect {
     pub env: fn(&Launch, Start<'_>) -> BTreeMap<String, String>,
     /// Where it differs from others as a server.
     pub quirks: Quirks,
+    /// What of a request reaches it.
+    pub fields: Fields,
     /// How it gives memory back without being stopped, if it can.
     pub sleep: Option<Sleep>,
     /// What its `/metrics` calls things. None: that is not known.

@@ -10,6 +10,7 @@ use super::{
         Owner::{self, Key},
         Quirks, ROOT, SourceKind, TLS,
     },
+    fields::Fields,
 };
 
 pub(super) static DIALECT: Dialect = Dialect {
@@ -45,6 +46,7 @@ pub(super) static DIALECT: Dialect = Dialect {
         usage_is_per_choice: true,
         tokenizes_content: true,
     },
+    fields: FIELDS,
     sleep: None,
     gauges: Some(Gauges {
         running: &["llamacpp:requests_processing"],
@@ -53,6 +55,60 @@ pub(super) static DIALECT: Dialect = Dialect {
         work: &["llamacpp:n_decode_total"],
     }),
 };
+
+/// Those of its schema for completions. Not here beside what steers: what its templates tell its parser
+/// (`chat_format`, `chat_parser`, `generation_prompt`, triggers and tags), which it believes or dies of, and
+/// `backend_sampling`, which rebuilds its graph.
+const FIELDS: Fields = Fields::Known(&[
+    "adaptive_decay",
+    "adaptive_target",
+    "add_generation_prompt",
+    "add_special",
+    "chat_template_kwargs",
+    "content",
+    "continue_final_message",
+    "dry_allowed_length",
+    "dry_base",
+    "dry_multiplier",
+    "dry_penalty_last_n",
+    "dry_sequence_breakers",
+    "dynatemp_exponent",
+    "dynatemp_range",
+    "embd_normalize",
+    "grammar",
+    "ignore_eos",
+    "json_schema",
+    "min_keep",
+    "min_p",
+    "mirostat",
+    "mirostat_eta",
+    "mirostat_tau",
+    "n_cmpl",
+    "n_discard",
+    "n_indent",
+    "n_keep",
+    "n_predict",
+    "n_probs",
+    "parse_special",
+    "parse_tool_calls",
+    "post_sampling_probs",
+    "reasoning_budget_tokens",
+    "reasoning_format",
+    "repeat_last_n",
+    "repeat_penalty",
+    "return_tokens",
+    "samplers",
+    "t_max_predict_ms",
+    "thinking_budget_tokens",
+    "timings_per_token",
+    "top_k",
+    "top_n_sigma",
+    "typical_p",
+    "verbose",
+    "with_pieces",
+    "xtc_probability",
+    "xtc_threshold",
+]);
 
 const OWNS: &[(&str, Owner)] = &[
     ("--model", MODEL),

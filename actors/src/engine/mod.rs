@@ -8,6 +8,7 @@ mod attach;
 pub mod command;
 pub mod control;
 mod dialect;
+mod fields;
 pub mod gauges;
 pub(crate) mod kv_disk_gc;
 mod llamacpp;
@@ -32,6 +33,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::engine::{command::OwnServer, probe::Canary};
 pub use dialect::{Dialect, KvOnDisk, KvRoom, Owner, SourceKind};
+pub use fields::Fields;
 pub use order::{EngineEnd, EngineGone, EngineNews, News, Order, Spawn, Transition};
 
 /// An inference engine kvwarden knows how to talk to, by its name in configurations. What there is to

@@ -13,6 +13,7 @@ use super::{
         Owner::{self, Key, Kvwarden},
         Quirks, Sleep, SourceKind,
     },
+    fields::Fields,
     vllm::DEFAULT_SHARE,
 };
 
@@ -46,6 +47,7 @@ pub(super) static GPU: Dialect = Dialect {
     args: gpu_args,
     env: gpu_env,
     quirks: QUIRKS,
+    fields: FIELDS,
     sleep: Some(SLEEP),
     gauges: Some(GAUGES),
 };
@@ -76,6 +78,7 @@ pub(super) static CPU: Dialect = Dialect {
     env: cpu_env,
     quirks: QUIRKS,
     // A release kills it.
+    fields: FIELDS,
     sleep: None,
     gauges: Some(GAUGES),
 };
@@ -110,6 +113,45 @@ const OWNS: &[(&str, Owner)] = &[
 
 const KEY_VARIABLE: &str = "KVWARDEN_ENGINE_KEY";
 const OWNS_ENV: &[(&str, Owner)] = &[(KEY_VARIABLE, API_KEY)];
+
+/// Not here beside what steers: what makes answers large or tells what is cached
+/// (`return_routed_experts`, `return_cached_tokens_details`).
+const FIELDS: Fields = Fields::Known(&[
+    "add_generation_prompt",
+    "add_special_tokens",
+    "chat_template_kwargs",
+    "continue_final_message",
+    "ebnf",
+    "ignore_eos",
+    "images_config",
+    "input_ids",
+    "json_schema",
+    "max_dynamic_patch",
+    "min_dynamic_patch",
+    "min_p",
+    "min_tokens",
+    "mm_processor_kwargs",
+    "no_stop_trim",
+    "reasoning",
+    "regex",
+    "repetition_penalty",
+    "return_meta_info",
+    "return_prompt_token_ids",
+    "return_spec_tokens_details",
+    "return_token_ids",
+    "sampling_logprobs_mode",
+    "separate_reasoning",
+    "skip_special_tokens",
+    "stop_regex",
+    "stop_token_ids",
+    "stream_reasoning",
+    "task",
+    "thinking",
+    "top_k",
+    "use_audio_in_video",
+    "video_config",
+    "watermark",
+]);
 
 const QUIRKS: Quirks = Quirks {
     aborts_unstreamed: false,

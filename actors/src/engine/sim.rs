@@ -37,6 +37,7 @@ pub(super) static DIALECT: Dialect = Dialect {
     args,
     env,
     quirks: vllm::QUIRKS,
+    fields: vllm::FIELDS,
     sleep: Some(vllm::SLEEP),
     gauges: Some(vllm::GAUGES),
 };

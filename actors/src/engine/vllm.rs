@@ -12,6 +12,7 @@ use super::{
         Owner::{self, Key},
         Quirks, ROOT, Sleep, SourceKind,
     },
+    fields::Fields,
 };
 
 pub(super) static GPU: Dialect = Dialect {
@@ -46,6 +47,7 @@ pub(super) static GPU: Dialect = Dialect {
     args: gpu_args,
     env: gpu_env,
     quirks: QUIRKS,
+    fields: FIELDS,
     sleep: Some(SLEEP),
     gauges: Some(GAUGES),
 };
@@ -78,6 +80,7 @@ pub(super) static CPU: Dialect = Dialect {
     env: cpu_env,
     quirks: QUIRKS,
     // The endpoints are there and free nothing.
+    fields: FIELDS,
     sleep: None,
     gauges: Some(GAUGES),
 };
@@ -115,6 +118,59 @@ pub(super) const QUIRKS: Quirks = Quirks {
     usage_is_per_choice: false,
     tokenizes_content: false,
 };
+
+/// Of the simulated engine too. `guided_*` is what older builds call `structured_outputs`. Not here:
+/// `vllm_xargs`, into which anything can be put, what steers, and what the render routes alone read.
+pub(super) const FIELDS: Fields = Fields::Known(&[
+    "add_generation_prompt",
+    "add_special_tokens",
+    "allowed_token_ids",
+    "bad_words",
+    "chat_template",
+    "chat_template_kwargs",
+    "continue_final_message",
+    "documents",
+    "early_stopping",
+    "embed_dtype",
+    "endianness",
+    "guided_choice",
+    "guided_decoding_backend",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "guided_whitespace_pattern",
+    "ignore_eos",
+    "include_reasoning",
+    "include_stop_str_in_output",
+    "length_penalty",
+    "logprob_token_ids",
+    "media_io_kwargs",
+    "min_p",
+    "min_tokens",
+    "mm_processor_kwargs",
+    "normalize",
+    "padding",
+    "prompt_embeds",
+    "prompt_logprobs",
+    "repetition_detection",
+    "repetition_penalty",
+    "return_prompt_text",
+    "return_token_ids",
+    "return_token_strs",
+    "return_tokens_as_token_ids",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "stop_token_ids",
+    "structural_tag",
+    "structured_outputs",
+    "thinking_token_budget",
+    "top_k",
+    "truncate_prompt_tokens",
+    "truncation_side",
+    "use_activation",
+    "use_beam_search",
+    "watermarking",
+]);
 
 pub(super) const GAUGES: Gauges = Gauges {
     running: &["vllm:num_requests_running"],

@@ -5,6 +5,7 @@ mod answers;
 mod caps;
 mod control;
 mod fairness;
+mod fields;
 mod golden;
 mod hang_ups;
 mod health;

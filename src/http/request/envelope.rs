@@ -6,12 +6,15 @@
 
 use std::borrow::Cow;
 
+use actix_web::http::header::HeaderValue;
+use kvwarden_actors::engine::Fields;
 use kvwarden_policy::cost::RequestSize;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 pub(crate) use super::members::Members;
 use super::{
+    names::Names,
     shape::Shape,
     spelling::{flag, text, whole},
 };
@@ -29,25 +32,16 @@ const MAX_TOKENS: [&str; 3] = ["max_completion_tokens", "max_tokens", "n_predict
 /// How many alternatives are told of each token; the last name is llama.cpp's.
 const LOGPROBS: [&str; 4] = ["logprobs", "top_logprobs", "prompt_logprobs", "n_probs"];
 
-/// Fields that steer the engine's scheduler, its slots or its caches. A client has no say in these:
-/// they would let one tenant pass the others, read another's cached prefix, or end its requests
-/// (SGLang aborts by prefix of `rid`, and runs what `custom_logit_processor` holds).
-const OURS: [&str; 15] = [
-    "service_tier",
-    "priority",
-    "cache_salt",
-    "kv_transfer_params",
-    "extra_key",
-    "rid",
-    "request_id",
-    "session_params",
-    "custom_logit_processor",
-    "data_parallel_rank",
-    "routed_dp_rank",
-    "bootstrap_host",
-    "bootstrap_port",
-    "bootstrap_room",
-    "id_slot",
+/// Fields that the client says to kvwarden and not to the engine.
+const OURS: [&str; 3] = ["service_tier", "priority", "cache_salt"];
+
+/// What an attempt sets by itself, so that the client's own is gone by then.
+const SET: [&str; 2] = ["priority", "cache_salt"];
+
+/// llama.cpp's own names, which win over OpenAI's there, and would over what was estimated.
+const OTHER_NAMES: [(&str, &[&str]); 2] = [
+    ("n_predict", &["max_completion_tokens", "max_tokens"]),
+    ("n_cmpl", &["n"]),
 ];
 
 /// What a request asks for.
@@ -69,6 +63,7 @@ pub(crate) struct ParsedRequest<'a> {
     /// The members of its body.
     pub members: Members<'a>,
     salt: Option<String>,
+    ignored: Names,
 }
 
 impl<'a> ParsedRequest<'a> {
@@ -101,6 +96,7 @@ impl<'a> ParsedRequest<'a> {
             size,
             prompts: u32::try_from(prompt.prompts).unwrap_or(u32::MAX),
             salt: members.get("cache_salt").map(own_salt),
+            ignored: Names::default(),
             members,
         })
     }
@@ -109,6 +105,31 @@ impl<'a> ParsedRequest<'a> {
     pub(crate) fn drop_ours(&mut self) -> Option<String> {
         self.members.retain(|name| !OURS.contains(&name));
         self.salt.take()
+    }
+
+    /// Drops what this engine's clients have no say in.
+    pub(crate) fn restrict_to(&mut self, fields: &Fields) {
+        for (name, others) in OTHER_NAMES {
+            if others.iter().any(|other| self.members.get(other).is_some())
+                && self.members.remove(name)
+            {
+                self.ignored.add(name);
+            }
+        }
+        let ignored = &mut self.ignored;
+        self.members.retain(|name| {
+            let stays = fields.let_through(name) || SET.contains(&name);
+            if !stays {
+                ignored.add(name);
+            }
+            stays
+        });
+    }
+
+    /// The names of the fields that were dropped, for a header.
+    #[must_use]
+    pub(crate) fn ignored_fields(&self) -> Option<HeaderValue> {
+        self.ignored.header()
     }
 
     /// Engines read tool calls out of a whole answer more reliably than out of a stream.
@@ -278,6 +299,8 @@ fn read_member<'m, T: Deserialize<'m>>(
 
 #[cfg(test)]
 mod tests {
+    use kvwarden_actors::engine::EngineKind;
+
     use super::*;
 
     fn problem(body: &str) -> BadRequest {
@@ -484,6 +507,72 @@ mod tests {
             assert_eq!(parsed.drop_ours().as_deref(), Some(own));
             assert_eq!(parsed.members.to_bytes(), &br#"{"model":"m","seed":1}"#[..]);
         }
+    }
+
+    #[test]
+    fn only_fields_of_the_engine_reach_it_and_the_others_are_named() {
+        let restricted = |kind: EngineKind, fields: &str| {
+            let body = with(fields);
+            let mut parsed = ParsedRequest::parse(body.as_bytes()).unwrap();
+            parsed.drop_ours();
+            // An attempt after another one finds what that one set.
+            for _ in 0..2 {
+                parsed.restrict_to(&kind.dialect().fields);
+                parsed.members.set("priority", &1);
+            }
+            parsed.members.remove("priority");
+            let names = parsed.ignored_fields();
+            let names = names.map(|names| names.to_str().unwrap().to_owned());
+            let sent = String::from_utf8(parsed.members.to_bytes().to_vec()).unwrap();
+            (sent, names.unwrap_or_default())
+        };
+        let fields = r#""top_k":1,"rid":"x","n_predict":9,"id_slot":0,"invented":1,"priority":-9"#;
+        for (kind, sent, ignored) in [
+            (
+                EngineKind::Vllm,
+                r#""top_k":1"#,
+                "rid, n_predict, id_slot, invented",
+            ),
+            (
+                EngineKind::Sim,
+                r#""top_k":1"#,
+                "rid, n_predict, id_slot, invented",
+            ),
+            (
+                EngineKind::Sglang,
+                r#""top_k":1"#,
+                "rid, n_predict, id_slot, invented",
+            ),
+            (
+                EngineKind::LlamaCpp,
+                r#""top_k":1,"n_predict":9"#,
+                "rid, id_slot, invented",
+            ),
+            (
+                EngineKind::Attach,
+                r#""top_k":1,"n_predict":9,"invented":1"#,
+                "rid, id_slot",
+            ),
+        ] {
+            assert_eq!(
+                restricted(kind, fields),
+                (with(sent), ignored.to_owned()),
+                "{kind:?}"
+            );
+        }
+        // What was estimated by OpenAI's name is what is made.
+        let both = r#""max_tokens":1,"n":2,"n_predict":50,"n_cmpl":4"#;
+        let one = (
+            with(r#""max_tokens":1,"n":2"#),
+            "n_predict, n_cmpl".to_owned(),
+        );
+        assert_eq!(restricted(EngineKind::LlamaCpp, both), one);
+        assert_eq!(restricted(EngineKind::Command, both), one);
+        let none = r#""max_tokens":null,"n_predict":50"#;
+        assert_eq!(
+            restricted(EngineKind::LlamaCpp, none),
+            (with(none), String::new())
+        );
     }
 
     #[test]

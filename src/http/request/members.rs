@@ -94,9 +94,11 @@ impl<'a> Members<'a> {
         }
     }
 
-    /// Drops a member.
-    pub(crate) fn remove(&mut self, name: &str) {
+    /// Drops a member, if it is there.
+    pub(crate) fn remove(&mut self, name: &str) -> bool {
+        let before = self.0.len();
         self.0.retain(|(key, _)| key != name);
+        self.0.len() < before
     }
 
     /// Drops those whose names are not to stay.

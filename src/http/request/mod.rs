@@ -5,6 +5,7 @@ pub(super) mod envelope;
 pub(super) mod hints;
 pub(super) mod identity;
 mod members;
+mod names;
 mod shape;
 mod spelling;
 

@@ -1,11 +1,11 @@
 //! Every message between actors, in the order a request meets them.
 //!
-//! Handlers return `()` and never await; only [`Snapshot`], [`ListActors`] and [`Locate`] are
-//! questions. A message about an engine carries its [`Generation`].
+//! Handlers return `()` and never await; only [`Snapshot`], [`ListActors`], [`Locate`] and
+//! [`PlaceInLine`] are questions. A message about an engine carries its [`Generation`].
 
 use std::{marker::PhantomData, sync::Arc};
 
-use actix::{Addr, Message};
+use actix::{Addr, Message, MessageResponse};
 use kvwarden_policy::{
     DeviceId, Generation, ModelId, TenantId,
     cost::RequestSize,
@@ -322,6 +322,27 @@ pub struct ListActors;
 #[derive(Message)]
 #[rtype(result = "Option<Addr<Model>>")]
 pub struct Locate(pub String);
+
+/// http -> Model: where a request of this tenant stands that came at this time.
+#[derive(Message)]
+#[rtype(result = "Standing")]
+pub struct PlaceInLine {
+    /// Whose request it is.
+    pub tenant: TenantId,
+    /// When it was sent here.
+    pub since: Instant,
+    /// More than so many requests ahead of it are not counted.
+    pub most: usize,
+}
+
+/// Where a request stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, MessageResponse)]
+pub struct Standing {
+    /// Where the best engine of its model stands.
+    pub state: State,
+    /// Requests of its own tenant that came before it and wait as well.
+    pub ahead: usize,
+}
 
 /// Everybody the router knows.
 pub struct Addresses {

@@ -16,56 +16,66 @@ use serde_json::json;
 use super::{
     refusal::{Failure, Form},
     shared::InFlightSlot,
-    upstream::UpstreamResponse,
+    upstream::{RetryHints, UpstreamResponse},
 };
 
 /// Longer than this no SDK sleeps: it would try again after a second or two of its own instead.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
-/// Of an engine's response, as far as it does not depend on how the answer comes.
-pub(super) fn head(response: &UpstreamResponse, permit: &Permit) -> HttpResponseBuilder {
-    let mut head = HttpResponse::build(response.status);
-    rate_limit_headers(&mut head, &permit.rate_limits());
-    if response.is_simulated || permit.endpoint.kind.dialect().is_simulated() {
-        head.insert_header(("x-kvwarden-simulated", "true"));
+/// What is said at the head of an answer, however that comes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Head {
+    limits: RateLimits,
+    is_simulated: bool,
+}
+
+impl Head {
+    /// Before the engine said anything.
+    pub(super) fn of(permit: &Permit) -> Self {
+        Self {
+            limits: permit.rate_limits(),
+            is_simulated: permit.endpoint.kind.dialect().is_simulated(),
+        }
     }
-    let content_type = response.content_type.as_deref();
-    head.content_type(content_type.unwrap_or("application/json"));
-    head
+
+    /// Of an engine's response.
+    pub(super) fn answered(response: &UpstreamResponse, permit: &Permit) -> Self {
+        let mut head = Self::of(permit);
+        head.is_simulated |= response.is_simulated;
+        head
+    }
+
+    fn builder(self) -> HttpResponseBuilder {
+        let mut builder = HttpResponse::Ok();
+        rate_limit_headers(&mut builder, &self.limits);
+        if self.is_simulated {
+            builder.insert_header(("x-kvwarden-simulated", "true"));
+        }
+        builder
+    }
 }
 
 /// An answer that comes as events.
-pub(super) fn events<S, E>(mut head: HttpResponseBuilder, events: S) -> HttpResponse
+pub(super) fn events<S, E>(head: Head, events: S) -> HttpResponse
 where
     S: Stream<Item = Result<Bytes, E>> + 'static,
     E: Into<Box<dyn Error>> + 'static,
 {
-    head.insert_header((header::CACHE_CONTROL, "no-cache"))
+    head.builder()
+        .insert_header((header::CACHE_CONTROL, "no-cache"))
         // nginx would collect the stream otherwise.
         .insert_header(("x-accel-buffering", "no"))
         .content_type("text/event-stream; charset=utf-8")
         .streaming(events)
 }
 
-/// An answer that was put together from events.
-pub(super) fn assembled(
-    mut head: HttpResponseBuilder,
-    answer: Bytes,
-    slot: InFlightSlot,
-) -> HttpResponse {
-    head.content_type("application/json");
-    whole(head, answer, slot)
-}
-
 /// An answer that is all here.
-pub(super) fn whole(
-    mut head: HttpResponseBuilder,
-    answer: Bytes,
-    slot: InFlightSlot,
-) -> HttpResponse {
+pub(super) fn whole(head: Head, answer: Bytes, slot: InFlightSlot) -> HttpResponse {
     let length = answer.len() as u64;
     let answer = stream::iter([Ok::<_, io::Error>(answer)]);
-    head.body(SizedStream::new(length, slot.held_by(answer)))
+    head.builder()
+        .content_type("application/json")
+        .body(SizedStream::new(length, slot.held_by(answer)))
 }
 
 impl Failure {
@@ -79,8 +89,12 @@ impl Failure {
             reason,
         } = self.form();
         let mut response = HttpResponse::build(status);
-        if let Self::Engine { error, .. } = self {
+        if let Self::Engine { error, retry, .. } = self {
+            retry_hints(&mut response, retry);
             return response.json(json!({ "error": error }));
+        }
+        if self.is_final() {
+            response.insert_header(("x-should-retry", "false"));
         }
         if let Self::Refused(refusal) = self {
             limit_headers(&mut response, refusal);
@@ -101,6 +115,24 @@ impl Failure {
         response.json(json!({ "error": {
             "message": self.to_string(), "type": kind, "param": self.param(), "code": code,
         }}))
+    }
+}
+
+/// The engine's own words about asking again.
+fn retry_hints(response: &mut HttpResponseBuilder, hints: &RetryHints) {
+    let RetryHints {
+        retry_after,
+        retry_after_ms,
+        should_retry,
+    } = hints;
+    for (name, value) in [
+        ("retry-after", retry_after),
+        ("retry-after-ms", retry_after_ms),
+        ("x-should-retry", should_retry),
+    ] {
+        if let Some(value) = value {
+            response.insert_header((name, value.clone()));
+        }
     }
 }
 

@@ -1,25 +1,22 @@
 //! One attempt at an answer: a permit, an engine, and its first token or the lack of it.
 
-use actix_web::{HttpResponseBuilder, http::header::TryIntoHeaderPair};
-use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt as _;
+use bytes::Bytes;
 use kvwarden_actors::Permit;
 use kvwarden_policy::TenantId;
 
 use super::{
-    answer,
+    answer::Head,
     format::event::{self, Event},
+    limits::UNSEEN,
     record::Account,
-    refusal::{Failure, engine_failure},
-    relay::{OpenError, Relay, RelayOptions},
+    refusal::{Failure, engine_failure, told_failure},
+    relay::{Asked, Broken, Form, OpenError, Patience, Relay, RelayOptions, Source},
     request::envelope::ParsedRequest,
     shared::Shared,
     tokenize,
     upstream::{Engines, Fault, UpstreamResponse},
+    waiting::Waiting,
 };
-
-/// Largest answer that is held in memory; a long completion with logprobs stays under 8 MiB.
-const MAX_ANSWER: usize = 64 << 20;
 
 /// What a route does with its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,14 +45,16 @@ pub(super) struct Attempt<'a> {
     pub tenant: &'a TenantId,
     /// The client's own partition of its tenant's prefix cache.
     pub salt: Option<String>,
+    /// Who tells its client to wait.
+    pub waiting: &'a Waiting,
 }
 
 /// An engine answers.
 pub(super) enum Opened {
     /// In a stream, of which the first token is here.
-    Stream(HttpResponseBuilder, Box<Relay>),
+    Stream(Head, Box<Relay>),
     /// All at once, and this is all.
-    Whole(HttpResponseBuilder, Bytes),
+    Whole(Head, Bytes),
 }
 
 /// Nothing came that a client could use.
@@ -64,14 +63,6 @@ pub(super) enum AttemptError {
     Failed(Failure),
     /// The engine went away before its first token, for this reason: another could still give it.
     Lost(String),
-}
-
-impl Opened {
-    /// Adds a header to the answer.
-    pub(super) fn insert_header(&mut self, header: impl TryIntoHeaderPair) {
-        let (Self::Stream(head, _) | Self::Whole(head, _)) = self;
-        head.insert_header(header);
-    }
 }
 
 impl From<Failure> for AttemptError {
@@ -89,6 +80,17 @@ impl From<OpenError> for AttemptError {
     }
 }
 
+impl AttemptError {
+    /// Nobody could mend it by asking again.
+    fn unusable(why: &str) -> Self {
+        Self::Failed(Failure::Unusable(why.to_owned()))
+    }
+
+    fn silent() -> Self {
+        Self::Failed(Failure::Unreachable(Broken::Idle.why().to_owned()))
+    }
+}
+
 impl Attempt<'_> {
     /// Asks the engine that the permit is for, and waits for its first token.
     ///
@@ -99,26 +101,74 @@ impl Attempt<'_> {
         parsed: &mut ParsedRequest<'_>,
         account: &mut Account<'_>,
     ) -> Result<Opened, AttemptError> {
-        let adapted = self.adapt(parsed, account.permit);
-        let streams_upstream = adapted.inspect_err(|_| account.permit.engine_failed())?;
-        if !streams_upstream {
+        let opened = self.open(parsed, account).await;
+        if let Err(AttemptError::Failed(_)) = opened {
+            account.permit.engine_failed();
+        }
+        opened
+    }
+
+    async fn open(
+        &self,
+        parsed: &mut ParsedRequest<'_>,
+        account: &mut Account<'_>,
+    ) -> Result<Opened, AttemptError> {
+        let is_streamed = self.adapt(parsed, account.permit)?;
+        if !is_streamed {
             account.permit.acknowledge_unseen();
         }
-        let response = self.post(parsed, account.permit).await?;
-        if !streams_upstream || !response.is_stream() {
-            return self.whole(response, account).await;
+        self.waiting.asked(Head::of(account.permit));
+        let mut response = self.ask(parsed, account.permit, is_streamed).await?;
+        let head = Head::answered(&response, account.permit);
+        self.waiting.asked(head);
+        let kind = response.content_type.take();
+        let mut source = self.source(response, is_streamed);
+        if self.task != Task::Generate || source.form().await.map_err(lost)? == Form::Whole {
+            let whole = self.whole(source, kind.as_deref(), account).await?;
+            return Ok(Opened::Whole(head, whole));
         }
-        let head = answer::head(&response, account.permit);
         let options = RelayOptions {
             strips_usage: parsed.stream && !parsed.wants_usage,
-            idle: self.shared.view().limits.stream_idle_timeout,
+            asked: Asked {
+                choices: parsed.size.choices,
+                of_each_prompt: parsed.size.choices / parsed.prompts.max(1),
+            },
         };
-        let body = response.body.take_until(Box::pin(self.shared.until_cut()));
-        let relay = Relay::open(Box::pin(body), account, options).await?;
+        let relay = Relay::open(source, options, account, self.waiting).await?;
         Ok(Opened::Stream(head, Box::new(relay)))
     }
 
-    /// The engine's response, if it says that all is well.
+    fn source(&self, response: UpstreamResponse, is_streamed: bool) -> Source {
+        let idle = self.shared.view().limits.stream_idle_timeout;
+        let unseen = idle * UNSEEN;
+        let patience = Patience {
+            // A whole answer comes when it is done, and shows nothing before.
+            idle: if is_streamed { idle } else { unseen },
+            unseen,
+        };
+        Source::new(response.body, self.shared.until_cut(), patience)
+    }
+
+    /// The engine's response. A server that does not know `stream_options`, which the client did not ask
+    /// for, is asked without them: its usage remains unknown.
+    async fn ask(
+        &self,
+        parsed: &mut ParsedRequest<'_>,
+        permit: &mut Permit,
+        is_streamed: bool,
+    ) -> Result<UpstreamResponse, AttemptError> {
+        let answered = self.post(parsed, permit).await;
+        let Err(AttemptError::Failed(Failure::Engine { status, error, .. })) = &answered else {
+            return answered;
+        };
+        let names_options = || error.to_string().contains("stream_options");
+        if !is_streamed || parsed.wants_usage || status.as_u16() != 400 || !names_options() {
+            return answered;
+        }
+        parsed.members.remove("stream_options");
+        self.post(parsed, permit).await
+    }
+
     async fn post(
         &self,
         parsed: &ParsedRequest<'_>,
@@ -127,25 +177,32 @@ impl Attempt<'_> {
         // An id that two requests share would make vLLM refuse the second.
         let id = format!("{}-{:08x}", self.request_id, rand::random::<u32>());
         let (engines, sent) = (self.engines, parsed.members.to_bytes());
-        let posted = engines.post(&permit.endpoint, self.path, &id, sent).await;
-        let response = posted.map_err(|unanswered| {
-            match unanswered.fault {
-                Fault::Unreachable => permit.engine_unreachable(),
-                Fault::Lost => {}
-                Fault::Unusable => {
-                    permit.engine_failed();
-                    return AttemptError::Failed(Failure::Unreachable(unanswered.why));
-                }
+        let posted = engines.post(&permit.endpoint, self.path, &id, sent);
+        let idle = self.shared.view().limits.stream_idle_timeout;
+        let posted = tokio::time::timeout(idle * UNSEEN, posted).await;
+        let posted = posted.map_err(|_| AttemptError::silent())?;
+        let response = posted.map_err(|unanswered| match unanswered.fault {
+            Fault::Unreachable => {
+                permit.engine_unreachable();
+                AttemptError::Lost(unanswered.why)
             }
-            AttemptError::Lost(unanswered.why)
+            Fault::Lost => AttemptError::Lost(unanswered.why),
+            Fault::Unusable => AttemptError::Failed(Failure::Unusable(unanswered.why)),
         })?;
-        if response.status.is_success() {
-            return Ok(response);
-        }
-        permit.engine_failed();
         let status = response.status;
-        let body = collect(response).await.unwrap_or_default();
-        Err(AttemptError::Failed(engine_failure(status, &body)))
+        if status.is_success() {
+            return if status.as_u16() == 200 {
+                Ok(response)
+            } else {
+                let why = format!("the engine answered with the status {status}");
+                Err(AttemptError::Failed(Failure::Unusable(why)))
+            };
+        }
+        let retry = response.retry.clone();
+        // Nothing is computed any more, so that nothing excuses a silence.
+        let body = self.source(response, true).whole().await;
+        let body = body.unwrap_or_default();
+        Err(AttemptError::Failed(engine_failure(status, retry, &body)))
     }
 
     /// Sets the fields that are ours; each attempt sets them anew. Tells whether the engine is asked for a stream.
@@ -166,9 +223,8 @@ impl Attempt<'_> {
             let salt = self.shared.salts.of(self.tenant, self.salt.as_deref());
             parsed.members.set("cache_salt", &salt);
         }
-        // A stream tells when the prefill is over and how many tokens came, which is what the fair
-        // queue goes by, and every engine aborts it when the client hangs up.
-        if parsed.stream || !parsed.has_tools() || !dialect.quirks.aborts_unstreamed {
+        // Otherwise its answer would be computed to the end after the client hung up.
+        if parsed.stream || !dialect.quirks.aborts_unstreamed {
             parsed.set_streaming();
             return Ok(true);
         }
@@ -177,22 +233,38 @@ impl Attempt<'_> {
         Ok(false)
     }
 
+    /// An answer that comes in one piece.
     async fn whole(
         &self,
-        response: UpstreamResponse,
+        mut source: Source,
+        kind: Option<&str>,
         Account { permit, record }: &mut Account<'_>,
-    ) -> Result<Opened, AttemptError> {
-        let head = answer::head(&response, permit);
-        let Some(mut body) = collect(response).await else {
-            return Err(AttemptError::Lost("the answer broke off".to_owned()));
-        };
+    ) -> Result<Bytes, AttemptError> {
+        let body = source.whole().await.map_err(|broken| {
+            // Of an answer that has begun, another try would cost it all again.
+            if source.has_begun() {
+                AttemptError::Failed(Failure::Unreachable(broken.why().to_owned()))
+            } else {
+                lost(broken)
+            }
+        })?;
         let usage = match event::read_answer(&body) {
+            Ok(Event::Failed(error)) => return Err(AttemptError::Failed(told_failure(&error))),
             Ok(Event::Chunk(chunk)) if chunk.is_aborted => {
-                let why = "the engine gave the request up";
-                return Err(AttemptError::Lost(why.to_owned()));
+                return Err(AttemptError::Lost(ABORTED.to_owned()));
             }
             Ok(Event::Chunk(chunk)) => chunk.usage,
-            Ok(Event::Comment | Event::Done | Event::Failed(_)) | Err(_) => None,
+            Ok(Event::Comment | Event::Done) => None,
+            Err(_) if body.is_empty() && kind.is_some_and(is_events) => {
+                return Err(AttemptError::Lost(NO_EVENT.to_owned()));
+            }
+            Err(_) if body.is_empty() => return Err(AttemptError::unusable(EMPTY)),
+            Err(_) => {
+                let kind = kind.unwrap_or("nothing");
+                return Err(AttemptError::unusable(&format!(
+                    "it calls itself {kind} and is not JSON"
+                )));
+            }
         };
         if self.task == Task::Generate {
             record.first_token();
@@ -203,21 +275,21 @@ impl Attempt<'_> {
         }
         record.done(usage);
         if self.task == Task::Tokenize {
-            body = tokenize::answer(body, permit.endpoint.kind.dialect());
+            return Ok(tokenize::answer(body, permit.endpoint.kind.dialect()));
         }
-        Ok(Opened::Whole(head, body))
+        Ok(body)
     }
 }
 
-async fn collect(response: UpstreamResponse) -> Option<Bytes> {
-    let mut body = response.body;
-    let mut whole = BytesMut::new();
-    while let Some(chunk) = body.next().await {
-        let chunk = chunk.ok()?;
-        if whole.len() + chunk.len() > MAX_ANSWER {
-            return None;
-        }
-        whole.extend_from_slice(&chunk);
-    }
-    Some(whole.freeze())
+const ABORTED: &str = "the engine gave the request up";
+const NO_EVENT: &str = "its stream ended before the first event";
+const EMPTY: &str = "it is empty";
+
+fn is_events(content_type: &str) -> bool {
+    let media = content_type.split(';').next().unwrap_or_default();
+    media.trim().eq_ignore_ascii_case("text/event-stream")
+}
+
+fn lost(broken: Broken) -> AttemptError {
+    OpenError::from(broken).into()
 }

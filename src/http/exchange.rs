@@ -3,9 +3,14 @@
 //! An [`Exchange`] owns what is counted about its request and lends it to each attempt; only a stream
 //! takes it along, since it outlives the exchange.
 
-use std::sync::Arc;
+use std::{convert::Infallible, sync::Arc};
 
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::header::{HeaderName, HeaderValue},
+    web,
+};
+use futures_util::stream;
 use kvwarden_actors::{Admission, Permit, Refusal, Ticket, protocol::Admit};
 use kvwarden_policy::{TenantId, cost::RequestSize};
 use tokio::{sync::oneshot, time::Instant};
@@ -13,17 +18,15 @@ use tokio::{sync::oneshot, time::Instant};
 use super::{
     answer,
     attempt::{Attempt, AttemptError, Opened, Task},
-    loading::{self, Streamed},
+    format::split,
+    limits::MAX_RETRIES,
     record::{Account, Record},
     refusal::Failure,
     request::{body::Body, envelope::ParsedRequest, hints::read_hints, request_id},
     shared::{InFlightSlot, Shared},
     upstream::Engines,
+    waiting::{self, Waiting},
 };
-
-/// How often a request goes back into the queue because its engine went away before the first
-/// token. A request that kills its engine must not do so for ever.
-const MAX_RETRIES: u32 = 2;
 
 /// Handles a `POST` that an engine answers.
 pub(super) async fn forward(
@@ -42,7 +45,7 @@ pub(super) async fn forward(
             return failure.response();
         }
     };
-    let streamed = Streamed::default();
+    let waiting = Waiting::default();
     let exchange = Exchange {
         task,
         path,
@@ -51,11 +54,13 @@ pub(super) async fn forward(
         request,
         shared: shared.clone(),
         engines: engines.get_ref().clone(),
-        streamed: streamed.clone(),
+        waiting: waiting.clone(),
     };
     let coming = Box::pin(exchange.answer(payload));
-    loading::or_comments(coming, &streamed, &shared).await
+    waiting::or_comments(coming, waiting, shared).await
 }
+
+const IGNORED_FIELDS: HeaderName = HeaderName::from_static("x-kvwarden-ignored-fields");
 
 /// One request and what it needs on its way.
 struct Exchange {
@@ -65,7 +70,7 @@ struct Exchange {
     request: HttpRequest,
     shared: Arc<Shared>,
     engines: Engines,
-    streamed: Streamed,
+    waiting: Waiting,
     record: Record,
 }
 
@@ -74,8 +79,18 @@ struct Begun {
     slot: InFlightSlot,
     permit: Permit,
     opened: Opened,
-    /// The client wants a stream.
+    client: Client,
+    /// The fields of the request that went no further.
+    ignored: Option<HeaderValue>,
+}
+
+/// What the client wants.
+#[derive(Clone, Copy, Debug)]
+struct Client {
+    /// A stream.
     is_streamed: bool,
+    /// The stream's usage.
+    wants_usage: bool,
 }
 
 // === impl Exchange ===
@@ -83,12 +98,22 @@ struct Begun {
 impl Exchange {
     async fn answer(mut self, payload: web::Payload) -> HttpResponse {
         let failure = match self.begin(payload).await {
-            Ok(begun) => return self.respond(begun).await,
+            Ok(begun) => {
+                let ignored = begun.ignored.clone();
+                let mut response = self.respond(begun).await;
+                if let Some(names) = ignored {
+                    response.headers_mut().insert(IGNORED_FIELDS, names);
+                }
+                return response;
+            }
             Err(failure) => failure,
         };
-        if let Failure::Unreachable(why) = &failure {
+        if let Failure::Unreachable(why) | Failure::Unusable(why) = &failure {
             let request_id = request_id(&self.request);
             tracing::warn!(request_id, why, "no answer from the engine");
+        }
+        if let Failure::KeyRefused(status) = failure {
+            self.shared.view().key_refused(self.record.model(), status);
         }
         self.record.failed(&failure);
         failure.response()
@@ -104,20 +129,20 @@ impl Exchange {
         let mut parsed = ParsedRequest::parse(&body.bytes)?;
         self.record.wants(&parsed.model);
         if parsed.stream {
-            // Set once: this is the only place.
-            let _ = self.streamed.set(parsed.model.clone());
+            self.waiting.wants_stream(&self.tenant, &parsed.model);
         }
         let permit = self.permit(&parsed).await?;
         self.record.admitted(&permit);
-        let (mut opened, permit) = self.attempts(&mut parsed, permit).await?;
-        if let Some(names) = parsed.ignored_fields() {
-            opened.insert_header(("x-kvwarden-ignored-fields", names));
-        }
+        let (opened, permit) = self.attempts(&mut parsed, permit).await?;
         Ok(Begun {
             slot,
             permit,
             opened,
-            is_streamed: parsed.stream,
+            client: Client {
+                is_streamed: parsed.stream,
+                wants_usage: parsed.wants_usage,
+            },
+            ignored: parsed.ignored_fields(),
         })
     }
 
@@ -137,7 +162,7 @@ impl Exchange {
         let (tenant, model) = (self.tenant.clone(), parsed.model.clone());
         let (ticket, admission) = Ticket::new(tenant, model, self.size(parsed), hints);
         self.shared.router.do_send(Admit(ticket));
-        turn(admission).await
+        self.turn(admission).await
     }
 
     /// Tries until an engine gave a first token, or said why it does not.
@@ -154,6 +179,7 @@ impl Exchange {
             engines: &self.engines,
             tenant: &self.tenant,
             salt: parsed.drop_ours(),
+            waiting: &self.waiting,
         };
         let mut retries = 0;
         loop {
@@ -173,7 +199,7 @@ impl Exchange {
             retries += 1;
             tracing::info!(endpoint = ?permit.endpoint, why, retries, "lost before the first token; once more");
             self.record.retried();
-            permit = turn(permit.requeue()).await?;
+            permit = self.turn(permit.requeue()).await?;
         }
     }
 
@@ -182,10 +208,11 @@ impl Exchange {
             slot,
             mut permit,
             opened,
-            is_streamed,
+            client,
+            ..
         } = begun;
         match opened {
-            Opened::Stream(head, relay) if is_streamed => {
+            Opened::Stream(head, relay) if client.is_streamed => {
                 let patience = self.shared.view().limits.client_stall_timeout;
                 let events = relay.into_body(permit, self.record, patience);
                 answer::events(head, slot.held_by(events.into_stream()))
@@ -193,20 +220,32 @@ impl Exchange {
             Opened::Stream(head, relay) => {
                 let (permit, record) = (&mut permit, &mut self.record);
                 match relay.assemble(&mut Account { permit, record }).await {
-                    Ok(whole) => answer::assembled(head, whole, slot),
+                    Ok(whole) => answer::whole(head, whole, slot),
                     Err(failure) => failure.response(),
+                }
+            }
+            Opened::Whole(head, whole) if client.is_streamed => {
+                match split::as_events(&whole, client.wants_usage) {
+                    Some(events) => {
+                        let events = stream::iter(events.into_iter().map(Ok::<_, Infallible>));
+                        answer::events(head, slot.held_by(events))
+                    }
+                    None => Failure::Unusable(NO_EVENTS.to_owned()).response(),
                 }
             }
             Opened::Whole(head, whole) => answer::whole(head, whole, slot),
         }
     }
-}
 
-/// Waits for a ticket's turn.
-async fn turn(admission: oneshot::Receiver<Admission>) -> Result<Permit, Failure> {
-    match admission.await {
-        Ok(admission) => Ok(admission?),
-        // The ticket was dropped unanswered: its actor is gone.
-        Err(_) => Err(Refusal::Draining.into()),
+    /// Waits for a ticket's turn.
+    async fn turn(&self, admission: oneshot::Receiver<Admission>) -> Result<Permit, Failure> {
+        self.waiting.queued();
+        match admission.await {
+            Ok(admission) => Ok(admission?),
+            // The ticket was dropped unanswered: its actor is gone.
+            Err(_) => Err(Refusal::Draining.into()),
+        }
     }
 }
+
+const NO_EVENTS: &str = "it is no stream, and nothing that could be made one";

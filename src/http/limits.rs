@@ -3,6 +3,8 @@
 //! What the configuration sets ([`NodeLimits`](crate::config::NodeLimits)) is not here. Each of these has a
 //! test on every way that leads to it; a bound on one of several ways is none.
 
+use std::time::Duration;
+
 // === what a request may hold ===
 
 /// How deep the JSON of a request may be nested. llama.cpp is killed by its own recursion from 7,000
@@ -32,3 +34,41 @@ pub(super) const MAX_LOGPROBS: u64 = 128;
 
 /// Bytes of the list of fields that were ignored, in the header of an answer.
 pub(super) const MAX_IGNORED: usize = 512;
+
+// === what an answer may hold ===
+
+/// Bytes of an answer that are held at once: a whole one, one that is put together from events, an event
+/// whose end has not come. Image models put 8 MB into one event, and 50,000 tokens with twenty
+/// alternatives each are 30 MiB.
+pub(super) const MAX_ANSWER: usize = 64 << 20;
+
+/// Bytes of comments and roles before the first token. A ping every second for a day is a tenth of it.
+pub(super) const MAX_BEFORE_TOKEN: usize = 1 << 20;
+
+/// Bytes that may wait for a client; one event more may be on top. A few hundred tokens: a client
+/// that reads in bursts is not held up, and ten thousand that don't read hold 640 MiB.
+pub(super) const MAX_BEHIND: usize = 64 << 10;
+
+/// How often a request goes back into the queue because its engine went away before the first
+/// token. A request that kills its engine must not do so for ever.
+pub(super) const MAX_RETRIES: u32 = 2;
+
+// === how long an engine may take ===
+
+/// How long a streaming client hears nothing before it is told to wait. SDKs and proxies between allow
+/// ten seconds and more.
+pub(super) const SILENCE: Duration = Duration::from_secs(5);
+
+/// How many times `limits.stream_idle_timeout` an engine may compute of which no token is seen: until the
+/// head of its answer, within a whole one, while it sends nothing but comments. At the default of two
+/// minutes it is as long as OpenAI's SDKs wait.
+pub(super) const UNSEEN: u32 = 5;
+
+/// How long the end of a body may come after the end of its answer. The connection is used again if it does.
+pub(super) const LINGER: Duration = Duration::from_secs(1);
+
+/// How long an actor may take to say where a request stands in line; without it the client is told less.
+pub(super) const STANDING: Duration = Duration::from_secs(1);
+
+/// How many requests ahead of one are counted before it is "or more".
+pub(super) const MAX_AHEAD: usize = 1000;

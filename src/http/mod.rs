@@ -6,7 +6,7 @@
 //! |---|---|
 //! | [`server`] | connections of clients, and the workers that serve them |
 //! | [`admin`] | metrics, status, health, the list of models; what operators do |
-//! | [`exchange`], [`loading`], [`attempt`], [`relay`] | the way of one request: received, told to wait, tried, answered |
+//! | [`exchange`], [`attempt`], [`relay`], [`waiting`] | the way of one request: received, tried, answered, told to wait |
 //! | [`answer`] | the head of every answer |
 //! | [`record`] | what is counted about a request |
 //! | [`shared`], [`view`], [`series`] | what all requests share, the configuration as they see it, the metrics they count in |
@@ -23,7 +23,6 @@ mod attempt;
 mod exchange;
 pub mod format;
 mod limits;
-mod loading;
 mod pipe;
 mod reason;
 mod record;
@@ -38,6 +37,7 @@ pub mod socket;
 mod tokenize;
 pub mod upstream;
 mod view;
+mod waiting;
 
 use std::sync::Arc;
 

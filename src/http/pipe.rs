@@ -21,9 +21,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// Bytes that may wait for a client; one event more may be on top. A few hundred tokens: a client
-/// that reads in bursts is not held up, and ten thousand that don't read hold 640 MiB.
-const MAX_BEHIND: usize = 64 << 10;
+use super::limits::MAX_BEHIND;
 
 #[derive(Default)]
 struct Pipe {
@@ -41,7 +39,7 @@ pub(super) struct Writer {
 }
 
 /// The client's end. Dropping it, as actix does when the client hangs up, ends the task that reads
-/// the engine.
+/// the engine, unless that let go of its own end before.
 pub(super) struct Reader {
     pipe: Rc<Pipe>,
     reading: JoinHandle<()>,
@@ -148,7 +146,9 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.reading.abort();
+        if !self.pipe.is_over.get() {
+            self.reading.abort();
+        }
     }
 }
 

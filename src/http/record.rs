@@ -94,6 +94,12 @@ impl Record {
         &self.series.tenant
     }
 
+    /// The model's label.
+    #[must_use]
+    pub(super) fn model(&self) -> &str {
+        &self.series.model
+    }
+
     /// It is for this model, by any of its names. Names that nobody configured stay out of the
     /// labels.
     pub(super) fn wants(&mut self, model: &str) {

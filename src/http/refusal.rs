@@ -10,7 +10,7 @@ use actix_web::http::StatusCode;
 use kvwarden_actors::{Refusal, overview::OverviewError};
 use serde_json::{Map, Value, json, value::RawValue};
 
-use super::reason::Reason;
+use super::{reason::Reason, upstream::RetryHints};
 
 /// A request that can't be right whoever sends it whenever.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,12 +76,18 @@ pub enum Failure {
     Unresponsive(OverviewError),
     /// The engine could not be reached, or went away before it answered.
     Unreachable(String),
+    /// What the engine sent is no answer, for this reason. Another try would get the same.
+    Unusable(String),
+    /// The engine refused our key with this status: the configuration's fault.
+    KeyRefused(StatusCode),
     /// The engine answered with an error.
     Engine {
         /// Its status.
         status: StatusCode,
         /// Its `error` object, as it is.
         error: Value,
+        /// What it says about asking again.
+        retry: RetryHints,
     },
 }
 
@@ -173,7 +179,7 @@ impl Failure {
                 SERVER,
                 Reason::ActorTimeout,
             ),
-            Self::Unreachable(_) => {
+            Self::Unreachable(_) | Self::Unusable(_) | Self::KeyRefused(_) => {
                 form(StatusCode::BAD_GATEWAY, SERVER, Reason::EngineUnreachable)
             }
             Self::Engine { status, .. } => form(*status, SERVER, Reason::EngineError),
@@ -191,6 +197,11 @@ impl Failure {
     #[must_use]
     pub fn reason(&self) -> &'static str {
         self.form().reason.as_str()
+    }
+
+    /// Another try would end the same way, and SDKs have to be told so.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, Self::Unusable(_) | Self::KeyRefused(_))
     }
 
     pub(super) fn param(&self) -> Option<&str> {
@@ -225,6 +236,8 @@ impl fmt::Display for Failure {
             Self::NodeFull => f.write_str("this node holds as many requests as it can; try again"),
             Self::Unresponsive(error) => write!(f, "{error}; try again"),
             Self::Unreachable(_) => f.write_str("the model's engine did not answer; try again"),
+            Self::Unusable(why) => write!(f, "the model's engine gave no answer that can be used: {why}"),
+            Self::KeyRefused(_) => f.write_str("the model's engine refuses this server's own key; only its operator can mend that"),
             Self::Engine { status, .. } => write!(f, "the model's engine answered {status}"),
         }
     }
@@ -251,40 +264,67 @@ fn refused(refusal: &Refusal) -> Form {
 
 /// An engine's error answer in OpenAI's shape, whatever shape it came in.
 #[must_use]
-pub fn engine_failure(status: StatusCode, body: &[u8]) -> Failure {
+pub fn engine_failure(status: StatusCode, retry: RetryHints, body: &[u8]) -> Failure {
     // Our key was refused: nothing the client could mend.
     if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-        return Failure::Unreachable(format!("the engine refused our key ({status})"));
+        return Failure::KeyRefused(status);
     }
     let error = match serde_json::from_slice(body) {
         Ok(Value::Object(answer)) => error_of(status, answer),
         Ok(_) | Err(_) => error_object(status, String::from_utf8_lossy(body).trim()),
     };
-    Failure::Engine { status, error }
+    Failure::Engine {
+        status,
+        error,
+        retry,
+    }
 }
 
-/// An error that an engine sent as an event, in place of an answer.
+/// An error that an engine sent in place of an answer, or within one, under a status that says all is well.
 #[must_use]
-pub fn event_failure(error: &RawValue) -> Failure {
+pub fn told_failure(error: &RawValue) -> Failure {
     let error: Value = serde_json::from_str(error.get()).unwrap_or(Value::Null);
-    let code = error
-        .get("code")
-        .and_then(Value::as_u64)
-        .and_then(|code| u16::try_from(code).ok());
-    let status = code.and_then(|code| StatusCode::from_u16(code).ok());
-    let status = status.filter(|status| status.is_client_error() || status.is_server_error());
-    let status = status.unwrap_or(StatusCode::BAD_GATEWAY);
-    let error = if error.is_object() {
-        error
-    } else {
-        error_object(status, &text_of(&error))
+    // `errors` is a list; the first says what went wrong first.
+    let error = match error {
+        Value::Array(mut errors) if !errors.is_empty() => errors.swap_remove(0),
+        other => other,
     };
-    Failure::Engine { status, error }
+    let status = status_of(&error).unwrap_or(StatusCode::BAD_GATEWAY);
+    Failure::Engine {
+        status,
+        error: whole_error(status, error),
+        retry: RetryHints::default(),
+    }
+}
+
+/// The status that an error names: in numbers, or by a type that has one.
+fn status_of(error: &Value) -> Option<StatusCode> {
+    let number = |field: &Value| {
+        let text = field.as_str().and_then(|text| text.parse().ok());
+        let code = field.as_u64().or(text)?;
+        let status = StatusCode::from_u16(u16::try_from(code).ok()?).ok()?;
+        (status.is_client_error() || status.is_server_error()).then_some(status)
+    };
+    let fields = ["code", "status", "status_code"];
+    let told = fields
+        .iter()
+        .find_map(|name| error.get(name).and_then(number));
+    let by_type = || match error.get("type")?.as_str()? {
+        INVALID | "BadRequestError" => Some(StatusCode::BAD_REQUEST),
+        LIMITED | "insufficient_quota" => Some(StatusCode::TOO_MANY_REQUESTS),
+        _ => None,
+    };
+    told.or_else(by_type)
 }
 
 fn error_of(status: StatusCode, mut answer: Map<String, Value>) -> Value {
     if let Some(error) = answer.remove("error") {
         return whole_error(status, error);
+    }
+    if let Some(Value::Array(mut errors)) = answer.remove("errors")
+        && !errors.is_empty()
+    {
+        return whole_error(status, errors.swap_remove(0));
     }
     // SGLang: the error's fields without an envelope. FastAPI: only a detail.
     match answer.get("message").or_else(|| answer.get("detail")) {
@@ -334,7 +374,8 @@ mod tests {
 
     fn error(status: u16, body: &str) -> Value {
         let status = StatusCode::from_u16(status).unwrap();
-        let Failure::Engine { error, .. } = engine_failure(status, body.as_bytes()) else {
+        let failure = engine_failure(status, RetryHints::default(), body.as_bytes());
+        let Failure::Engine { error, .. } = failure else {
             panic!("an engine's error stays one: {body}");
         };
         error
@@ -361,19 +402,44 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_that_refuses_our_key_is_our_fault() {
-        let failure = engine_failure(StatusCode::UNAUTHORIZED, br#"{"error":"Unauthorized"}"#);
-        assert_eq!(failure.status(), StatusCode::BAD_GATEWAY);
+    fn a_list_of_errors_says_the_first() {
+        let list = r#"{"errors":[{"message":"no such field"},{"message":"and no body"}]}"#;
+        assert_eq!(error(422, list)["message"], "no such field");
+        assert_eq!(error(422, list)["code"], 422);
+        assert_eq!(error(400, r#"{"errors":["odd"]}"#)["message"], "odd");
+        assert!(error(400, r#"{"errors":[]}"#)["message"].is_string());
     }
 
     #[test]
-    fn an_error_event_keeps_its_status() {
-        let raw = RawValue::from_string(r#"{"message":"full","code":503}"#.to_owned()).unwrap();
-        assert_eq!(
-            event_failure(&raw).status(),
-            StatusCode::SERVICE_UNAVAILABLE
-        );
-        let raw = RawValue::from_string(r#""odd""#.to_owned()).unwrap();
-        assert_eq!(event_failure(&raw).status(), StatusCode::BAD_GATEWAY);
+    fn an_engine_that_refuses_our_key_is_our_fault_and_not_asked_again() {
+        for status in [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN] {
+            let body = br#"{"error":"Unauthorized"}"#;
+            let failure = engine_failure(status, RetryHints::default(), body);
+            assert_eq!(failure.status(), StatusCode::BAD_GATEWAY);
+            assert!(failure.is_final());
+        }
+    }
+
+    #[test]
+    fn an_error_under_200_has_the_status_that_it_names() {
+        let status = |error: &str| {
+            let raw = RawValue::from_string(error.to_owned()).unwrap();
+            told_failure(&raw).status().as_u16()
+        };
+        for (error, expected) in [
+            (r#"{"message":"full","code":503}"#, 503),
+            (r#"{"message":"full","code":"429"}"#, 429),
+            (r#"{"message":"full","status":529}"#, 529),
+            (
+                r#"{"message":"bad","type":"invalid_request_error","code":null}"#,
+                400,
+            ),
+            (r#"{"message":"slow down","type":"rate_limit_error"}"#, 429),
+            (r#"{"message":"odd","code":200}"#, 502),
+            (r#"[{"message":"first","code":404},{"code":500}]"#, 404),
+            (r#""odd""#, 502),
+        ] {
+            assert_eq!(status(error), expected, "{error}");
+        }
     }
 }

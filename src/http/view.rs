@@ -1,7 +1,12 @@
 //! What requests are judged by: one configuration, whole. Another one takes its place at once, and
 //! no request sees a part of each.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use actix_web::http::StatusCode;
 
 use super::{
     request::{
@@ -10,7 +15,7 @@ use super::{
     },
     series::SeriesTable,
 };
-use crate::config::{Config, NodeLimits};
+use crate::config::{Config, ModelSource, NodeLimits};
 
 /// A configuration as far as requests need it.
 pub struct View {
@@ -24,6 +29,15 @@ pub struct View {
     default_weight: u32,
     /// The metrics that requests count in.
     pub(super) series: SeriesTable,
+    engine_keys: HashMap<String, EngineKey>,
+}
+
+/// The key that a model's engine is asked with.
+#[derive(Default)]
+struct EngineKey {
+    /// The variable that holds it, of an attached server.
+    variable: Option<String>,
+    is_refused: AtomicBool,
 }
 
 // === impl View ===
@@ -44,6 +58,7 @@ impl View {
             weights: weights.collect(),
             default_weight: config.tenant_defaults.weight,
             series: series(config, &named),
+            engine_keys: engine_keys(config),
             named_tenants: named,
         }
     }
@@ -52,6 +67,19 @@ impl View {
     pub(super) fn weight(&self, tenant: &str) -> u32 {
         let weight = self.weights.get(tenant).copied();
         weight.unwrap_or(self.default_weight)
+    }
+
+    /// The engine of a model refused our key. That is said once for each configuration: no request will
+    /// fare better until its operator mends it.
+    pub(super) fn key_refused(&self, model: &str, status: StatusCode) {
+        let Some(key) = self.engine_keys.get(model) else {
+            return;
+        };
+        if key.is_refused.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let variable = key.variable.as_deref().unwrap_or("(not set)");
+        tracing::error!(model, %status, api_key_env = variable, "the model's engine refuses our key; its requests fail until that is mended");
     }
 
     pub(super) fn is_named(&self, tenant: &str) -> bool {
@@ -68,4 +96,22 @@ fn series(config: &Config, tenants: &HashSet<String>) -> SeriesTable {
         (names.collect(), model.id.as_str(), model.engine.family())
     });
     SeriesTable::new(models, tenants.iter().map(String::as_str))
+}
+
+fn engine_keys(config: &Config) -> HashMap<String, EngineKey> {
+    let keys = config.models.iter().map(|model| {
+        let variable = match &model.source {
+            ModelSource::Url { api_key_env, .. } => api_key_env.clone(),
+            ModelSource::Path(_)
+            | ModelSource::Pypi(_)
+            | ModelSource::Hub(_)
+            | ModelSource::Preset(_) => None,
+        };
+        let key = EngineKey {
+            variable,
+            ..EngineKey::default()
+        };
+        (model.id.to_string(), key)
+    });
+    keys.collect()
 }

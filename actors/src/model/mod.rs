@@ -22,7 +22,7 @@ use actix::{Actor, AsyncContext, Context, Handler, MessageResult};
 use kvwarden_policy::{
     ModelId,
     cost::PromptEstimator,
-    lifecycle::{Event, State},
+    lifecycle::Event,
     residency::{Costs, Rate},
     scheduling::{Key, Scheduler, Settings},
     stall::Verdict,
@@ -255,16 +255,6 @@ impl Handler<Pulse> for Model {
 
     fn handle(&mut self, Pulse(sent): Pulse, _: &mut Context<Self>) {
         self.vitals.pulse(sent);
-    }
-}
-
-impl Handler<Snapshot<State>> for Model {
-    type Result = MessageResult<Snapshot<State>>;
-
-    /// Where its best engine stands, without the cost of the whole.
-    fn handle(&mut self, _: Snapshot<State>, _: &mut Context<Self>) -> Self::Result {
-        self.vitals.handled();
-        MessageResult(self.lead().life.state())
     }
 }
 

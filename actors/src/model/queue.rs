@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::{LOST_PAUSE, Model, UNREACHABLE_PAUSE};
 use crate::{
     Refusal, Ticket,
-    protocol::{EngineSays, Enqueue, FirstToken, SlotFreed},
+    protocol::{EngineSays, Enqueue, FirstToken, PlaceInLine, SlotFreed, Standing},
     ticket::Turn,
 };
 
@@ -229,6 +229,19 @@ impl Handler<Enqueue> for Model {
         let now = Instant::now();
         let arrival = self.arrival(&ticket, now);
         self.enter(ticket, arrival, now, ctx);
+    }
+}
+
+impl Handler<PlaceInLine> for Model {
+    type Result = Standing;
+
+    fn handle(&mut self, asked: PlaceInLine, _: &mut Context<Self>) -> Standing {
+        self.vitals.handled();
+        let until = asked.since.into_std();
+        Standing {
+            state: self.lead().life.state(),
+            ahead: self.queue.ahead(&asked.tenant, until, asked.most),
+        }
     }
 }
 

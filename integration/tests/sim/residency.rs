@@ -241,7 +241,7 @@ fn stream_for_a_model_that_loads_gets_comments_and_then_its_answer() {
     let mut answer = server.exchange(CHAT, "t", &streamed("a", 3)).answer();
     assert_eq!(answer.status, 200);
     let before = answer.until("data: ");
-    assert!(before.starts_with(": loading\n\n"), "{before}");
+    assert!(before.starts_with(": loading a\n\n"), "{before}");
     let rest = String::from_utf8(answer.rest().expect("a whole answer")).expect("text");
     assert!(rest.ends_with("data: [DONE]\n\n"), "{rest}");
 }
@@ -259,7 +259,7 @@ fn stream_for_a_model_that_cannot_load_ends_with_one_error_event() {
         .collect();
     let (error, comments) = events.split_last().expect("events");
     assert!(
-        comments.iter().all(|comment| *comment == ": loading"),
+        comments.iter().all(|comment| *comment == ": loading a"),
         "{all}"
     );
     assert!(error.starts_with("data: {\"error\":"), "{all}");

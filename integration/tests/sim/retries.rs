@@ -82,7 +82,7 @@ fn asked(stub: &Stub) -> usize {
 
 #[test]
 fn request_that_loses_every_engine_is_tried_three_times() {
-    let (stub, server) = stub_that_breaks_off_after(&[": ping\n\n", ROLE]);
+    let (stub, server) = stub_that_breaks_off_after(&[ROLE]);
     for ask in [chat("stub", 3), streamed("stub", 3)] {
         let before = asked(&stub);
         let error = server.client().post(CHAT, &ask).expect_error(502);
@@ -93,6 +93,25 @@ fn request_that_loses_every_engine_is_tried_three_times() {
     let status = server.client().get("/kvwarden/status").expect(200).json();
     let used = &status["tenants"]["default"]["used"];
     assert_eq!(used["prompt_tokens"], 0, "nothing came, nothing is paid");
+}
+
+#[test]
+fn stream_of_which_only_comments_went_out_is_tried_again_too() {
+    let (stub, server) = stub_that_breaks_off_after(&[": ping\n\n", ROLE]);
+    let reply = server.client().post(CHAT, &streamed("stub", 3)).expect(200);
+    assert!(
+        reply
+            .text()
+            .starts_with(": ping\n\n: ping\n\n: ping\n\ndata: {\"error\"")
+    );
+    assert_one_error_at_the_end(&reply.body);
+    assert_eq!(asked(&stub), 3);
+    let error = server
+        .client()
+        .post(CHAT, &chat("stub", 3))
+        .expect_error(502);
+    assert_eq!(error["code"], "engine_unreachable");
+    assert_eq!(asked(&stub), 6);
 }
 
 #[test]

@@ -14,6 +14,3 @@ pub mod event;
 mod json;
 pub mod split;
 pub mod sse;
-
-#[cfg(test)]
-mod tests;

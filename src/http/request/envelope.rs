@@ -55,10 +55,6 @@ pub(crate) struct ParsedRequest<'a> {
     /// How large it is.
     pub size: RequestSize,
     /// How many prompts it brings, each of which is a sequence of its own to the engine.
-    #[expect(
-        dead_code,
-        reason = "for the relay, which sums up usage that comes choice by choice"
-    )]
     pub prompts: u32,
     /// The members of its body.
     pub members: Members<'a>,
@@ -130,14 +126,6 @@ impl<'a> ParsedRequest<'a> {
     #[must_use]
     pub(crate) fn ignored_fields(&self) -> Option<HeaderValue> {
         self.ignored.header()
-    }
-
-    /// Engines read tool calls out of a whole answer more reliably than out of a stream.
-    #[must_use]
-    pub(crate) fn has_tools(&self) -> bool {
-        ["tools", "functions"]
-            .iter()
-            .any(|name| self.members.get(name).is_some())
     }
 
     /// Asks the engine to stream, usage included. Options that are no options are left to be refused.

@@ -137,18 +137,6 @@ impl Default for Engines {
     }
 }
 
-// === impl UpstreamResponse ===
-
-impl UpstreamResponse {
-    /// It comes as events.
-    #[must_use]
-    pub fn is_stream(&self) -> bool {
-        self.content_type
-            .as_ref()
-            .is_some_and(|media| media.starts_with("text/event-stream"))
-    }
-}
-
 // === impl Body ===
 
 impl Stream for Body {

@@ -228,6 +228,12 @@ impl<T> Scheduler<T> {
         self.queue.counts(tenant)
     }
 
+    /// How many requests of a tenant wait that came up to `until`; more than `most` are not counted.
+    #[must_use]
+    pub fn ahead(&self, tenant: &TenantId, until: Instant, most: usize) -> usize {
+        self.queue.ahead(tenant, until, most)
+    }
+
     /// How long the request has waited that waits longest.
     #[must_use]
     pub fn oldest_wait(&self, now: Instant) -> Option<Duration> {

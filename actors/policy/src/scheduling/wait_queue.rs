@@ -387,6 +387,20 @@ impl<T> WaitQueue<T> {
         waiting.into_iter().flatten().map(|(_, key)| *key).collect()
     }
 
+    /// How many requests of a tenant wait that came up to then; more than `most` are not counted.
+    pub(super) fn ahead(&self, tenant: &TenantId, until: Instant, most: usize) -> usize {
+        let at = self.by_id.get(tenant);
+        let waiting = at.map(|at| self.tenants[*at as usize].waiting.iter());
+        let came_before = |(_, key): &&(i64, Key)| match self.requests.get(*key).map(|it| &it.stage)
+        {
+            Some(Stage::Waiting { since, .. }) => *since <= until,
+            Some(Stage::Running) | None => false,
+        };
+        // One that is tried again is first, though it came back later.
+        let counted = waiting.into_iter().flatten().take(most);
+        counted.filter(came_before).count()
+    }
+
     pub(super) fn item_mut(&mut self, key: Key) -> Option<&mut T> {
         match &mut self.requests.get_mut(key)?.stage {
             Stage::Waiting { item, .. } => Some(item),

@@ -185,3 +185,20 @@ fn drr_serves_who_has_least_in_the_server_and_fifo_who_came_first() {
         assert_eq!(order, expected);
     }
 }
+
+#[test]
+fn who_asks_where_it_stands_hears_of_its_own_tenants_earlier_requests_only() {
+    let now = epoch();
+    let at = |second| now + Duration::from_secs(second);
+    let mut scheduler = scheduler(ROOMY, Discipline::Fair);
+    for (item, tenant, second) in [(0, "a", 1), (1, "b", 2), (2, "a", 3), (3, "a", 5)] {
+        let arrival = arrival("", tenant, 1, at(second));
+        scheduler.push(&arrival, item, at(second)).unwrap();
+    }
+    let ahead = |tenant: &str, until, most| scheduler.ahead(&tenant.into(), at(until), most);
+    assert_eq!(ahead("a", 4, 100), 2);
+    assert_eq!(ahead("a", 0, 100), 0);
+    assert_eq!(ahead("b", 9, 100), 1);
+    assert_eq!(ahead("nobody", 9, 100), 0);
+    assert_eq!(ahead("a", 9, 2), 2, "no more are counted");
+}

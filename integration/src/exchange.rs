@@ -54,6 +54,18 @@ impl Exchange {
         Self::raw(port, head.as_bytes())
     }
 
+    /// All that comes until the server hangs up, as it comes.
+    ///
+    /// # Panics
+    /// If the connection breaks.
+    #[must_use]
+    pub fn bytes(mut self) -> Vec<u8> {
+        let mut all = Vec::new();
+        let read = self.socket.read_to_end(&mut all);
+        read.expect("the server ends the connection in order");
+        all
+    }
+
     /// Whether the server has neither answered nor hung up so far.
     ///
     /// # Panics

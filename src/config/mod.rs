@@ -54,3 +54,9 @@ pub fn process_environment() -> Environment {
     };
     std::env::vars_os().filter_map(text).collect()
 }
+
+/// The key in a variable. Secrets that come out of files often end in a line end.
+#[must_use]
+pub fn api_key(value: &str) -> &str {
+    value.trim()
+}

@@ -97,7 +97,7 @@ impl PythonFile {
         let models = self.models.unwrap_or_default().into_iter();
         file.models = models
             .map(|model| ModelTable {
-                max_concurrent: Some(self.max_concurrent.unwrap_or(128)),
+                max_concurrent: self.max_concurrent.or(model.known(128)),
                 queue_size: self.admission_queue_size.unwrap_or(1024),
                 start_timeout: Some(start_timeout),
                 ..model.into_model()
@@ -141,18 +141,31 @@ fn bytes(gigabytes: f64, parts: usize) -> u64 {
 }
 
 impl PythonModel {
+    fn engine(&self) -> EngineKind {
+        self.engine.unwrap_or(EngineKind::Vllm)
+    }
+
+    /// A default of the Python KVWarden, for the engines that it had: others have their own, and some
+    /// don't know the key.
+    fn known<T>(&self, value: T) -> Option<T> {
+        matches!(self.engine(), EngineKind::Vllm | EngineKind::Sglang).then_some(value)
+    }
+
     fn into_model(self) -> ModelTable {
+        let engine = Some(self.engine());
+        let dtype = self.known("bfloat16").map(str::to_owned);
+        let (share, length) = (self.known(0.85), self.known(8192));
         let id = self.model_id.as_ref();
         // An empty name stood for none, and the id's own for nothing new.
         let is_new = |name: &String| !name.is_empty() && Some(name) != id;
         ModelTable {
             short_name: self.short_name.filter(is_new),
             id: self.model_id,
-            engine: Some(self.engine.unwrap_or(EngineKind::Vllm)),
+            engine,
             tensor_parallel_size: self.tensor_parallel_size.unwrap_or(1),
-            gpu_memory_utilization: Some(self.gpu_memory_utilization.unwrap_or(0.85)),
-            max_model_len: Some(self.max_model_len.unwrap_or(8192)),
-            dtype: Some(self.dtype.unwrap_or_else(|| "bfloat16".to_owned())),
+            gpu_memory_utilization: self.gpu_memory_utilization.or(share),
+            max_model_len: self.max_model_len.or(length),
+            dtype: self.dtype.or(dtype),
             extra_args: self.extra_args.unwrap_or_default(),
             ..ModelTable::default()
         }

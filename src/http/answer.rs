@@ -109,6 +109,9 @@ impl Failure {
         ) {
             retry_after(&mut response, Duration::from_secs(1));
         }
+        if let Self::WrongMethod { allowed, .. } = self {
+            response.insert_header((header::ALLOW, *allowed));
+        }
         if status == StatusCode::UNAUTHORIZED {
             response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
         }

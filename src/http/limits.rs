@@ -30,6 +30,10 @@ pub(super) const MAX_INPUTS: u64 = 2048;
 /// 2 MB for each token.
 pub(super) const MAX_LOGPROBS: u64 = 128;
 
+/// Bytes of a request's header lines, of which usual ones have 1 KiB. The HTTP library reads 128 KiB or 96
+/// lines and then answers 431 without a body; below that we answer.
+pub(super) const MAX_HEADERS: usize = 64 << 10;
+
 // === what is told of it ===
 
 /// Bytes of the list of fields that were ignored, in the header of an answer.

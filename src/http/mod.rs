@@ -42,43 +42,67 @@ mod waiting;
 use std::sync::Arc;
 
 use actix_web::{
-    Error, HttpRequest, HttpResponse,
-    body::MessageBody,
+    Error, FromRequest, Handler, HttpRequest, HttpResponse, Resource, Responder,
+    body::{BodySize, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     http::{
-        ConnectionType,
-        header::{HeaderName, HeaderValue},
+        ConnectionType, Version,
+        header::{HeaderMap, HeaderName, HeaderValue},
     },
     middleware::Next,
     web,
 };
 
 pub use self::shared::Shared;
-use self::{attempt::Task, exchange::forward, refusal::Failure};
+use self::{attempt::Task, exchange::forward, limits::MAX_HEADERS, refusal::Failure};
 
 /// The routes. Whatever is not here is 404 and never reaches an engine: vLLM alone has 38 control
 /// routes that would stop it, read its weights or load others.
 pub fn routes(app: &mut web::ServiceConfig) {
     const GENERATE: [&str; 2] = ["/v1/chat/completions", "/v1/completions"];
     for path in GENERATE {
-        app.route(path, post(Task::Generate, path));
+        app.service(engines(Task::Generate, path));
     }
-    app.route("/v1/embeddings", post(Task::Compute, "/v1/embeddings"))
-        .route("/tokenize", post(Task::Tokenize, "/tokenize"))
-        .route("/v1/models", web::get().to(admin::models))
-        .route("/v1/models/{id:.+}", web::get().to(admin::model))
-        .route("/health", web::get().to(admin::health::health))
-        .route("/metrics", web::get().to(admin::metrics))
-        .route("/kvwarden/status", web::get().to(admin::status))
+    app.service(engines(Task::Compute, "/v1/embeddings"))
+        .service(engines(Task::Tokenize, "/tokenize"))
+        .service(read("/v1/models", admin::models))
+        .service(read("/v1/models/{id:.+}", admin::model))
+        .service(read("/health", admin::health::health))
+        .service(read("/metrics", admin::metrics))
+        .service(read("/kvwarden/status", admin::status))
         .configure(admin::control::routes)
         .default_service(web::to(no_route));
 }
 
 /// The engine is asked for `path`, never for the path as the client spelt it.
-fn post(task: Task, path: &'static str) -> actix_web::Route {
-    web::post().to(move |request, payload, shared, engines| {
+fn engines(task: Task, path: &'static str) -> Resource {
+    act(path, move |request, payload, shared, engines| {
         forward(task, path, request, payload, shared, engines)
     })
+}
+
+/// What is asked for, by `GET`; whoever has that has `HEAD` (RFC 9110, 9.1), which probes use.
+fn read<H, A>(path: &str, handler: H) -> Resource
+where
+    H: Handler<A>,
+    A: FromRequest + 'static,
+    H::Output: Responder + 'static,
+{
+    let resource = web::resource(path);
+    let resource = resource.route(web::get().to(handler.clone()));
+    let resource = resource.route(web::head().to(handler));
+    resource.default_service(web::to(|request| wrong_method(request, "GET, HEAD")))
+}
+
+/// What is done, by `POST`.
+fn act<H, A>(path: &str, handler: H) -> Resource
+where
+    H: Handler<A>,
+    A: FromRequest + 'static,
+    H::Output: Responder + 'static,
+{
+    let resource = web::resource(path).route(web::post().to(handler));
+    resource.default_service(web::to(|request| wrong_method(request, "POST")))
 }
 
 async fn no_route(request: HttpRequest) -> HttpResponse {
@@ -88,34 +112,68 @@ async fn no_route(request: HttpRequest) -> HttpResponse {
     .response()
 }
 
-/// Middleware: gives every request an id (the client's, if it is printable) and echoes it, under the names that OpenAI's and
-/// Anthropic's SDKs read.
+async fn wrong_method(request: HttpRequest, allowed: &'static str) -> HttpResponse {
+    Failure::WrongMethod {
+        method: request.method().to_string(),
+        allowed,
+    }
+    .response()
+}
+
+/// Middleware: what holds of every request and every answer, whatever the route.
+///
+/// # Errors
+/// None of its own.
 pub async fn identify(
     mut request: ServiceRequest,
-    next: Next<impl MessageBody>,
+    next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-    let given = request.headers().get(X_REQUEST_ID).filter(|id| {
-        (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
-    });
-    let id = match given {
-        Some(id) => id.clone(),
-        None => {
-            let fresh = format!("req-{:032x}", rand::random::<u128>());
-            HeaderValue::from_str(&fresh).unwrap_or(HeaderValue::from_static("req"))
-        }
-    };
+    let id = id(request.headers());
     request.headers_mut().insert(X_REQUEST_ID, id.clone());
     let shared = request.app_data::<web::Data<Arc<Shared>>>().cloned();
-    let mut response = next.call(request).await?;
-    if shared.is_some_and(|shared| !shared.leadership.is_held()) {
-        // The client's next connection reaches the process that serves now.
-        let head = response.response_mut().head_mut();
+    let is_old = request.version() < Version::HTTP_11;
+    let mut response = if head_bytes(request.headers()) > MAX_HEADERS {
+        let refused = Failure::HeadersTooLarge.response();
+        request.into_response(refused).map_into_right_body()
+    } else {
+        next.call(request).await?.map_into_left_body()
+    };
+    let is_stream = response.response().body().size() == BodySize::Stream;
+    let head = response.response_mut().head_mut();
+    // Chunks came with HTTP/1.1: before it an answer of unknown length ends with its connection.
+    if is_old && is_stream {
+        head.no_chunking(true);
         head.set_connection_type(ConnectionType::Close);
     }
-    response.headers_mut().insert(X_REQUEST_ID, id.clone());
-    response
-        .headers_mut()
-        .insert(HeaderName::from_static("request-id"), id);
+    if shared.is_some_and(|shared| !shared.leadership.is_held()) {
+        // The client's next connection reaches the process that serves now.
+        head.set_connection_type(ConnectionType::Close);
+    }
+    head.headers_mut().insert(X_REQUEST_ID, id.clone());
+    head.headers_mut().insert(REQUEST_ID, id);
     Ok(response)
+}
+
+/// The name that OpenAI's SDKs read, and Anthropic's.
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
+
+/// The client's id of a request if it is printable, else a fresh one.
+fn id(headers: &HeaderMap) -> HeaderValue {
+    let given = headers.get(X_REQUEST_ID).filter(|id| {
+        (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
+    });
+    given.cloned().unwrap_or_else(|| {
+        let fresh = format!("req-{:032x}", rand::random::<u128>());
+        HeaderValue::from_str(&fresh).unwrap_or(HeaderValue::from_static("req"))
+    })
+}
+
+/// What the header lines take.
+fn head_bytes(headers: &HeaderMap) -> usize {
+    const AROUND: usize = ": \r\n".len();
+    let lines = headers.iter();
+    lines
+        .map(|(name, value)| name.as_str().len() + value.len() + AROUND)
+        .sum()
 }

@@ -21,6 +21,10 @@ pub(super) enum Reason {
     ConfigRefused,
     /// No such route.
     UnknownRoute,
+    /// The route is there for other methods.
+    WrongMethod,
+    /// The header lines are larger than the limit.
+    HeadersTooLarge,
     /// No such model.
     ModelNotFound,
     /// The tenant's requests per minute.
@@ -69,6 +73,8 @@ impl Reason {
             Self::Forbidden => "forbidden",
             Self::ConfigRefused => "config_refused",
             Self::UnknownRoute => "unknown_route",
+            Self::WrongMethod => "wrong_method",
+            Self::HeadersTooLarge => "headers_too_large",
             Self::ModelNotFound => "model_not_found",
             Self::RequestsPerMinute => "requests_per_minute",
             Self::TokensPerMinute => "tokens_per_minute",
@@ -105,6 +111,8 @@ impl Reason {
             | Self::Forbidden
             | Self::ConfigRefused
             | Self::UnknownRoute
+            | Self::WrongMethod
+            | Self::HeadersTooLarge
             | Self::ModelNotFound
             | Self::RequestsPerMinute
             | Self::TokensPerMinute

@@ -10,7 +10,7 @@ use actix_web::http::StatusCode;
 use kvwarden_actors::{Refusal, overview::OverviewError};
 use serde_json::{Map, Value, json, value::RawValue};
 
-use super::{reason::Reason, upstream::RetryHints};
+use super::{limits::MAX_HEADERS, reason::Reason, upstream::RetryHints};
 
 /// A request that can't be right whoever sends it whenever.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +68,15 @@ pub enum Failure {
         /// What was asked for.
         path: String,
     },
+    /// The route takes other methods.
+    WrongMethod {
+        /// What was asked.
+        method: String,
+        /// What may be asked, as the header says it.
+        allowed: &'static str,
+    },
+    /// The header lines are larger than the limit.
+    HeadersTooLarge,
     /// An actor said no.
     Refused(Refusal),
     /// As many requests as this node holds are queued or streaming.
@@ -173,6 +182,14 @@ impl Failure {
                 Reason::ConfigRefused,
             ),
             Self::NoRoute { .. } => form(StatusCode::NOT_FOUND, INVALID, Reason::UnknownRoute),
+            Self::WrongMethod { .. } => {
+                form(StatusCode::METHOD_NOT_ALLOWED, INVALID, Reason::WrongMethod)
+            }
+            Self::HeadersTooLarge => form(
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                INVALID,
+                Reason::HeadersTooLarge,
+            ),
             Self::NodeFull => form(StatusCode::SERVICE_UNAVAILABLE, SERVER, Reason::NodeFull),
             Self::Unresponsive(_) => form(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -231,6 +248,13 @@ impl fmt::Display for Failure {
             Self::NoRoute { path } => write!(
                 f,
                 "there is no {path} here; served are /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, /tokenize, /health, /metrics and /kvwarden/status"
+            ),
+            Self::WrongMethod { method, allowed } => {
+                write!(f, "this is no route for {method}, but for {allowed}")
+            }
+            Self::HeadersTooLarge => write!(
+                f,
+                "the header lines of the request take more than {MAX_HEADERS} bytes"
             ),
             Self::Refused(refusal) => refusal.fmt(f),
             Self::NodeFull => f.write_str("this node holds as many requests as it can; try again"),

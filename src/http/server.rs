@@ -36,6 +36,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(90);
 /// How long a client may take for the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a connection that ends is still read from. Closed at once it would be reset, and the client
+/// could lose the answer that says why: to a body that is too large, for one.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// How long accepting rests when the system has no descriptors left.
 const NO_DESCRIPTORS: Duration = Duration::from_millis(100);
 
@@ -196,6 +200,7 @@ async fn work(
         .graceful_shutdown_signal(move || until(Phase::Stopping, seen.clone()))
         .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
         .client_request_timeout(HEAD_TIMEOUT)
+        .client_disconnect_timeout(LINGER)
         // Otherwise a client that hangs up while its request is queued goes unnoticed.
         .h1_allow_half_closed(false)
         // Streams are many small writes: with Nagle's algorithm each could wait 40 ms.

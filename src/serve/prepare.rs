@@ -22,7 +22,7 @@ use kvwarden_policy::{ModelId, backoff::DOWNLOAD_AGAIN, failure::FailureClass};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    config::{Config, ModelConfig, ModelSource, change},
+    config::{Config, ModelConfig, ModelSource, api_key, change},
     install::{
         self, InstallError, fetch,
         progress::{Event, Progress},
@@ -164,7 +164,8 @@ fn prepare(
             base: base.clone(),
             api_key: api_key_env
                 .as_ref()
-                .and_then(|name| std::env::var(name).ok()),
+                .and_then(|name| std::env::var(name).ok())
+                .map(|value| api_key(&value).to_owned()),
             served_name: config.id.to_string(),
         }));
     }

@@ -9,7 +9,7 @@ use actix_web::http::Uri;
 use kvwarden_actors::engine::{EngineKind, SourceKind};
 
 use crate::config::{
-    Environment, ModelSource,
+    Environment, ModelSource, api_key,
     file::ModelTable,
     name::{LONGEST_MODEL_NAME, is_name},
     read::one_of,
@@ -130,17 +130,8 @@ fn is_hub_id(text: &str) -> bool {
 }
 
 fn url(section: &mut Section<'_>, model: &ModelTable, context: &Context<'_>) -> ModelSource {
-    if let Some(variable) = &model.api_key_env
-        && context.env.get(variable).is_none_or(String::is_empty)
-    {
-        section
-            .problem(
-                "api_key_env",
-                format!("the environment variable {variable} is not set"),
-            )
-            .help(format!(
-                "start kvwarden with {variable}=..., or leave `api_key_env` out"
-            ));
+    if let Some(variable) = &model.api_key_env {
+        check_key(section, variable, context);
     }
     if model.url.is_none() && !section.is_broken("url") {
         section
@@ -152,6 +143,22 @@ fn url(section: &mut Section<'_>, model: &ModelTable, context: &Context<'_>) -> 
         base: base.unwrap_or_default(),
         api_key_env: model.api_key_env.clone(),
     }
+}
+
+/// The key itself is never repeated.
+fn check_key(section: &mut Section<'_>, variable: &str, context: &Context<'_>) {
+    let value = context.env.get(variable).map(|value| api_key(value));
+    let problem = match value {
+        None | Some("") => format!("the environment variable {variable} is not set"),
+        // What a header can hold without a word about its encoding.
+        Some(key) if !key.bytes().all(|byte| matches!(byte, b' '..=b'~')) => {
+            format!("the environment variable {variable} holds characters that no key has")
+        }
+        Some(_) => return,
+    };
+    section.problem("api_key_env", problem).help(format!(
+        "start kvwarden with {variable}=..., or leave `api_key_env` out"
+    ));
 }
 
 fn check_url(section: &mut Section<'_>, url: &str) -> String {

@@ -50,12 +50,27 @@ fn attach_goes_by_its_url_and_a_key_that_is_set() {
     };
     assert_eq!(model.source, expected);
     assert_eq!(model.environment, None);
-    for env in [&[][..], &[("KEY", "")]] {
+    for env in [&[][..], &[("KEY", "")], &[("KEY", " \r\n")]] {
         let problems = of(env).unwrap_err().problems;
         assert_eq!(
             problems[0].message,
             "the environment variable KEY is not set"
         );
+    }
+}
+
+#[test]
+fn a_key_may_end_in_a_line_end_but_holds_none() {
+    let keys = "url = \"http://127.0.0.1:8001/\"\napi_key_env = \"KEY\"";
+    let of = |value| load_at("node.toml", &model("attach", keys), &[("KEY", value)]);
+    for value in ["s\n", " s\r\n", "\ts"] {
+        assert!(of(value).is_ok(), "{value:?}");
+        assert_eq!(crate::config::api_key(value), "s");
+    }
+    for value in ["secret\nsecond", "secret\0", "sécret"] {
+        let problem = of(value).unwrap_err().problems.remove(0);
+        let wanted = "the environment variable KEY holds characters that no key has";
+        assert_eq!(problem.message, wanted);
     }
 }
 

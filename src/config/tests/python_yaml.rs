@@ -133,6 +133,43 @@ fn what_it_left_out_has_the_values_it_had() {
 }
 
 #[test]
+fn engines_that_it_never_had_keep_their_own_defaults() {
+    let model = |engine: &str, keys: &str| {
+        let text =
+            format!("host: 127.0.0.1\nmodels:\n- model_id: org/m\n  engine: {engine}\n{keys}");
+        try_yaml(&text).map(|loaded| loaded.config.models[0].flags.clone())
+    };
+    for (engine, sequences) in [("vllm-cpu", 8), ("sglang-cpu", 8), ("sim", 256)] {
+        let flags = model(engine, "").unwrap();
+        assert_eq!((flags.dtype, flags.max_model_len), (None, None), "{engine}");
+        assert_eq!(flags.gpu_memory_utilization, None, "{engine}");
+        assert_eq!(flags.capacity.sequences, sequences, "{engine}");
+    }
+    // What it lacks it says, and blames the file for nothing that is not in it.
+    for (engine, lacks) in [("llamacpp", "model_id"), ("attach", "url")] {
+        let problems = model(engine, "").unwrap_err().problems;
+        let keys: Vec<_> = problems
+            .iter()
+            .map(|problem| problem.key.to_string())
+            .collect();
+        assert_eq!(
+            keys,
+            [format!("models[0].{lacks}")],
+            "{engine}: {problems:?}"
+        );
+    }
+    let problems = model("vllm-cpu", "  gpu_memory_utilization: 0.5\n")
+        .unwrap_err()
+        .problems;
+    assert!(
+        problems[0]
+            .key
+            .to_string()
+            .ends_with("gpu_memory_utilization")
+    );
+}
+
+#[test]
 fn open_host_is_kept_and_warned_about_at_its_line() {
     let told = warned("host: 0.0.0.0\nmodels: [{model_id: a}]\n");
     assert_eq!(told.len(), 1);

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use actix_web::{HttpRequest, HttpResponse, http::header, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 use futures_util::future::LocalBoxFuture;
 use kvwarden_actors::{
     Refusal,
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     config::Changes,
-    http::{refusal::Failure, request::body::require_json, shared::Shared},
+    http::{self, refusal::Failure, request::body::require_json, shared::Shared},
 };
 
 /// Who reads the configuration again when an operator asks for it.
@@ -40,9 +40,9 @@ pub fn routes(app: &mut web::ServiceConfig) {
     for (verb, target) in targets {
         let path = format!("/kvwarden/models/{{id:.+}}/{verb}");
         let act = move |request, id, shared| set_target(target, request, id, shared);
-        app.route(&path, web::post().to(act));
+        app.service(http::act(&path, act));
     }
-    app.route("/kvwarden/reload", web::post().to(reload));
+    app.service(http::act("/kvwarden/reload", reload));
 }
 
 /// `POST /kvwarden/models/{id}/{verb}`, by any of the model's names: 202, since it takes its time.
@@ -90,36 +90,11 @@ fn admit(request: &HttpRequest, shared: &Shared, name: String) -> Result<String,
 }
 
 fn is_operator(request: &HttpRequest, shared: &Shared) -> Result<(), Failure> {
-    let view = shared.view();
-    view.identity.operator(request)?;
+    shared.view().identity.operator(request)?;
     if !shared.leadership.is_held() {
         return Err(Refusal::Draining.into());
     }
-    // Where no key is asked for, a page in a browser on this machine could send this; it can't set
-    // this content type for another site without asking first, and after rebinding its own name to
-    // this address it still sends that name.
-    require_json(request)?;
-    if !view.identity.has_keys() && !is_addressed_as_local(request) {
-        return Err(Failure::Forbidden(
-            "without auth.admin_keys this is for requests to http://localhost or a loopback address",
-        ));
-    }
-    Ok(())
-}
-
-fn is_addressed_as_local(request: &HttpRequest) -> bool {
-    let host = request.headers().get(header::HOST);
-    let host = host.and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let name = host.rsplit_once(':').map_or(host, |(name, port)| {
-        let is_port = port.bytes().all(|byte| byte.is_ascii_digit());
-        if is_port { name } else { host }
-    });
-    let address = name.trim_start_matches('[').trim_end_matches(']');
-    let is_loopback = address
-        .parse::<std::net::IpAddr>()
-        .is_ok_and(|address| address.is_loopback());
-    let is_from_here = request
-        .peer_addr()
-        .is_some_and(|peer| peer.ip().to_canonical().is_loopback());
-    is_from_here && (is_loopback || name.eq_ignore_ascii_case("localhost"))
+    // Where no key is asked for, a page in a browser on this machine could send this; it can't set this
+    // content type for another site without asking first.
+    require_json(request)
 }

@@ -86,7 +86,7 @@ pub async fn status(
     shared: web::Data<Arc<Shared>>,
     reload: web::Data<dyn Reload>,
 ) -> HttpResponse {
-    if let Err(failure) = shared.view().identity.operator(&request) {
+    if let Err(failure) = shared.view().identity.reader(&request) {
         return failure.response();
     }
     let overview = match Overview::partial(&shared.router).await {
@@ -132,7 +132,7 @@ pub async fn status(
 
 /// `GET /metrics`: OpenMetrics for who asks for it (Prometheus does), else the classic text.
 pub async fn metrics(request: HttpRequest, shared: web::Data<Arc<Shared>>) -> HttpResponse {
-    if let Err(failure) = shared.view().identity.operator(&request) {
+    if let Err(failure) = shared.view().identity.reader(&request) {
         return failure.response();
     }
     // With all actors stuck the counters still tell something, and gauges keep their last value.

@@ -212,7 +212,7 @@ pub(crate) fn require_json(request: &HttpRequest) -> Result<(), Failure> {
     let media = media.split(';').next().unwrap_or_default().trim();
     let is_json = media.eq_ignore_ascii_case("application/json");
     let coding = header(request, header::CONTENT_ENCODING);
-    if is_json && coding.is_none_or(|coding| coding == "identity") {
+    if is_json && coding.is_none_or(|coding| coding.trim().eq_ignore_ascii_case("identity")) {
         Ok(())
     } else {
         Err(Failure::NotJson)

@@ -1,11 +1,12 @@
 //! Who asks: the API key decides; `X-Tenant-ID` counts only where it is trusted.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::collections::HashMap;
 
 use actix_web::{HttpRequest, http::header};
 use kvwarden_actors::router::OTHERS;
 use kvwarden_policy::TenantId;
 
+use super::origin::{is_from_here, is_own};
 use crate::{
     config::{Config, KeyHash, TenantHeader},
     http::refusal::{BadRequest, Failure},
@@ -55,7 +56,7 @@ impl Identity {
     /// An unknown key, no key where one is needed, or a malformed tenant id.
     pub fn tenant(&self, request: &HttpRequest) -> Result<TenantId, Failure> {
         if !self.tenants.is_empty()
-            && let Some(key) = bearer(request)
+            && let Some(key) = bearer(request)?
         {
             let known = self.tenants.get(&KeyHash::of(key)).cloned();
             return known.ok_or(Failure::Unauthorized("this API key is not known here"));
@@ -73,21 +74,34 @@ impl Identity {
         named_tenant(request).unwrap_or_else(|| Ok(self.default.clone()))
     }
 
-    /// Some key is known, so that who has none is a stranger.
-    #[must_use]
-    pub fn has_keys(&self) -> bool {
-        !(self.tenants.is_empty() && self.admins.is_empty())
-    }
-
-    /// Lets operators through to what tells about every tenant.
+    /// Lets those through to what tells about every tenant who may know it: with a key of an operator, or,
+    /// where no key is in use, from this machine. A server that is open to others without keys has an
+    /// operator who lets a proxy authenticate, or scrapes it from elsewhere.
     ///
     /// # Errors
-    /// When keys are in use and the request carries no operator's.
-    pub fn operator(&self, request: &HttpRequest) -> Result<(), Failure> {
-        if !self.has_keys() {
+    /// When it is somebody else.
+    pub fn reader(&self, request: &HttpRequest) -> Result<(), Failure> {
+        if !self.has_keys() && !is_from_here(request) {
             return Ok(());
         }
-        match bearer(request).map(KeyHash::of) {
+        self.operator(request)
+    }
+
+    /// Lets operators through.
+    ///
+    /// # Errors
+    /// When keys are in use and the request carries no operator's, or none are and it comes from elsewhere.
+    pub fn operator(&self, request: &HttpRequest) -> Result<(), Failure> {
+        if !self.has_keys() {
+            return if is_own(request) {
+                Ok(())
+            } else {
+                Err(Failure::Forbidden(
+                    "without auth.admin_keys this is for requests from this machine to http://localhost or a loopback address, and not for those that a proxy passes on",
+                ))
+            };
+        }
+        match bearer(request)?.map(KeyHash::of) {
             Some(key) if self.admins.contains(&key) => Ok(()),
             Some(_) => Err(Failure::Forbidden("this key is not one of auth.admin_keys")),
             None => Err(Failure::Unauthorized(
@@ -96,32 +110,32 @@ impl Identity {
         }
     }
 
+    /// Some key is known, so that who has none is a stranger.
+    fn has_keys(&self) -> bool {
+        !(self.tenants.is_empty() && self.admins.is_empty())
+    }
+
     fn trusts_header(&self, request: &HttpRequest) -> bool {
         match self.header {
             TenantHeader::Never => false,
             TenantHeader::Always => true,
-            TenantHeader::Loopback => self.tenants.is_empty() && is_loopback(request),
+            TenantHeader::Loopback => self.tenants.is_empty() && is_own(request),
         }
     }
 }
 
-/// From this machine, and not on behalf of another one.
-fn is_loopback(request: &HttpRequest) -> bool {
-    let is_forwarded = ["forwarded", "x-forwarded-for"]
-        .iter()
-        .any(|name| request.headers().contains_key(*name));
-    let peer = request.peer_addr().map(|peer| peer.ip().to_canonical());
-    !is_forwarded && peer.as_ref().is_some_and(IpAddr::is_loopback)
-}
-
-fn bearer(request: &HttpRequest) -> Option<&str> {
-    let value = request
-        .headers()
-        .get(header::AUTHORIZATION)?
-        .to_str()
-        .ok()?;
-    let (scheme, key) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+/// The key of a request. Of two nobody knows which one a proxy in front has checked.
+fn bearer(request: &HttpRequest) -> Result<Option<&str>, Failure> {
+    let mut values = request.headers().get_all(header::AUTHORIZATION);
+    let first = values.next();
+    if values.next().is_some() {
+        let message = "send one `Authorization` header";
+        return Err(BadRequest::new(message).param("authorization").into());
+    }
+    let value = first.and_then(|value| value.to_str().ok());
+    let parts = value.and_then(|value| value.split_once(' '));
+    let key = parts.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    Ok(key.map(|(_, key)| key.trim()))
 }
 
 /// The tenant that the headers name. If they differ, one was set by somebody who should not have.

@@ -6,6 +6,7 @@ pub(super) mod hints;
 pub(super) mod identity;
 mod members;
 mod names;
+pub(super) mod origin;
 mod shape;
 mod spelling;
 

@@ -76,3 +76,19 @@ pub(super) const STANDING: Duration = Duration::from_secs(1);
 
 /// How many requests ahead of one are counted before it is "or more".
 pub(super) const MAX_AHEAD: usize = 1000;
+
+// === what an engine's connection may say beside an answer ===
+
+/// Longest head of an answer, and longest text between two chunks or behind the last. An engine's is a few
+/// hundred bytes; nginx and HAProxy take 8 to 16 KiB.
+pub(super) const MAX_HEAD: usize = 64 << 10;
+
+/// More fields than this in one head are a mistake.
+pub(super) const MAX_HEAD_FIELDS: usize = 100;
+
+/// Heads (1xx) that only announce the answer. One would do.
+pub(super) const MAX_INTERIM: usize = 8;
+
+/// Connections to one engine that a worker keeps for its next requests: as many as engines run requests
+/// at once (vLLM's `max_num_seqs` is 256 to 1,024). Each holds a descriptor and under a kilobyte, for 3 s.
+pub(super) const MAX_IDLE_CONNECTIONS: usize = 1024;

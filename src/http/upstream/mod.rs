@@ -1,26 +1,36 @@
-//! The HTTP client to engines: asks, and hands the answer on as it comes.
+//! The HTTP client to engines: asks, and hands the answer on as it comes (RFC 9110, RFC 9112).
+//!
+//! A request is one write and its usual answer one read; nothing is spawned and no timer set for it.
+//! A connection belongs to one request at a time: the pool has it, or the request that waits for a
+//! head, or the body of an answer, and whoever drops that closes it, which aborts the request.
 //!
 //! What is no answer never leaves this folder as one: a redirect, an answer without content, a coding
-//! that nobody asked for. It knows nothing of events, of who asks, or of how long an answer may take:
-//! whoever waits drops what it waits for, and that closes the connection, which aborts the request.
+//! that nobody asked for. It knows nothing of events, of who asks, or of how long an answer may take.
+//! TLS would be one more kind of [`socket::Socket`].
 
-mod awc;
+mod ask;
+mod beginning;
+mod body;
+mod framing;
 mod head;
+mod pool;
+mod socket;
+#[cfg(test)]
+mod tests;
 
-use std::{
-    io,
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, rc::Rc, time::Duration};
 
 use actix_web::http::{StatusCode, header::HeaderValue};
 use bytes::Bytes;
-use futures_util::Stream;
 use kvwarden_actors::engine::Endpoint;
+use tokio::time::timeout;
 
-use self::awc::AwcBody;
-pub(crate) use self::awc::streaming_client;
+pub use self::body::Body;
+use self::{
+    ask::{ask, request_head},
+    pool::{Engine, Pool},
+    socket::Socket,
+};
 
 /// Engines are on this machine, or near.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,19 +39,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// first means that a request hardly ever goes out on a dying one.
 const IDLE: Duration = Duration::from_secs(3);
 
-/// A pooled client for each engine. One of these per worker thread.
+/// A pooled client for all engines. One of these per worker thread.
 #[derive(Clone)]
-pub struct Engines {
-    awc: awc::Clients,
-}
-
-/// A request to an engine.
-struct Post<'a> {
-    to: &'a Endpoint,
-    path: &'static str,
-    request_id: &'a str,
-    body: Bytes,
-}
+pub struct Engines(Rc<Pool>);
 
 /// No answer came.
 #[derive(Debug)]
@@ -88,25 +88,13 @@ pub struct RetryHints {
     pub should_retry: Option<HeaderValue>,
 }
 
-/// The body of an engine's response, as it comes. Dropping it before its end closes the connection,
-/// which aborts the request.
-///
-/// A body that ends before the end its head promised is an error of kind `UnexpectedEof`, one that
-/// breaks the rules of HTTP is `InvalidData`.
-pub struct Body(Source);
-
-enum Source {
-    Awc(AwcBody),
-}
-
 // === impl Engines ===
 
 impl Engines {
     /// A client without connections. It belongs to the thread that makes it.
     #[must_use]
     pub fn new() -> Self {
-        let awc = awc::Clients::new();
-        Self { awc }
+        Self(Pool::new())
     }
 
     /// Posts `body` and waits for the head of the answer.
@@ -116,18 +104,27 @@ impl Engines {
     pub async fn post(
         &self,
         to: &Endpoint,
-        path: &'static str,
+        path: &str,
         request_id: &str,
         body: Bytes,
     ) -> Result<UpstreamResponse, Unanswered> {
-        let post = Post {
-            to,
-            path,
-            request_id,
-            body,
-        };
-        let (head, body) = self.awc.post(&post).await?;
-        head.response(Body(Source::Awc(body)))
+        let engine = self.0.engine(&to.base).ok_or_else(|| Unanswered {
+            fault: Fault::Unusable,
+            why: format!("no engine can be at `{}`", to.base),
+        })?;
+        let head = request_head(&engine.base, to, path, request_id, body.len())?;
+        if let Some(socket) = engine.take() {
+            match ask(&engine, socket, &head, &body).await {
+                Ok((head, body)) => return head.response(body),
+                // The engine closed it as we took it: nothing was answered, so nothing is lost by
+                // asking once more.
+                Err(broken) if !broken.is_answered => {}
+                Err(broken) => return Err(broken.into()),
+            }
+        }
+        let socket = connect(&engine).await?;
+        let (head, body) = ask(&engine, socket, &head, &body).await?;
+        head.response(body)
     }
 }
 
@@ -137,14 +134,11 @@ impl Default for Engines {
     }
 }
 
-// === impl Body ===
-
-impl Stream for Body {
-    type Item = io::Result<Bytes>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        match &mut self.0 {
-            Source::Awc(body) => body.poll(context),
-        }
-    }
+async fn connect(engine: &Engine) -> Result<Socket, Unanswered> {
+    let connected = timeout(CONNECT_TIMEOUT, engine.base.connect()).await;
+    let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    connected.map_err(|error| Unanswered {
+        fault: Fault::Unreachable,
+        why: format!("no connection: {error}"),
+    })
 }

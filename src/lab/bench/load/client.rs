@@ -2,7 +2,12 @@
 
 use std::{rc::Rc, time::Duration};
 
-use actix_web::http::{StatusCode, header};
+use actix_service::ServiceExt as _;
+use actix_tls::connect::{Connection, Connector as TcpConnector};
+use actix_web::{
+    http::{StatusCode, Uri, header},
+    rt::net::TcpStream,
+};
 use awc::{
     ClientResponse,
     error::{ConnectError, SendRequestError},
@@ -14,17 +19,18 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{plan::Shot, sample::Outcome};
-use crate::http::{
-    format::{
-        event::{self, Event},
-        sse::Splitter,
-    },
-    upstream::streaming_client,
+use crate::http::format::{
+    event::{self, Event},
+    sse::Splitter,
 };
 
 /// Connecting on this machine takes microseconds; a full accept queue makes it seconds, and that
 /// waiting counts.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Servers close connections after 5 s of silence and more; closing ours first means that a request
+/// hardly ever goes out on a dying one.
+const IDLE: Duration = Duration::from_secs(3);
 
 /// Longest event; what is asked for here makes a few hundred bytes each.
 const MAX_EVENT: usize = 4 << 20;
@@ -77,6 +83,30 @@ pub(super) struct Trace {
     pub(super) is_simulated: bool,
 }
 
+/// A client for many long streams at once, without connections yet.
+fn streaming_client() -> awc::Client {
+    // awc has no switch for TCP_NODELAY, and without it small writes wait for 40 ms.
+    let tcp = TcpConnector::default().service();
+    let tcp = tcp.map(|connection: Connection<Uri, TcpStream>| {
+        if let Err(error) = connection.io_ref().set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY");
+        }
+        connection
+    });
+    let connector = awc::Connector::new()
+        .connector(tcp)
+        .timeout(CONNECT_TIMEOUT)
+        .conn_keep_alive(IDLE)
+        // The default of 100 silently queues the 101st stream; queueing is our own.
+        .limit(0);
+    let client = awc::Client::builder()
+        .connector(connector)
+        .disable_timeout()
+        .disable_redirects()
+        .no_default_headers();
+    client.finish()
+}
+
 // === impl Target ===
 
 impl Target {
@@ -104,7 +134,7 @@ impl Tenant {
     /// A client without connections.
     pub(super) fn new(target: Rc<Target>, name: &str) -> Self {
         Self {
-            http: streaming_client(CONNECT_TIMEOUT),
+            http: streaming_client(),
             completions: format!("{}/v1/completions", target.base),
             name: name.to_owned(),
             target,

@@ -61,8 +61,7 @@ pub struct Choices(u128);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotJson;
 
-/// Members whose string is continued by that of the next chunk, so that it is text. Any other string
-/// is said anew: names, ids, types, formats, roles, signatures of a whole.
+/// Members whose string is text: the next chunk continues it, and its length tells how much came.
 pub(super) fn is_text(key: &str) -> bool {
     matches!(
         key,
@@ -83,11 +82,10 @@ pub(super) fn is_text(key: &str) -> bool {
 #[must_use]
 pub fn read(event: &[u8]) -> Event<'_> {
     let data = data(event);
-    let text = data.trim_ascii();
-    if text.is_empty() {
+    if is_comment(&data) {
         return Event::Comment;
     }
-    if text.starts_with(b"[DONE]") {
+    if is_done(&data) {
         return Event::Done;
     }
     let read = match data {
@@ -148,6 +146,15 @@ pub(super) fn data(event: &[u8]) -> Cow<'_, [u8]> {
     data
 }
 
+/// Data that says nothing. llama.cpp begins the stream of several prompts with `null`.
+pub(super) fn is_comment(data: &[u8]) -> bool {
+    matches!(data.trim_ascii(), b"" | b"null")
+}
+
+pub(super) fn is_done(data: &[u8]) -> bool {
+    data.trim_ascii_start().starts_with(b"[DONE]")
+}
+
 /// The event's other lines, and `data` in place of its own.
 fn write_lines(out: &mut Vec<u8>, event: &[u8], data: &[u8]) {
     let is_other = |line: &&[u8]| !line.is_empty() && sse::data_of(line).is_none();
@@ -167,7 +174,7 @@ fn write_lines(out: &mut Vec<u8>, event: &[u8], data: &[u8]) {
 
 impl Choices {
     /// Adds a choice. An index beyond the last counts as the last.
-    fn insert(&mut self, index: u64) {
+    pub(super) fn insert(&mut self, index: u64) {
         self.0 |= 1 << index.min(127);
     }
 
@@ -215,28 +222,34 @@ struct Members<'a> {
     choices: u32,
     openings: u32,
     error: Option<&'a str>,
-    /// `errors`, as some gateways write it, or the whole text where it says that it is an error.
-    other_error: Option<&'a str>,
+    /// The first of `errors`, as some gateways write it.
+    errors: Option<&'a str>,
+    /// The object says of itself that it is one, as older vLLMs write it.
+    is_error: bool,
 }
 
 fn read_json(text: &[u8]) -> Result<Event<'_>, Malformed> {
     let mut json = Json::new(text)?;
     let mut members = Members::default();
+    let begin = json.place();
     if json.kind()? == Kind::Object {
         members.read(&mut json)?;
     } else {
         json.value()?;
         members.chunk.tokens = 1;
     }
+    let whole = &json.text()[begin..json.place()];
     json.end()?;
     let Members {
         mut chunk,
         choices,
         openings,
+        errors,
+        is_error,
         ..
     } = members;
-    let other = members.other_error.filter(|_| choices == 0);
-    if let Some(error) = members.error.or(other) {
+    let other = errors.or(is_error.then_some(whole));
+    if let Some(error) = members.error.or(other.filter(|_| choices == 0)) {
         let raw: &RawValue = serde_json::from_str(error).map_err(|_| Malformed)?;
         return Ok(Event::Failed(Cow::Borrowed(raw)));
     }
@@ -257,9 +270,10 @@ impl<'a> Members<'a> {
                     self.chunk.usage = read_usage(json)?;
                 }
                 "error" => self.error = Some(json.value()?).filter(|raw| is_error(raw)),
+                "object" => self.is_error |= json.value()? == r#""error""#,
                 "errors" => {
                     let errors = Some(json.value()?).filter(|raw| !json::is_empty(raw));
-                    self.other_error = errors.map(first_item);
+                    self.errors = errors.map(first_item);
                 }
                 _ => {
                     json.value()?;
@@ -406,7 +420,7 @@ fn read_usage(json: &mut Json<'_>) -> Result<Option<Usage>, Malformed> {
 }
 
 /// A number of tokens, however it is spelt. `null` and -1 are none.
-fn count(raw: &str) -> Option<u64> {
+pub(super) fn count(raw: &str) -> Option<u64> {
     raw.parse().ok().or_else(|| {
         let number = raw.parse::<f64>().ok().filter(|number| *number >= 0.0);
         #[expect(
@@ -457,96 +471,4 @@ fn find_usage(data: &[u8]) -> Result<Option<Found>, Malformed> {
     })?;
     json.end()?;
     Ok(cut.map(|cut| Found { cut, has_more }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn chunk(event: &str) -> Chunk {
-        let Event::Chunk(chunk) = read(event.as_bytes()) else {
-            panic!("no chunk: {event}");
-        };
-        chunk
-    }
-
-    #[test]
-    fn role_and_empty_content_are_no_first_token() {
-        for delta in [
-            r#"{"role":"assistant","content":""}"#,
-            r#"{"role":"assistant","content":null}"#,
-            r#"{"role":"assistant","content":"","reasoning_content":null,"tool_calls":[]}"#,
-        ] {
-            let event = format!("data: {{\"choices\":[{{\"delta\":{delta}}}]}}\n\n");
-            assert_eq!(chunk(&event).tokens, 0, "{event}");
-            assert!(chunk(&event).is_opening, "{event}");
-        }
-    }
-
-    #[test]
-    fn text_reasoning_tool_calls_and_unknown_shapes_are_tokens() {
-        for choice in [
-            r#"{"delta":{"content":"\n"}}"#,
-            r#"{"delta":{"reasoning_content":"hm"}}"#,
-            r#"{"delta":{"tool_calls":[{"index":0}]}}"#,
-            r#"{"text":"a"}"#,
-            r#"{"delta":{"role":"assistant","refusal":"no"}}"#,
-            r#"{"delta":{"role":"assistant","content":[{"type":"thinking","thinking":"h"}]}}"#,
-            r#"{"delta":{"content":{"parts":["a"]}}}"#,
-            r#"{"delta":{"content":1},"finish_reason":3}"#,
-            r#"{"delta":{"images":[{"url":"data:"}]}}"#,
-            r#"{"delta":"a"}"#,
-            r#""a""#,
-        ] {
-            let event = format!("data: {{\"choices\":[{choice}]}}\n\n");
-            assert_eq!(chunk(&event).tokens, 1, "{choice}");
-            assert!(!chunk(&event).is_opening, "{choice}");
-        }
-    }
-
-    #[test]
-    fn usage_chunk_of_each_engine_is_read() {
-        let vllm = r#"data: {"choices":[],"usage":{"prompt_tokens":9,"total_tokens":12,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":4}}}"#;
-        let used = Usage {
-            prompt_tokens: 9,
-            cached_tokens: 4,
-            completion_tokens: 3,
-        };
-        assert_eq!(
-            chunk(vllm),
-            Chunk {
-                usage: Some(used),
-                has_usage: true,
-                is_usage_only: true,
-                ..Chunk::default()
-            }
-        );
-        let sglang = r#"data: {"choices":[{"text":"x"}],"usage":null}"#;
-        assert_eq!(chunk(sglang).usage, None);
-        let llamacpp =
-            r#"data: {"choices":[{"text":""}],"usage":{"prompt_tokens":1,"completion_tokens":2}}"#;
-        assert!(!chunk(llamacpp).is_usage_only && chunk(llamacpp).usage.is_some());
-    }
-
-    #[test]
-    fn request_given_up_by_the_engine_is_no_whole_answer() {
-        assert!(chunk(r#"data: {"choices":[{"text":"","finish_reason":"abort"}]}"#).is_aborted);
-        assert!(!chunk(r#"data: {"choices":[{"text":"","finish_reason":"stop"}]}"#).is_aborted);
-    }
-
-    #[test]
-    fn comments_errors_and_the_end_are_told_apart() {
-        assert!(matches!(read(b": ping\n\n"), Event::Comment));
-        assert!(matches!(read(b"data:\n\n"), Event::Comment));
-        assert!(matches!(read(b"event: ping\n\n"), Event::Comment));
-        assert!(matches!(read(b"data: [DONE]\n\n"), Event::Done));
-        assert!(matches!(read(b"data:[DONE]"), Event::Done));
-        for error in [r#"{"error":{"code":503}}"#, r#"{"error":"no"}"#] {
-            let event = format!("data:{error}\r\n\r\n");
-            assert!(
-                matches!(read(event.as_bytes()), Event::Failed(_)),
-                "{error}"
-            );
-        }
-    }
 }

@@ -96,6 +96,11 @@ impl<'a> Json<'a> {
         }
     }
 
+    /// All of it.
+    pub(super) fn text(&self) -> &'a str {
+        self.text
+    }
+
     /// Where the next value begins.
     pub(super) fn place(&mut self) -> usize {
         self.skip_blanks();
@@ -158,7 +163,10 @@ impl<'a> Json<'a> {
     }
 
     /// Calls `each` at every item of the list that comes next; it has to pass over the item.
-    pub(super) fn list(&mut self, mut each: impl FnMut(&mut Self) -> Read<()>) -> Read<()> {
+    pub(super) fn list<E: From<Malformed>>(
+        &mut self,
+        mut each: impl FnMut(&mut Self) -> Result<(), E>,
+    ) -> Result<(), E> {
         self.enter(b'[')?;
         if !self.closes(b']') {
             loop {
@@ -175,10 +183,10 @@ impl<'a> Json<'a> {
 
     /// Calls `each` at every member's value of the object that comes next, with its key; it has to
     /// pass over the value.
-    pub(super) fn object(
+    pub(super) fn object<E: From<Malformed>>(
         &mut self,
-        mut each: impl FnMut(&mut Self, &Cow<'a, str>) -> Read<()>,
-    ) -> Read<()> {
+        mut each: impl FnMut(&mut Self, &Cow<'a, str>) -> Result<(), E>,
+    ) -> Result<(), E> {
         self.enter(b'{')?;
         if !self.closes(b'}') {
             loop {

@@ -14,3 +14,6 @@ pub mod event;
 mod json;
 pub mod split;
 pub mod sse;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+//! Both forms of the same answer, streamed and not, as engines gave them: what is put together from
+//! the one is the other, member by member.
+
+use serde_json::Value;
+
+use super::{
+    super::{event, split::as_events, sse::Splitter},
+    assemble::assembled,
+};
+
+const LLAMACPP: &str = include_str!("answers/llamacpp.json");
+
+/// `{name: {"whole": text, "stream": text}}`.
+fn answers(recorded: &str) -> impl Iterator<Item = (String, String, String)> {
+    let Value::Object(all) = serde_json::from_str(recorded).unwrap() else {
+        panic!("no object");
+    };
+    all.into_iter().map(|(name, forms)| {
+        let text = |form: &str| forms[form].as_str().unwrap().to_owned();
+        (name, text("whole"), text("stream"))
+    })
+}
+
+/// Without what differs from one request to the next.
+fn comparable(answer: &[u8]) -> Value {
+    let mut answer: Value = serde_json::from_slice(answer).unwrap();
+    for name in ["id", "created"] {
+        assert!(answer.as_object_mut().unwrap().shift_remove(name).is_some());
+    }
+    for call in calls(&mut answer) {
+        assert!(call.shift_remove("id").is_some());
+    }
+    if let Some(Value::Object(timings)) = answer.get_mut("timings") {
+        timings.retain(|name, _| name.ends_with("_n"));
+    }
+    answer
+}
+
+fn calls(answer: &mut Value) -> impl Iterator<Item = &mut serde_json::Map<String, Value>> {
+    let choices = answer["choices"].as_array_mut().unwrap().iter_mut();
+    let messages = choices.filter_map(|choice| choice.get_mut("message"));
+    let calls = messages.filter_map(|message| message.get_mut("tool_calls"));
+    let calls = calls.filter_map(Value::as_array_mut).flatten();
+    calls.filter_map(Value::as_object_mut)
+}
+
+fn events(stream: &str) -> Vec<bytes::Bytes> {
+    let mut splitter = Splitter::default();
+    splitter.push(stream.to_owned().into());
+    std::iter::from_fn(|| splitter.next_event()).collect()
+}
+
+#[test]
+fn the_streams_of_llamacpp_are_put_together_to_its_answers() {
+    for (name, whole, stream) in answers(LLAMACPP) {
+        let built = assembled(&events(&stream)).unwrap();
+        assert_eq!(comparable(&built), comparable(whole.as_bytes()), "{name}");
+    }
+}
+
+#[test]
+fn the_answers_of_llamacpp_are_the_same_after_they_were_events() {
+    for (name, whole, _) in answers(LLAMACPP) {
+        let events = as_events(whole.as_bytes(), true).unwrap();
+        let built = assembled(&events).unwrap();
+        assert_eq!(comparable(&built), comparable(whole.as_bytes()), "{name}");
+    }
+}
+
+#[test]
+fn all_that_llamacpp_streams_is_read() {
+    for (name, whole, stream) in answers(LLAMACPP) {
+        let (mut tokens, mut begun, mut finished, mut usage) = (
+            0,
+            event::Choices::default(),
+            event::Choices::default(),
+            None,
+        );
+        for event in events(&stream) {
+            if let event::Event::Chunk(chunk) = event::read(&event) {
+                tokens += chunk.tokens;
+                begun.extend(chunk.begun);
+                finished.extend(chunk.finished);
+                usage = chunk.usage.or(usage);
+            }
+        }
+        assert!(!begun.is_empty() && begun == finished, "{name}");
+        let whole: Value = serde_json::from_str(&whole).unwrap();
+        assert_eq!(
+            usage.unwrap().completion_tokens,
+            whole["usage"]["completion_tokens"],
+            "{name}"
+        );
+        let choices = whole["choices"].as_array().unwrap().len() as u64;
+        // A fourth of the bytes of text is near enough for an answer that is cut.
+        let right = usage.unwrap().completion_tokens * choices;
+        assert!(
+            (right / 3..=right * 2).contains(&tokens.into()),
+            "{name}: {tokens}"
+        );
+    }
+}

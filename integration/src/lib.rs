@@ -22,6 +22,7 @@
 //! | hang-ups give everything back | `actors/src/tests.rs` `actors/src/tests/disorder.rs` | `sim/hang_ups.rs` `chaos/hang_ups.rs` `real_engines.rs` |
 //! | clients that read or send slowly | `src/http/pipe.rs` | `sim/readers.rs` `chaos/slow_clients.rs` |
 //! | retries before the first token | `actors/src/model/tests/failures.rs` | `sim/retries.rs` `chaos/crashes.rs` `real_engines.rs` |
+//! | servers that answer in odd ways, within bounds | `src/http/format/event.rs` `src/http/relay/source.rs` `src/http/relay/tally.rs` | `sim/upstreams.rs` |
 //! | an engine's start, its place and its first token | `actors/policy/src/lifecycle/tests.rs` `actors/src/model/tests/starts.rs` | `sim/life.rs` `chaos/faults.rs` `real_engines.rs` |
 //! | crashes, waits between tries, broken models | `actors/policy/src/backoff.rs` `actors/policy/src/failure/tests.rs` `actors/src/model/tests/failures.rs` | `sim/life.rs` `chaos/crashes.rs` `chaos/real_engines.rs` |
 //! | engines that hang, starts that stall | `actors/policy/src/stall/tests.rs` `actors/policy/src/startup.rs` `actors/src/model/tests/stalls.rs` | `sim/stalls.rs` `chaos/faults.rs` `chaos/real_engines.rs` |
@@ -62,6 +63,7 @@ mod server;
 pub mod sse;
 mod stub;
 mod tree;
+mod upstream;
 mod wait;
 
 pub use binary::{kvwarden, workspace};
@@ -75,6 +77,7 @@ pub use metrics::Metrics;
 pub use server::{Ended, Server, Sibling, free_port, said};
 pub use stub::{Act, Stub};
 pub use tree::{EngineProcess, Process};
+pub use upstream::{Asked, Framing, Part, Says, Upstream};
 pub use wait::{Stopwatch, eventually, eventually_within};
 
 /// The SHA-256 of an API key, as configurations hold it.

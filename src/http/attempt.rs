@@ -242,7 +242,7 @@ impl Attempt<'_> {
     ) -> Result<Bytes, AttemptError> {
         let body = source.whole().await.map_err(|broken| {
             // Of an answer that has begun, another try would cost it all again.
-            if source.has_begun() {
+            if broken == Broken::Lost && source.has_begun() {
                 AttemptError::Failed(Failure::Unreachable(broken.why().to_owned()))
             } else {
                 lost(broken)

@@ -158,7 +158,8 @@ impl Exchange {
     }
 
     async fn permit(&self, parsed: &ParsedRequest<'_>) -> Result<Permit, Failure> {
-        let hints = read_hints(self.request.headers(), &parsed.members, Instant::now())?;
+        let headers = self.request.headers();
+        let hints = read_hints(headers, &parsed.members, parsed.stream, Instant::now())?;
         let (tenant, model) = (self.tenant.clone(), parsed.model.clone());
         let (ticket, admission) = Ticket::new(tenant, model, self.size(parsed), hints);
         self.shared.router.do_send(Admit(ticket));

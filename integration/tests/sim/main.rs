@@ -20,6 +20,7 @@ mod routes;
 mod stalls;
 mod streams;
 mod takeover;
+mod upstreams;
 mod usage;
 
 use serde_json::{Value, json};

@@ -39,9 +39,10 @@ const SDK_TIMEOUTS: [&str; 2] = ["x-stainless-read-timeout", "x-stainless-timeou
 pub(crate) fn read_hints(
     headers: &HeaderMap,
     members: &Members<'_>,
+    is_streamed: bool,
     now: Instant,
 ) -> Result<RequestHints, BadRequest> {
-    let patience = patience(headers)?;
+    let patience = patience(headers, is_streamed)?;
     Ok(RequestHints {
         session: session(headers, members),
         tier: tier(members),
@@ -93,8 +94,9 @@ fn tier(members: &Members<'_>) -> Tier {
 }
 
 /// How long the client waits. Ours is meant for us and has to be right; an SDK's is taken if it can
-/// be read (Python's says `None` for no timeout).
-fn patience(headers: &HeaderMap) -> Result<Option<Duration>, BadRequest> {
+/// be read (Python's says `None` for no timeout). Of a stream those mean how long nothing comes or how
+/// long its head takes, and comments are in time for both.
+fn patience(headers: &HeaderMap, is_streamed: bool) -> Result<Option<Duration>, BadRequest> {
     if let Some(value) = headers.get(DEADLINE) {
         let millis = value.to_str().ok().and_then(|text| text.parse().ok());
         return match millis {
@@ -105,6 +107,9 @@ fn patience(headers: &HeaderMap) -> Result<Option<Duration>, BadRequest> {
                 Err(BadRequest::new(message).param(DEADLINE))
             }
         };
+    }
+    if is_streamed {
+        return Ok(None);
     }
     let seconds = SDK_TIMEOUTS.iter().filter_map(|name| {
         let text = headers.get(*name)?.to_str().ok()?;
@@ -134,6 +139,7 @@ mod tests {
         read_hints(
             &headers.iter().map(header).collect(),
             &members,
+            false,
             Instant::now(),
         )
     }
@@ -200,7 +206,13 @@ mod tests {
                     HeaderValue::from_static(value),
                 )
             };
-            super::patience(&headers.iter().map(header).collect())
+            let headers = headers.iter().map(header).collect();
+            let ours_only = super::patience(&headers, true);
+            let of_all = super::patience(&headers, false);
+            if !headers.contains_key(DEADLINE) {
+                assert_eq!(ours_only, Ok(None), "a stream is kept alive by comments");
+            }
+            of_all
         };
         let sdk = ("x-stainless-read-timeout", "2.5");
         assert_eq!(patience(&[sdk]), Ok(Some(Duration::from_millis(2500))));

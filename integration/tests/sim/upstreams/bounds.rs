@@ -1,0 +1,130 @@
+//! How large an answer may be, however it comes.
+
+use kvwarden_integration::{Exchange, Framing, Part, Says};
+use serde_json::Value;
+
+use super::{Odd, ask, finish, odd, role, said, text, usual};
+use crate::{CHAT, streams::assert_one_error_at_the_end, with};
+
+const MIB: usize = 1 << 20;
+
+/// The answer of a client that bounds nothing itself.
+fn all(odd: &Odd, model: &str, stream: bool) -> (u16, Vec<u8>) {
+    let ask = with(ask(model), "stream", stream);
+    let mut answer = Exchange::post(odd.server.port, CHAT, "t", &ask).answer();
+    let body = answer.rest().expect("a whole answer");
+    (answer.status, body)
+}
+
+#[test]
+fn image_of_eight_megabytes_in_a_delta_passes_in_every_form() {
+    let image = "A".repeat(8 * MIB);
+    let events = |image: &str| vec![role(), text(image), finish(), super::DONE.to_owned()];
+    let small_pieces = events(&image).concat().into_bytes();
+    let pieces = small_pieces.chunks(16 << 10).map(<[u8]>::to_vec);
+    let odd = odd(vec![
+        ("event", Says::events(events(&image))),
+        ("pieces", Says::events(pieces.collect::<Vec<_>>())),
+    ]);
+    for model in ["event", "pieces"] {
+        let (status, body) = all(&odd, model, true);
+        assert_eq!(status, 200, "{model}");
+        assert!(body == events(&image).concat().into_bytes(), "{model}");
+        let (status, body) = all(&odd, model, false);
+        assert_eq!(status, 200, "{model}");
+        let whole: Value = serde_json::from_slice(&body).expect("JSON");
+        assert!(
+            whole["choices"][0]["message"]["content"] == image,
+            "{model}"
+        );
+        assert_eq!(odd.count(model), 2, "{model}");
+    }
+}
+
+#[test]
+fn answer_that_is_larger_than_may_be_held_is_502_once_in_every_form() {
+    let mib = || vec![b'A'; MIB];
+    let begin =
+        || Part::Bytes(b"data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"".to_vec());
+    let event = text(&"A".repeat(MIB)).into_bytes();
+    let odd = odd(vec![
+        (
+            "whole",
+            Says::body("application/json", "{\"a\":\"")
+                .framed(Framing::Chunked)
+                .with(1, Part::Repeat(mib(), 70)),
+        ),
+        (
+            "event",
+            Says::events([""])
+                .with(1, begin())
+                .with(2, Part::Repeat(mib(), 70)),
+        ),
+        (
+            "later-event",
+            Says::events([role(), text("hello ")])
+                .with(2, begin())
+                .with(3, Part::Repeat(mib(), 70)),
+        ),
+        (
+            "assembled",
+            Says::events([role()]).with(1, Part::Repeat(event, 70)),
+        ),
+    ]);
+    for (model, stream) in [
+        ("whole", false),
+        ("whole", true),
+        ("event", false),
+        ("event", true),
+        ("assembled", false),
+    ] {
+        let (status, body) = all(&odd, model, stream);
+        let body = String::from_utf8_lossy(&body).into_owned();
+        assert_eq!(status, 502, "{model} {stream}: {body}");
+        assert!(body.contains("64 MiB"), "{model} {stream}: {body}");
+    }
+    assert_eq!(
+        (
+            odd.count("whole"),
+            odd.count("event"),
+            odd.count("assembled")
+        ),
+        (2, 2, 1)
+    );
+    let (status, body) = all(&odd, "later-event", true);
+    assert_eq!(status, 200);
+    assert_one_error_at_the_end(&body);
+}
+
+#[test]
+fn what_comes_before_the_first_token_is_bounded_whatever_it_is() {
+    let endless = |event: String| {
+        Says::events([""]).with(1, Part::Repeat(event.repeat(100).into_bytes(), 100_000))
+    };
+    let odd = odd(vec![
+        ("comments", endless(format!(": {}\n\n", "ping".repeat(50)))),
+        ("empty", endless("event: ping\ndata:\n\n".to_owned())),
+        ("roles", endless(role())),
+        (
+            "blanks",
+            Says::events([""]).with(1, Part::Repeat(vec![b' '; 1 << 16], 100_000)),
+        ),
+    ]);
+    for model in ["comments", "empty", "roles", "blanks"] {
+        let (status, _) = all(&odd, model, false);
+        assert_eq!(status, 502, "{model}");
+        assert_eq!(odd.count(model), 1, "{model}");
+    }
+    let (status, body) = all(&odd, "roles", true);
+    assert_eq!(status, 502, "{}", String::from_utf8_lossy(&body));
+    let (status, body) = all(&odd, "comments", true);
+    assert_eq!(status, 200, "comments pass at once");
+    assert_one_error_at_the_end(&body);
+    assert!(body.len() < 2 * MIB, "{}", body.len());
+}
+
+#[test]
+fn answers_of_the_usual_size_are_not_touched_by_any_bound() {
+    let odd = odd(vec![("usual", Says::events(usual()))]);
+    assert_eq!(said(&odd.whole("usual").expect(200)), "hello hello ");
+}

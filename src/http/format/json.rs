@@ -79,12 +79,7 @@ pub(super) fn decoded_len(inside: &str) -> usize {
 impl<'a> Json<'a> {
     /// The beginning of `text`.
     pub(super) fn new(text: &'a [u8]) -> Read<Self> {
-        let text = std::str::from_utf8(text).map_err(|_| Malformed)?;
-        Ok(Self {
-            text,
-            at: 0,
-            depth: 0,
-        })
+        std::str::from_utf8(text).map_or(Err(Malformed), |text| Ok(Self::of(text)))
     }
 
     /// The beginning of a value that was read before.
@@ -103,41 +98,39 @@ impl<'a> Json<'a> {
 
     /// Where the next value begins.
     pub(super) fn place(&mut self) -> usize {
-        self.skip_blanks();
+        self.peek();
         self.at
     }
 
     /// What the next value is.
     pub(super) fn kind(&mut self) -> Read<Kind> {
-        self.skip_blanks();
-        match self.text.as_bytes().get(self.at) {
-            Some(b'"' | b'{' | b'[' | b't' | b'f' | b'n' | b'-' | b'0'..=b'9') => {
-                Ok(kind_of(&self.text[self.at..]))
-            }
-            Some(_) | None => Err(Malformed),
+        match self.peek() {
+            b'"' => Ok(Kind::String),
+            b'{' => Ok(Kind::Object),
+            b'[' => Ok(Kind::List),
+            b't' | b'f' => Ok(Kind::Bool),
+            b'n' => Ok(Kind::Null),
+            b'-' | b'0'..=b'9' => Ok(Kind::Number),
+            _ => Err(Malformed),
         }
     }
 
     /// Nothing but blanks is left.
     pub(super) fn end(mut self) -> Read<()> {
-        self.skip_blanks();
-        if self.at == self.text.len() {
-            Ok(())
-        } else {
-            Err(Malformed)
-        }
+        self.peek();
+        require(self.at == self.text.len())
     }
 
     /// Passes over the next value, and gives it as it was spelt.
     pub(super) fn value(&mut self) -> Read<&'a str> {
         let begin = self.place();
         match self.kind()? {
-            Kind::Null => self.literal("null")?,
-            Kind::Bool if self.text.as_bytes()[self.at] == b't' => self.literal("true")?,
-            Kind::Bool => self.literal("false")?,
+            Kind::Null => self.literal(b"null")?,
+            Kind::Bool if self.peek() == b't' => self.literal(b"true")?,
+            Kind::Bool => self.literal(b"false")?,
             Kind::Number => self.number()?,
             Kind::String => {
-                self.string()?;
+                self.pass_string()?;
             }
             Kind::List => self.list(|json| json.value().map(drop))?,
             Kind::Object => self.object(|json, _| json.value().map(drop))?,
@@ -147,19 +140,9 @@ impl<'a> Json<'a> {
 
     /// The inside of the string that comes next, escapes as they were spelt.
     pub(super) fn string(&mut self) -> Read<&'a str> {
-        self.expect(b'"')?;
-        let begin = self.at;
-        loop {
-            self.at += plain_len(&self.text.as_bytes()[self.at..]);
-            match self.text.as_bytes().get(self.at) {
-                Some(b'"') => {
-                    self.at += 1;
-                    return Ok(&self.text[begin..self.at - 1]);
-                }
-                Some(b'\\') => self.escape()?,
-                Some(_) | None => return Err(Malformed),
-            }
-        }
+        let begin = self.place() + 1;
+        self.pass_string()?;
+        Ok(&self.text[begin..self.at - 1])
     }
 
     /// Calls `each` at every item of the list that comes next; it has to pass over the item.
@@ -168,16 +151,12 @@ impl<'a> Json<'a> {
         mut each: impl FnMut(&mut Self) -> Result<(), E>,
     ) -> Result<(), E> {
         self.enter(b'[')?;
-        if !self.closes(b']') {
-            loop {
-                each(self)?;
-                if self.closes(b']') {
-                    break;
-                }
-                self.expect(b',')?;
-            }
+        let mut is_inside = self.peek() != b']';
+        while is_inside {
+            each(self)?;
+            is_inside = self.goes_on(b']')?;
         }
-        self.depth -= 1;
+        self.leave();
         Ok(())
     }
 
@@ -188,104 +167,54 @@ impl<'a> Json<'a> {
         mut each: impl FnMut(&mut Self, &Cow<'a, str>) -> Result<(), E>,
     ) -> Result<(), E> {
         self.enter(b'{')?;
-        if !self.closes(b'}') {
-            loop {
-                let key = self.key()?;
-                each(self, &key)?;
-                if self.closes(b'}') {
-                    break;
-                }
-                self.expect(b',')?;
-            }
+        let mut is_inside = self.peek() != b'}';
+        while is_inside {
+            let key = self.key()?;
+            each(self, &key)?;
+            is_inside = self.goes_on(b'}')?;
         }
-        self.depth -= 1;
+        self.leave();
         Ok(())
     }
 
     /// A key and its colon. `"us\u0061ge"` is `usage`; what cannot be decoded stays as it is spelt.
     fn key(&mut self) -> Read<Cow<'a, str>> {
-        self.skip_blanks();
-        let begin = self.at;
-        let inside = self.string()?;
-        let quoted = &self.text[begin..self.at];
+        let begin = self.place();
+        let has_escapes = self.pass_string()?;
+        let end = self.at;
         self.expect(b':')?;
-        if memchr::memchr(b'\\', inside.as_bytes()).is_none() {
+        let inside = &self.text[begin + 1..end - 1];
+        if !has_escapes {
             return Ok(Cow::Borrowed(inside));
         }
-        let decoded = serde_json::from_str::<String>(quoted);
+        let decoded = serde_json::from_str::<String>(&self.text[begin..end]);
         let spelt = decoded.and_then(|key| serde_json::to_string(&key));
         Ok(spelt.map_or(Cow::Borrowed(inside), |quoted| {
             Cow::Owned(quoted[1..quoted.len() - 1].to_owned())
         }))
     }
 
-    fn enter(&mut self, open: u8) -> Read<()> {
-        self.expect(open)?;
-        if self.depth == MAX_DEPTH {
-            return Err(Malformed);
+    /// Passes over a string. Tells whether it has escapes.
+    fn pass_string(&mut self) -> Read<bool> {
+        self.expect(b'"')?;
+        let bytes = self.text.as_bytes();
+        let mut has_escapes = false;
+        loop {
+            self.at = plain_end(bytes, self.at);
+            match bytes.get(self.at) {
+                Some(b'"') => {
+                    self.at += 1;
+                    return Ok(has_escapes);
+                }
+                Some(b'\\') => self.escape()?,
+                Some(_) | None => return Err(Malformed),
+            }
+            has_escapes = true;
         }
-        self.depth += 1;
-        Ok(())
-    }
-
-    fn closes(&mut self, close: u8) -> bool {
-        self.expect(close).is_ok()
-    }
-
-    fn expect(&mut self, byte: u8) -> Read<()> {
-        self.skip_blanks();
-        if self.text.as_bytes().get(self.at) != Some(&byte) {
-            return Err(Malformed);
-        }
-        self.at += 1;
-        Ok(())
-    }
-
-    fn skip_blanks(&mut self) {
-        let rest = &self.text.as_bytes()[self.at..];
-        let is_blank = |byte: &u8| matches!(byte, b' ' | b'\n' | b'\r' | b'\t');
-        self.at += rest.iter().take_while(|byte| is_blank(byte)).count();
-    }
-
-    fn literal(&mut self, word: &str) -> Read<()> {
-        if !self.text[self.at..].starts_with(word) {
-            return Err(Malformed);
-        }
-        self.at += word.len();
-        Ok(())
-    }
-
-    fn number(&mut self) -> Read<()> {
-        self.passes(b"-");
-        if !self.passes(b"0") {
-            self.digits()?;
-        }
-        if self.passes(b".") {
-            self.digits()?;
-        }
-        if self.passes(b"eE") {
-            self.passes(b"+-");
-            self.digits()?;
-        }
-        Ok(())
-    }
-
-    fn passes(&mut self, any: &[u8]) -> bool {
-        let next = self.text.as_bytes().get(self.at);
-        let is_there = next.is_some_and(|byte| any.contains(byte));
-        self.at += usize::from(is_there);
-        is_there
-    }
-
-    fn digits(&mut self) -> Read<()> {
-        let rest = &self.text.as_bytes()[self.at..];
-        let count = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
-        self.at += count;
-        if count > 0 { Ok(()) } else { Err(Malformed) }
     }
 
     fn escape(&mut self) -> Read<()> {
-        let rest = &self.text.as_bytes()[self.at..];
+        let rest = self.rest();
         let length = match rest.get(1) {
             Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => 2,
             Some(b'u') if rest.len() >= 6 && rest[2..6].iter().all(u8::is_ascii_hexdigit) => 6,
@@ -294,29 +223,111 @@ impl<'a> Json<'a> {
         self.at += length;
         Ok(())
     }
+
+    fn literal(&mut self, word: &[u8]) -> Read<()> {
+        require(self.rest().starts_with(word))?;
+        self.at += word.len();
+        Ok(())
+    }
+
+    fn number(&mut self) -> Read<()> {
+        self.passes(b'-', b'-');
+        if !self.passes(b'0', b'0') {
+            self.digits()?;
+        }
+        if self.passes(b'.', b'.') {
+            self.digits()?;
+        }
+        if self.passes(b'e', b'E') {
+            self.passes(b'+', b'-');
+            self.digits()?;
+        }
+        Ok(())
+    }
+
+    fn digits(&mut self) -> Read<()> {
+        let begin = self.at;
+        while self.rest().first().is_some_and(u8::is_ascii_digit) {
+            self.at += 1;
+        }
+        require(self.at > begin)
+    }
+
+    fn passes(&mut self, one: u8, other: u8) -> bool {
+        let next = self.rest().first();
+        let is_there = next.is_some_and(|byte| *byte == one || *byte == other);
+        self.at += usize::from(is_there);
+        is_there
+    }
+
+    fn enter(&mut self, open: u8) -> Read<()> {
+        self.expect(open)?;
+        self.depth += 1;
+        require(self.depth <= MAX_DEPTH)
+    }
+
+    /// Passes over the bracket that ends a list or an object.
+    fn leave(&mut self) {
+        self.at += 1;
+        self.depth -= 1;
+    }
+
+    /// Behind an item or a member: passes over a comma, but not over the end.
+    fn goes_on(&mut self, close: u8) -> Read<bool> {
+        let next = self.peek();
+        require(next == b',' || next == close)?;
+        self.at += usize::from(next == b',');
+        Ok(next == b',')
+    }
+
+    fn expect(&mut self, byte: u8) -> Read<()> {
+        require(self.peek() == byte)?;
+        self.at += 1;
+        Ok(())
+    }
+
+    /// The next byte that is not blank; zero, which is none of JSON's, at the end.
+    #[inline]
+    fn peek(&mut self) -> u8 {
+        loop {
+            match self.text.as_bytes().get(self.at) {
+                Some(b' ' | b'\n' | b'\r' | b'\t') => self.at += 1,
+                Some(byte) => return *byte,
+                None => return 0,
+            }
+        }
+    }
+
+    fn rest(&self) -> &'a [u8] {
+        &self.text.as_bytes()[self.at..]
+    }
 }
 
-/// How many bytes come before the first that ends a string, begins an escape, or must not be there.
-/// Eight at a time, by the test for a byte in a word of Bit Twiddling Hacks ("hasless", "hasvalue").
-fn plain_len(bytes: &[u8]) -> usize {
+fn require(is_right: bool) -> Read<()> {
+    if is_right { Ok(()) } else { Err(Malformed) }
+}
+
+/// Where the first byte stands, at or behind `at`, that ends a string, begins an escape, or must not be
+/// there. Eight at a time, by the tests for a byte in a word of Bit Twiddling Hacks ("hasless",
+/// "hasvalue").
+#[inline]
+fn plain_end(bytes: &[u8], mut at: usize) -> usize {
     const ONES: u64 = u64::MAX / 255;
     const HIGHS: u64 = ONES << 7;
     let has = |word: u64, byte: u8| {
         let zero_there = word ^ (ONES * u64::from(byte));
         zero_there.wrapping_sub(ONES) & !zero_there
     };
-    let mut length = 0;
-    let mut words = bytes.chunks_exact(8);
-    for eight in &mut words {
-        let word = u64::from_le_bytes(eight.try_into().unwrap_or_default());
+    while let Some(eight) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
+        let word = u64::from_le_bytes(*eight);
         let control = word.wrapping_sub(ONES * 0x20) & !word;
         // A borrow may mark a byte above the first that is meant, never one below it.
         let marked = (control | has(word, b'"') | has(word, b'\\')) & HIGHS;
         if marked != 0 {
-            return length + (marked.trailing_zeros() / 8) as usize;
+            return at + (marked.trailing_zeros() / 8) as usize;
         }
-        length += 8;
+        at += 8;
     }
     let is_plain = |byte: &&u8| !matches!(byte, 0..0x20 | b'"' | b'\\');
-    length + words.remainder().iter().take_while(is_plain).count()
+    at + bytes[at..].iter().take_while(is_plain).count()
 }

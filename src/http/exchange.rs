@@ -179,7 +179,7 @@ impl Exchange {
             shared: &self.shared,
             engines: &self.engines,
             tenant: &self.tenant,
-            salt: parsed.drop_ours(),
+            salt: parsed.take_salt(),
             waiting: &self.waiting,
         };
         let mut retries = 0;

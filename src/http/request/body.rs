@@ -22,6 +22,9 @@ use crate::{
     http::refusal::{BadRequest, Failure},
 };
 
+/// Bytes that are set aside for a body before any of it came; a longer one makes its room as it comes.
+const ROOM: usize = 16 << 10;
+
 /// How many bytes of bodies are held, and how many may be.
 struct Meter {
     held: AtomicUsize,
@@ -180,7 +183,8 @@ impl Body {
             return Err(Failure::TooLarge { limit });
         }
         held.check(announced)?;
-        let read = read(payload, limit, &mut held);
+        let room = announced.min(ROOM);
+        let read = read(payload, (room, limit), &mut held);
         let bytes = tokio::time::timeout(limits.body_timeout, read)
             .await
             .unwrap_or(Err(Failure::SlowBody))?;
@@ -188,8 +192,12 @@ impl Body {
     }
 }
 
-async fn read(mut payload: web::Payload, limit: usize, held: &mut Held) -> Result<Bytes, Failure> {
-    let mut body = BytesMut::new();
+async fn read(
+    mut payload: web::Payload,
+    (room, limit): (usize, usize),
+    held: &mut Held,
+) -> Result<Bytes, Failure> {
+    let mut body = BytesMut::with_capacity(room);
     while let Some(chunk) = payload.next().await {
         let chunk = chunk.map_err(|_| BadRequest::new("the request body broke off"))?;
         if body.len() + chunk.len() > limit {

@@ -1,42 +1,19 @@
 //! What kvwarden reads off a request body, and the few fields it changes.
 //!
-//! Nothing is refused for how it is spelt, since engines differ in that: a field that is only read for the
-//! estimate goes on as it is, and its engine says what is wrong with it. Refused is what is no request at
-//! all, and what is larger than a bound: counts are read in every spelling that an engine reads.
-
-use std::borrow::Cow;
+//! Values go on to the engine byte for byte. Refused is what is no request at all, and what is larger than
+//! a bound.
 
 use actix_web::http::header::HeaderValue;
 use kvwarden_actors::engine::Fields;
 use kvwarden_policy::cost::RequestSize;
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
 pub(crate) use super::members::Members;
-use super::{
-    names::Names,
-    shape::Shape,
-    spelling::{flag, text, whole},
-};
-use crate::http::{
-    limits::{MAX_CHOICES, MAX_DEPTH, MAX_INPUTS, MAX_LOGPROBS, MAX_MESSAGES},
-    refusal::BadRequest,
-};
+use super::{names::Names, reading::Reading};
+use crate::http::refusal::BadRequest;
 
-/// How many choices of each prompt: OpenAI's name and llama.cpp's, and how many are tried for them.
-const CHOICES: [&str; 3] = ["n", "n_cmpl", "best_of"];
-
-/// How many tokens, by the names that win over others first; the last one is llama.cpp's.
-const MAX_TOKENS: [&str; 3] = ["max_completion_tokens", "max_tokens", "n_predict"];
-
-/// How many alternatives are told of each token; the last name is llama.cpp's.
-const LOGPROBS: [&str; 4] = ["logprobs", "top_logprobs", "prompt_logprobs", "n_probs"];
-
-/// Fields that the client says to kvwarden and not to the engine.
+/// Fields that the client says to kvwarden and not to the engine. Two of them each attempt may set anew.
 const OURS: [&str; 3] = ["service_tier", "priority", "cache_salt"];
-
-/// What an attempt sets by itself, so that the client's own is gone by then.
-const SET: [&str; 2] = ["priority", "cache_salt"];
 
 /// llama.cpp's own names, which win over OpenAI's there, and would over what was estimated.
 const OTHER_NAMES: [(&str, &[&str]); 2] = [
@@ -71,51 +48,49 @@ impl<'a> ParsedRequest<'a> {
         let members = Members::parse(body).map_err(|error| {
             BadRequest::new(format!("the request body is not valid JSON: {error}"))
         })?;
-        let model = read_member::<String>(&members, "model", "a string")?.ok_or_else(|| {
+        let reading = Reading::of(&members)?;
+        let size = RequestSize {
+            prompt_bytes: reading.prompt_bytes,
+            images: reading.images,
+            body_bytes: body.len() as u64,
+            max_tokens: reading.max_tokens(),
+            choices: reading.choices()?,
+        };
+        let prompts = reading.prompts();
+        let model = reading.model.ok_or_else(|| {
             BadRequest::new("`model` is missing; GET /v1/models lists what is served")
                 .param("model")
         })?;
-        let prompt = Prompt::of(&members)?;
-        let choices = choices(&members, prompt.prompts)?;
-        check_logprobs(&members)?;
-        let size = RequestSize {
-            prompt_bytes: prompt.bytes,
-            images: prompt.images,
-            body_bytes: body.len() as u64,
-            max_tokens: max_tokens(&members),
-            choices,
-        };
         Ok(Self {
             model,
-            stream: members.get("stream").and_then(flag).unwrap_or(false),
-            wants_usage: wants_usage(&members),
+            stream: reading.stream,
+            wants_usage: reading.wants_usage,
             size,
-            prompts: u32::try_from(prompt.prompts).unwrap_or(u32::MAX),
-            salt: members.get("cache_salt").map(own_salt),
+            prompts,
+            salt: reading.salt,
             ignored: Names::default(),
             members,
         })
     }
 
-    /// The request without the fields that are ours to set, and the client's own cache salt.
-    pub(crate) fn drop_ours(&mut self) -> Option<String> {
-        self.members.retain(|name| !OURS.contains(&name));
+    /// The client's own partition of its tenant's prefix cache.
+    pub(crate) fn take_salt(&mut self) -> Option<String> {
         self.salt.take()
     }
 
     /// Drops what this engine's clients have no say in.
     pub(crate) fn restrict_to(&mut self, fields: &Fields) {
+        let ignored = &mut self.ignored;
         for (name, others) in OTHER_NAMES {
-            if others.iter().any(|other| self.members.get(other).is_some())
-                && self.members.remove(name)
-            {
-                self.ignored.add(name);
+            let is_said = |other: &&str| self.members.get(other).is_some();
+            if self.members.get(name).is_some() && others.iter().any(is_said) {
+                self.members.remove(name);
+                ignored.add(name);
             }
         }
-        let ignored = &mut self.ignored;
         self.members.retain(|name| {
-            let stays = fields.let_through(name) || SET.contains(&name);
-            if !stays {
+            let stays = fields.let_through(name) && !OURS.contains(&name);
+            if !stays && !OURS.contains(&name) {
                 ignored.add(name);
             }
             stays
@@ -150,139 +125,6 @@ fn with_usage(options: &[u8]) -> Option<Box<RawValue>> {
     options.set_json("include_usage", "true");
     let json = String::from_utf8(options.to_bytes().into()).ok()?;
     RawValue::from_string(json).ok()
-}
-
-fn wants_usage(members: &Members<'_>) -> bool {
-    let options = members.get("stream_options");
-    let options = options.and_then(|raw| Members::parse(raw.get().as_bytes()).ok());
-    let wants = options.and_then(|options| options.get("include_usage").and_then(flag));
-    wants.unwrap_or(false)
-}
-
-/// Whatever JSON it is, it tells a partition from others.
-fn own_salt(raw: &RawValue) -> String {
-    text(raw).map_or_else(|| raw.get().to_owned(), Cow::into_owned)
-}
-
-// === how large it is ===
-
-/// What the engine is given to read.
-#[derive(Default)]
-struct Prompt {
-    bytes: u64,
-    images: u64,
-    prompts: u64,
-}
-
-impl Prompt {
-    /// One walk over all members, which bounds their depth too.
-    fn of(members: &Members<'_>) -> Result<Self, BadRequest> {
-        let mut prompt = Self {
-            prompts: 1,
-            ..Self::default()
-        };
-        for (name, value) in members.iter() {
-            let shape = Shape::of(value.get());
-            // The body's own braces are a level too.
-            if shape.depth >= MAX_DEPTH {
-                let message =
-                    format!("`{name}` is nested too deep: a request may have {MAX_DEPTH} levels");
-                return Err(BadRequest::new(message).param(name));
-            }
-            match name {
-                "messages" => bounded(name, shape.items, MAX_MESSAGES)?,
-                "input" | "content" => bounded(name, shape.texts, MAX_INPUTS)?,
-                // A completion may bring several prompts; a list of numbers is one, in tokens.
-                "prompt" if value.get().starts_with('[') => prompt.prompts = shape.texts.max(1),
-                "prompt" | "tools" | "functions" | "documents" | "input_ids" => {}
-                "logprob_token_ids" => {
-                    bounded(name, shape.items, MAX_LOGPROBS)?;
-                    continue;
-                }
-                _ => continue,
-            }
-            prompt.images += shape.images;
-            prompt.bytes += value.get().len() as u64 - shape.image_bytes;
-        }
-        Ok(prompt)
-    }
-}
-
-fn bounded(name: &str, found: u64, limit: u64) -> Result<(), BadRequest> {
-    if found <= limit {
-        return Ok(());
-    }
-    Err(BadRequest::new(format!("`{name}` holds {found} items; {limit} may be sent")).param(name))
-}
-
-/// Choices over all prompts. Those that are only tried are generated as well.
-fn choices(members: &Members<'_>, prompts: u64) -> Result<u32, BadRequest> {
-    let (mut most, mut name) = (1, "n");
-    let given = CHOICES
-        .iter()
-        .filter_map(|name| Some((whole(members.get(name)?)?, *name)));
-    for (choices, of) in given {
-        if choices > most || choices < 1 {
-            (most, name) = (choices, of);
-        }
-        if choices < 1 {
-            break;
-        }
-    }
-    let total = u64::try_from(most).unwrap_or(0).saturating_mul(prompts);
-    match u32::try_from(total) {
-        Ok(choices) if (1..=MAX_CHOICES).contains(&total) => Ok(choices),
-        Ok(_) | Err(_) => {
-            let message =
-                format!("`{name}` times the number of prompts must be 1 to {MAX_CHOICES}");
-            Err(BadRequest::new(message).param(name))
-        }
-    }
-}
-
-/// Most tokens of one choice. None: no number was named, or a negative one, which bounds nothing.
-fn max_tokens(members: &Members<'_>) -> Option<u64> {
-    let named = |name: &&str| members.get(name).and_then(whole);
-    let mut named = MAX_TOKENS.iter().filter_map(named);
-    let first = named.next()?;
-    // At 0 SGLang goes by the next name and others do as told: the larger one is estimated.
-    let wins = match first {
-        0 => named.find(|tokens| *tokens != 0).unwrap_or(0),
-        _ => first,
-    };
-    u64::try_from(wins).ok()
-}
-
-fn check_logprobs(members: &Members<'_>) -> Result<(), BadRequest> {
-    let is_large = |name: &&&str| {
-        let told = members.get(name).and_then(whole);
-        // A negative number is all that there are.
-        told.is_some_and(|told| u64::try_from(told).map_or(true, |told| told > MAX_LOGPROBS))
-    };
-    match LOGPROBS.iter().find(is_large) {
-        Some(name) => {
-            Err(BadRequest::new(format!("`{name}` may be 0 to {MAX_LOGPROBS}")).param(name))
-        }
-        None => Ok(()),
-    }
-}
-
-/// A member as `T`, unless it is absent or `null`.
-///
-/// # Errors
-/// When it is something else than `wanted`.
-fn read_member<'m, T: Deserialize<'m>>(
-    members: &'m Members<'_>,
-    name: &'static str,
-    wanted: &str,
-) -> Result<Option<T>, BadRequest> {
-    let Some(raw) = members.get(name) else {
-        return Ok(None);
-    };
-    let parsed = serde_json::from_str(raw.get());
-    parsed
-        .map(Some)
-        .map_err(|_| BadRequest::new(format!("`{name}` must be {wanted}")).param(name))
 }
 
 #[cfg(test)]
@@ -492,7 +334,8 @@ mod tests {
         for (salt, own) in [(r#""s""#, "s"), (r#"["s"]"#, r#"["s"]"#), ("5", "5")] {
             let body = with(&format!(r#""priority":-100,"cache_salt":{salt},"seed":1"#));
             let mut parsed = ParsedRequest::parse(body.as_bytes()).unwrap();
-            assert_eq!(parsed.drop_ours().as_deref(), Some(own));
+            assert_eq!(parsed.take_salt().as_deref(), Some(own));
+            parsed.restrict_to(&EngineKind::Attach.dialect().fields);
             assert_eq!(parsed.members.to_bytes(), &br#"{"model":"m","seed":1}"#[..]);
         }
     }
@@ -502,7 +345,6 @@ mod tests {
         let restricted = |kind: EngineKind, fields: &str| {
             let body = with(fields);
             let mut parsed = ParsedRequest::parse(body.as_bytes()).unwrap();
-            parsed.drop_ours();
             // An attempt after another one finds what that one set.
             for _ in 0..2 {
                 parsed.restrict_to(&kind.dialect().fields);

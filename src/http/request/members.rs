@@ -94,11 +94,9 @@ impl<'a> Members<'a> {
         }
     }
 
-    /// Drops a member, if it is there.
-    pub(crate) fn remove(&mut self, name: &str) -> bool {
-        let before = self.0.len();
+    /// Drops a member.
+    pub(crate) fn remove(&mut self, name: &str) {
         self.0.retain(|(key, _)| key != name);
-        self.0.len() < before
     }
 
     /// Drops those whose names are not to stay.

@@ -7,6 +7,7 @@ pub(super) mod identity;
 mod members;
 mod names;
 pub(super) mod origin;
+mod reading;
 mod shape;
 mod spelling;
 

@@ -3,7 +3,7 @@
 //!
 //! One pass without recursion, in which strings are skipped. The text is known to be JSON.
 
-use memchr::memchr2;
+use memchr::memchr_iter;
 
 /// A value, as far as its form tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,17 +64,14 @@ impl Shape {
     }
 }
 
-/// Behind the quote that ends the string that begins at `start`.
+/// Behind the quote that ends the string that begins at `start`: one behind an even number of backslashes.
 fn end_of_string(bytes: &[u8], start: usize) -> usize {
-    let mut at = start + 1;
-    while let Some(found) = memchr2(b'"', b'\\', bytes.get(at..).unwrap_or_default()) {
-        at += found;
-        if bytes[at] == b'"' {
-            return at + 1;
-        }
-        at += 2;
-    }
-    bytes.len()
+    let begin = start + 1;
+    let ends = memchr_iter(b'"', &bytes[begin..]).find(|quote| {
+        let before = bytes[begin..begin + quote].iter().rev();
+        before.take_while(|byte| **byte == b'\\').count() % 2 == 0
+    });
+    ends.map_or(bytes.len(), |quote| begin + quote + 1)
 }
 
 fn ends_in_url_key(text: &str) -> bool {

@@ -7,7 +7,6 @@
 
 use std::borrow::Cow;
 
-use bytes::Bytes;
 use kvwarden_policy::cost::Usage;
 use serde_json::value::RawValue;
 
@@ -106,31 +105,6 @@ pub fn read_answer(answer: &[u8]) -> Result<Event<'_>, NotJson> {
     read_json(answer).map_err(|Malformed| NotJson)
 }
 
-/// The event without its usage, all else as it was. None if nothing is left that says something.
-#[must_use]
-pub fn without_usage(event: &Bytes) -> Option<Bytes> {
-    let data = data(event);
-    let Ok(Some(found)) = find_usage(&data) else {
-        return Some(event.clone());
-    };
-    if !found.has_more {
-        return None;
-    }
-    let mut out = Vec::with_capacity(event.len());
-    match data {
-        Cow::Borrowed(data) => {
-            let begin = data.as_ptr().addr() - event.as_ptr().addr();
-            out.extend_from_slice(&event[..begin + found.cut.start]);
-            out.extend_from_slice(&event[begin + found.cut.end..]);
-        }
-        Cow::Owned(mut data) => {
-            data.drain(found.cut);
-            write_lines(&mut out, event, &data);
-        }
-    }
-    Some(out.into())
-}
-
 /// The data of an event, WHATWG HTML 9.2.6: that of several lines is joined by LF.
 pub(super) fn data(event: &[u8]) -> Cow<'_, [u8]> {
     let mut lines = sse::lines(event).filter_map(sse::data_of);
@@ -153,21 +127,6 @@ pub(super) fn is_comment(data: &[u8]) -> bool {
 
 pub(super) fn is_done(data: &[u8]) -> bool {
     data.trim_ascii_start().starts_with(b"[DONE]")
-}
-
-/// The event's other lines, and `data` in place of its own.
-fn write_lines(out: &mut Vec<u8>, event: &[u8], data: &[u8]) {
-    let is_other = |line: &&[u8]| !line.is_empty() && sse::data_of(line).is_none();
-    for line in sse::lines(event).filter(is_other) {
-        out.extend_from_slice(line);
-        out.push(b'\n');
-    }
-    for line in data.split(|byte| *byte == b'\n') {
-        out.extend_from_slice(b"data: ");
-        out.extend_from_slice(line);
-        out.push(b'\n');
-    }
-    out.push(b'\n');
 }
 
 // === impl Choices ===
@@ -430,45 +389,4 @@ pub(super) fn count(raw: &str) -> Option<u64> {
         )]
         number.map(|number| number as u64)
     })
-}
-
-/// Where an event's usage stands.
-struct Found {
-    /// It, and the comma that is not needed without it.
-    cut: std::ops::Range<usize>,
-    /// Something else is said.
-    has_more: bool,
-}
-
-fn find_usage(data: &[u8]) -> Result<Option<Found>, Malformed> {
-    /// What every chunk of an answer says.
-    const ENVELOPE: [&str; 5] = ["id", "object", "created", "model", "choices"];
-    let mut json = Json::new(data)?;
-    if json.kind()? != Kind::Object {
-        return Ok(None);
-    }
-    let (mut cut, mut has_more) = (None, false);
-    // Where the member begins that comes next: behind the last one's comma.
-    let (mut begin, mut last_end) = (json.place() + 1, None);
-    json.object(|json, key| {
-        let raw = json.value()?;
-        let end = json.place();
-        if key == "usage" {
-            // The last member takes the comma in front of it along, any other the one behind.
-            let is_last = data.get(end) == Some(&b'}');
-            cut = Some(match last_end {
-                Some(last_end) if is_last => last_end..end,
-                _ if is_last => begin..end,
-                _ => begin..end + 1,
-            });
-        } else {
-            let is_said = !json::is_empty(raw);
-            has_more |= is_said && (key == "choices" || !ENVELOPE.contains(&&**key));
-            last_end = Some(end);
-        }
-        begin = end + 1;
-        Ok(())
-    })?;
-    json.end()?;
-    Ok(cut.map(|cut| Found { cut, has_more }))
 }

@@ -57,21 +57,23 @@ pub(super) fn is_empty(raw: &str) -> bool {
 
 /// Bytes of text that the inside of a string stands for, in UTF-8.
 pub(super) fn decoded_len(inside: &str) -> usize {
-    let bytes = inside.as_bytes();
-    let (mut length, mut at) = (bytes.len(), 0);
-    while let Some(next) = memchr::memchr(b'\\', &bytes[at..]) {
-        // `\u4e2d` is three bytes of text, half a surrogate pair two; close enough for both.
-        let (spelt, meant) = match bytes.get(at + next + 1) {
-            Some(b'u') => (6, 3),
-            Some(_) | None => (2, 1),
-        };
-        length -= spelt - meant;
-        at += next + spelt;
-        if at >= bytes.len() {
-            break;
-        }
+    let (mut length, mut at) = (0, 0);
+    while let Some(plain) = memchr::memchr(b'\\', &inside.as_bytes()[at..]) {
+        at += plain;
+        let code = inside
+            .get(at + 2..at + 6)
+            .filter(|_| inside.as_bytes()[at + 1] == b'u');
+        let code = code.and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        length += plain
+            + match code {
+                None | Some(0..0x80) => 1,
+                // Half a surrogate pair is half of four bytes.
+                Some(0x80..0x800 | 0xd800..0xe000) => 2,
+                Some(_) => 3,
+            };
+        at = inside.len().min(at + if code.is_some() { 6 } else { 2 });
     }
-    length
+    length + inside.len() - at
 }
 
 // === impl Json ===

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`sse`] | bytes to whole events, none changed |
 //! | [`event`] | what an event or an answer says: token, end, error, usage; decided here alone |
+//! | [`usage`] | usage taken out of a stream, for a client that did not ask for it |
 //! | [`assemble`] | the chunks of a stream to the answer that the engine would have given without one |
 //! | [`split`] | an answer to the chunks of a stream |
 //! | `json` | the reader below all of them: JSON as slices of its text, no tree |
@@ -14,6 +15,7 @@ pub mod event;
 mod json;
 pub mod split;
 pub mod sse;
+pub mod usage;
 
 #[cfg(test)]
 mod tests;

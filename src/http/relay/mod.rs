@@ -24,7 +24,8 @@ pub(super) use self::{
 use super::{
     format::{
         assemble::{Assembly, Unmergeable},
-        event::{self, Choices, Event},
+        event::{self, Choices, Chunk, Event},
+        usage::Unasked,
     },
     limits::{MAX_ANSWER, MAX_BEFORE_TOKEN},
     pipe::{self, Reader, Writer},
@@ -36,10 +37,11 @@ use super::{
 /// A stream being passed on.
 pub(super) struct Relay {
     source: Source,
-    /// What came up to the first token.
+    /// What goes on next: what came up to the first token, and what was held.
     ready: VecDeque<Bytes>,
     tally: Tally,
-    strips_usage: bool,
+    /// Of a client that did not ask for usage.
+    unasked: Option<Unasked>,
     begun: Choices,
     finished: Choices,
     state: State,
@@ -71,11 +73,7 @@ pub(super) enum OpenError {
 /// What an event is to who reads it.
 enum Said {
     Comment,
-    Part {
-        /// Only who speaks.
-        is_opening: bool,
-        has_usage: bool,
-    },
+    Part(Chunk),
     Done,
     Failed(Failure),
     Aborted,
@@ -111,7 +109,7 @@ impl Relay {
             source,
             ready: VecDeque::new(),
             tally: Tally::new(options.asked),
-            strips_usage: options.strips_usage,
+            unasked: options.strips_usage.then(Unasked::default),
             begun: Choices::default(),
             finished: Choices::default(),
             state: State::Open,
@@ -152,12 +150,9 @@ impl Relay {
             before += event.len();
             match self.hear(&event, account) {
                 Said::Comment => waiting.say(&event),
-                Said::Part {
-                    is_opening,
-                    has_usage,
-                } => {
-                    self.ready.extend(self.stripped(event, has_usage));
-                    if !is_opening {
+                Said::Part(chunk) => {
+                    self.pass(event, &chunk);
+                    if !chunk.is_opening {
                         return Ok(());
                     }
                 }
@@ -179,32 +174,44 @@ impl Relay {
     /// The next event for the client. After an error there is one last event that tells so: a
     /// clean close would pass for success with the SDKs.
     async fn next(&mut self, account: &mut Account<'_>) -> Option<Bytes> {
-        if let Some(event) = self.ready.pop_front() {
-            return Some(event);
-        }
-        while self.state == State::Open {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(event);
+            }
+            if self.state == State::Ended {
+                return None;
+            }
             let event = match self.source.next().await {
                 Heard::Event(event) => event,
-                Heard::Silence => return Some(ENGINE),
+                Heard::Silence => return self.behind_held(ENGINE),
                 Heard::End(rest) => match self.last(rest, account) {
-                    Ok(rest) => rest?,
-                    Err(reason) => return Some(self.break_off(reason, account)),
+                    Ok(Some(rest)) => rest,
+                    Ok(None) => return self.held(),
+                    Err(reason) => {
+                        let last_words = self.break_off(reason, account);
+                        return self.behind_held(last_words);
+                    }
                 },
-                Heard::Broken(broken) => return Some(self.break_off(broken.reason(), account)),
+                Heard::Broken(broken) => {
+                    let last_words = self.break_off(broken.reason(), account);
+                    return self.behind_held(last_words);
+                }
             };
             match self.hear(&event, account) {
-                Said::Comment => return Some(event),
-                Said::Part { has_usage, .. } => match self.stripped(event, has_usage) {
-                    Some(event) => return Some(event),
-                    None => continue,
-                },
+                Said::Part(chunk) => {
+                    self.pass(event, &chunk);
+                    continue;
+                }
+                Said::Comment => {}
                 Said::Done => self.end(account),
                 Said::Failed(_) => self.fail("engine_error", account),
-                Said::Aborted => return Some(self.break_off("engine_aborted", account)),
+                Said::Aborted => {
+                    let last_words = self.break_off("engine_aborted", account);
+                    return self.behind_held(last_words);
+                }
             }
-            return Some(event);
+            return self.behind_held(event);
         }
-        None
     }
 
     /// Passes all events on, as fast as the client takes them. The engine's place is given back
@@ -274,7 +281,7 @@ impl Relay {
             };
             match self.hear(&event, account) {
                 Said::Comment => {}
-                Said::Part { .. } => whole.add(&event).map_err(unreadable)?,
+                Said::Part(_) => whole.add(&event).map_err(unreadable)?,
                 Said::Done => self.end(account),
                 Said::Failed(failure) => return Err(failure),
                 Said::Aborted => return Err(self.stopped("engine_aborted", account)),
@@ -317,18 +324,32 @@ impl Relay {
                 permit.report(total);
             }
         }
-        Said::Part {
-            is_opening: chunk.is_opening,
-            has_usage: chunk.has_usage,
+        Said::Part(chunk)
+    }
+
+    /// A part of the answer goes on, as its client asked for it.
+    fn pass(&mut self, event: Bytes, chunk: &Chunk) {
+        match &mut self.unasked {
+            None => self.ready.push_back(event),
+            Some(unasked) => self
+                .ready
+                .extend(unasked.pass(event, chunk).into_iter().flatten()),
         }
     }
 
-    fn stripped(&self, event: Bytes, has_usage: bool) -> Option<Bytes> {
-        if has_usage && self.strips_usage {
-            event::without_usage(&event)
-        } else {
-            Some(event)
+    /// Anything else goes on, behind what is held.
+    fn behind_held(&mut self, event: Bytes) -> Option<Bytes> {
+        match self.held() {
+            None => Some(event),
+            Some(held) => {
+                self.ready.push_back(event);
+                Some(held)
+            }
         }
+    }
+
+    fn held(&mut self) -> Option<Bytes> {
+        self.unasked.as_mut().and_then(Unasked::held)
     }
 
     /// The body is over, but for an event that lacks its blank line: it is given back if the answer is

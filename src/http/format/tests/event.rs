@@ -1,4 +1,3 @@
-use bytes::Bytes;
 use kvwarden_policy::cost::Usage;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -236,45 +235,6 @@ fn data_of_several_lines_is_one_text() {
     assert_eq!(failed.as_deref(), Some("{\"code\":503}"));
 }
 
-#[test]
-fn usage_is_taken_out_and_all_else_stays_as_it_was() {
-    let without = |event: &str| without_usage(&Bytes::copy_from_slice(event.as_bytes()));
-    for (event, right) in [
-        (
-            "data: {\"choices\":[{}],\"usage\":{\"a\":1}, \"x\":1.00}\n\n",
-            "data: {\"choices\":[{}], \"x\":1.00}\n\n",
-        ),
-        (
-            "id: 7\r\ndata:{\"usage\":{}, \"choices\":[{}]}\r\n\r\n",
-            "id: 7\r\ndata:{ \"choices\":[{}]}\r\n\r\n",
-        ),
-        (
-            "data: {\"timings\":{\"n\":1}, \"choices\":[] , \"usage\":{}}\n\n",
-            "data: {\"timings\":{\"n\":1}, \"choices\":[] }\n\n",
-        ),
-        (
-            "data: {\"choices\":[],\"us\\u0061ge\":{},\"system_fingerprint\":\"f\"}\n\n",
-            "data: {\"choices\":[],\"system_fingerprint\":\"f\"}\n\n",
-        ),
-        (
-            "data: {\"choices\":[1],\ndata: \"usage\":{}\ndata: }\n: c\n\n",
-            ": c\ndata: {\"choices\":[1]}\n\n",
-        ),
-        ("data: {\"choices\":[]}\n\n", "data: {\"choices\":[]}\n\n"),
-        ("data: not JSON\n\n", "data: not JSON\n\n"),
-        (": ping\n\n", ": ping\n\n"),
-    ] {
-        assert_eq!(without(event).unwrap(), right, "{event}");
-    }
-    for event in [
-        r#"data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[],"usage":{}}"#,
-        r#"data: {"usage":{},"choices":null,"system_fingerprint":null}"#,
-        r#"data: {"usage":{}}"#,
-    ] {
-        assert_eq!(without(event), None, "{event}");
-    }
-}
-
 /// What is said, by a tree. Text counts wherever its key is one of these.
 fn slow_tokens(choice: &Value) -> u32 {
     fn text(key: &str, value: &Value) -> usize {
@@ -346,7 +306,6 @@ proptest! {
     fn no_bytes_make_it_panic(event in json_like()) {
         let _ = read(&event);
         let _ = read_answer(&event);
-        let _ = without_usage(&Bytes::from([b"data: ".as_slice(), &event].concat()));
     }
 
     #[test]
@@ -369,27 +328,5 @@ proptest! {
             }
             Event::Comment | Event::Done => prop_assert!(false, "{event}"),
         }
-    }
-
-    #[test]
-    fn without_its_usage_an_event_says_all_else(
-        before in prop::collection::vec((super::text(), value()), 0..3),
-        after in prop::collection::vec((super::text(), value()), 0..3),
-        is_pretty in any::<bool>(),
-    ) {
-        let mut members: serde_json::Map<_, _> = before.into_iter().collect();
-        members.insert("usage".to_owned(), json!({"prompt_tokens": 1}));
-        members.extend(after);
-        members.insert("more".to_owned(), json!(1));
-        let event = Value::Object(members.clone());
-        let text = if is_pretty {
-            let lines = serde_json::to_string_pretty(&event).unwrap();
-            lines.lines().map(|line| format!("data: {line}\n")).collect()
-        } else {
-            format!("data: {event}\n")
-        };
-        members.shift_remove("usage");
-        let left = without_usage(&Bytes::from(text + "\n")).unwrap();
-        prop_assert_eq!(serde_json::from_slice::<Value>(&data(&left)).unwrap(), Value::Object(members));
     }
 }

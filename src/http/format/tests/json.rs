@@ -83,10 +83,12 @@ proptest! {
     }
 
     #[test]
-    fn length_of_text_is_that_of_what_it_stands_for(text in "[a-z\"\\\\/\n\té中]{0,20}") {
+    fn length_of_text_is_that_of_what_it_stands_for(text in "[a-z\"\\\\/\n\t\x00-\x1fé中😀]{0,20}") {
         let spelt = serde_json::to_string(&text).unwrap();
         let inside = &spelt[1..spelt.len() - 1];
         prop_assert_eq!(decoded_len(inside), text.len());
+        let as_ascii: String = text.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect();
+        prop_assert_eq!(decoded_len(&as_ascii), text.len());
     }
 
     #[test]

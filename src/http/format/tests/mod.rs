@@ -6,6 +6,7 @@ mod event;
 mod json;
 mod split;
 mod sse;
+mod usage;
 
 use proptest::prelude::*;
 use serde_json::{Map, Value};

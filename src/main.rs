@@ -4,6 +4,12 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use kvwarden::cli::Cli;
+use mimalloc::MiMalloc;
+
+/// A request allocates some two hundred times; glibc's allocator takes an eighth of its instructions,
+/// and leaves more between the buffers of open streams.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     kvwarden::panic::end_the_process();

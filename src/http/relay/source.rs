@@ -261,6 +261,8 @@ impl Source {
         }
         let Poll::Ready(came) = Pin::new(&mut self.body).poll_next(task) else {
             if self.cut.as_mut().poll(task).is_ready() {
+                // Nobody lingers for its end, and what came back once must not be asked again.
+                self.is_over = true;
                 return Poll::Ready(Piece::Broken(Broken::Cut));
             }
             return self.clock.poll(task);

@@ -9,20 +9,21 @@ fn slowly(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
     let line = |at: usize| {
         let length = bytes[at..].windows(2).position(|pair| pair == b"\r\n")?;
         let line = &bytes[at..at + length];
-        let is_one = !line.contains(&b'\n');
+        let is_one = !line.iter().any(|byte| b"\r\n".contains(byte));
         is_one.then_some((line, at + length + 2))
     };
     let (mut body, mut at) = (Vec::new(), 0_usize);
     loop {
         let (size, data) = line(at)?;
-        let (digits, extension) = match size.iter().position(|byte| b" \t;\r".contains(byte)) {
+        let (digits, extension) = match size.iter().position(|byte| b" \t;".contains(byte)) {
             Some(end) => size.split_at(end),
             None => (size, &b""[..]),
         };
-        let extension = extension.trim_ascii_start();
+        let blanks = extension.iter().take_while(|byte| b" \t".contains(byte));
+        let extension = &extension[blanks.count()..];
         let is_size = !digits.is_empty() && digits.iter().all(u8::is_ascii_hexdigit);
         let is_extension = extension.is_empty() || extension[0] == b';';
-        if !is_size || !is_extension || extension.contains(&b'\r') {
+        if !is_size || !is_extension {
             return None;
         }
         let size = usize::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
@@ -42,9 +43,6 @@ fn slowly(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
         at = behind;
         if trailer.is_empty() {
             return Some((body, bytes.len() - at));
-        }
-        if trailer.contains(&b'\r') {
-            return None;
         }
     }
 }

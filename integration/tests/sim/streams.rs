@@ -103,6 +103,21 @@ fn only_the_usage_event_is_taken_out() {
 }
 
 #[test]
+fn what_rides_on_usage_that_was_not_asked_for_comes_with_the_end_of_its_choice() {
+    let end = "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
+    let usage = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2},\"timings\":{\"n\":1.50}}\n\n";
+    let comment = ": and then\n\n";
+    let stub = Stub::start(Stub::stream(&[ODD[1], ODD[2], end, usage, comment, ODD[6]]));
+    let server = Server::start(&stub.config());
+    let reply = server.client().post(CHAT, &streamed("stub", 3)).expect(200);
+    let end = end.replace("}]}", "}],\"timings\":{\"n\":1.50}}");
+    assert_eq!(
+        reply.text(),
+        [ODD[1], ODD[2], &end, comment, ODD[6]].concat()
+    );
+}
+
+#[test]
 fn event_is_passed_on_before_the_next_one_exists() {
     let mut script = Stub::stream(&ODD);
     // Head, comment, role, first text; then nothing until the client has that text.

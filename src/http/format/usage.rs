@@ -32,26 +32,33 @@ pub struct Unasked {
 impl Unasked {
     /// What goes on to the client when `event` comes.
     pub fn pass(&mut self, event: Bytes, chunk: &Chunk) -> [Option<Bytes>; 2] {
+        let end = self.end.take();
+        let left = if chunk.has_usage {
+            without_usage(&event)
+        } else {
+            Some(event)
+        };
         if chunk.is_usage_only {
-            let rest = without_usage(&event);
-            let (Some(end), Some(more)) = (&self.end, &rest) else {
-                return [None, rest];
-            };
-            let end = with_more(end, more);
-            return match end {
-                Some(end) => [self.end.replace(end).and(None), None],
-                None => [self.end.take(), rest],
-            };
-        }
-        let before = self.end.take();
-        if chunk.has_usage {
-            return [before, without_usage(&event)];
+            return self.complete(end, left);
         }
         if chunk.finished.is_empty() {
-            return [before, Some(event)];
+            return [end, left];
         }
-        self.end = Some(event);
-        [before, None]
+        self.end = left;
+        [end, None]
+    }
+
+    /// What was said with a usage is said with the end, which is held on: a usage may come again.
+    fn complete(&mut self, end: Option<Bytes>, more: Option<Bytes>) -> [Option<Bytes>; 2] {
+        let (Some(held), Some(said)) = (&end, &more) else {
+            self.end = end;
+            return [None, more];
+        };
+        self.end = with_more(held, said);
+        if self.end.is_some() {
+            return [None, None];
+        }
+        [end, more]
     }
 
     /// What is held, which comes before anything else that goes on.

@@ -67,6 +67,10 @@ fn each_choice_gets_what_came_behind_it() {
 fn nothing_is_lost_or_changes_its_place_where_no_usage_comes() {
     let both =
         r#"{"choices":[{"index":0,"text":"","finish_reason":"stop"}],"usage":{},"timings":{}}"#;
+    // Usage with every chunk, and before any.
+    let more = r#"{"choices":[],"usage":{},"x":1}"#;
+    let said = r#"{"choices":[],"x":1}"#;
+    let ended = r#"{"choices":[{"index":0,"text":"","finish_reason":"stop"}],"timings":{},"x":1}"#;
     let without = both.replace(r#","usage":{}"#, "");
     for (came, right) in [
         (vec![TEXT, END], vec![TEXT, END]),
@@ -82,6 +86,7 @@ fn nothing_is_lost_or_changes_its_place_where_no_usage_comes() {
         ),
         (vec![both, "[DONE]"], vec![without.as_str(), "[DONE]"]),
         (vec![USAGE, TEXT], vec![TEXT]),
+        (vec![more, TEXT, both, more], vec![said, TEXT, ended]),
     ] {
         assert_eq!(passed(&came), right, "{came:?}");
     }

@@ -84,6 +84,11 @@ pub struct EngineSays {
     pub work: Option<u64>,
 }
 
+/// Model -> itself: the prompt that the next one waits for has probably been computed by now.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Wake;
+
 /// Permit or abandoned ticket -> Tenant: what was held against what was used.
 #[derive(Message)]
 #[rtype(result = "()")]

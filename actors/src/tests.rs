@@ -148,7 +148,15 @@ impl Node {
     }
 
     fn ask(&self, tenant: &str, model: &str) -> Receiver<Admission> {
-        self.ask_on(RequestHints::default(), tenant, model)
+        let hints = RequestHints {
+            is_streamed: true,
+            ..RequestHints::default()
+        };
+        self.ask_on(hints, tenant, model)
+    }
+
+    fn ask_whole(&self, tenant: &str) -> Receiver<Admission> {
+        self.ask_on(RequestHints::default(), tenant, "m")
     }
 
     fn ask_on(&self, hints: RequestHints, tenant: &str, model: &str) -> Receiver<Admission> {
@@ -244,18 +252,24 @@ async fn client_that_hangs_up_while_queued_leaves_nothing_behind() {
 }
 
 #[actix_rt::test]
-async fn request_put_back_goes_before_what_waits_and_keeps_its_reservation() {
+async fn request_put_back_lets_others_pass_for_a_moment_and_then_goes_before_what_waits() {
     let node = Node::start(Setup::default()).await;
     let first = permit(node.ask("t", "m")).await;
     let behind = node.ask("t", "m");
-    node.until(|state| state.waiting == 1).await;
-    let again = permit(first.requeue()).await;
-    assert_eq!(node.state().await.record.retried, 1);
+    let last = node.ask("t", "m");
+    node.until(|state| state.waiting == 2).await;
+    let again = first.requeue();
+    let passed = permit(behind).await;
+    let state = node.until(|state| state.waiting == 2).await;
+    assert_eq!(state.record.retried, 1);
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    drop(passed);
+    let again = permit(again).await;
     assert_eq!(node.tenants().await[0].in_flight, 2);
     drop(again);
-    drop(permit(behind).await);
+    drop(permit(last).await);
     let tenants = node.tenants().await;
-    assert_eq!((tenants[0].in_flight, tenants[0].admitted), (0, 2));
+    assert_eq!((tenants[0].in_flight, tenants[0].admitted), (0, 3));
 }
 
 #[actix_rt::test]
@@ -447,22 +461,44 @@ async fn cut_answer_is_billed_by_what_was_learned_of_its_model() {
 }
 
 #[actix_rt::test]
-async fn first_token_of_an_answer_that_comes_whole_is_told_once() {
+async fn first_token_is_told_once_and_not_at_all_of_an_answer_that_comes_whole() {
     let node = Node::start(Setup::default()).await;
     let mut handled = Vec::new();
-    for comes_whole in [false, true] {
+    for is_whole in [false, true] {
+        let asked = if is_whole {
+            node.ask_whole("t")
+        } else {
+            node.ask("t", "m")
+        };
+        let mut permit = permit(asked).await;
         let before = node.state().await.vitals.handled;
-        let mut permit = permit(node.ask("t", "m")).await;
-        if comes_whole {
-            permit.acknowledge_unseen();
-        }
         permit.first_token();
         permit.first_token();
         drop(permit);
-        let state = node.until(|state| state.running == 0).await;
-        handled.push(state.vitals.handled - before);
+        handled.push(node.state().await.vitals.handled - before);
     }
-    assert_eq!(handled[0], handled[1]);
+    assert_eq!(handled, [2, 1], "first token and end, and the end");
+}
+
+#[actix_rt::test]
+async fn hanging_up_before_a_whole_answer_is_billed_by_what_was_probably_generated() {
+    let node = Node::start(Setup::default()).await;
+    // One answer of 100 tokens in half a second.
+    let mut whole = permit(node.ask_whole("t")).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    whole.report(Usage {
+        prompt_tokens: 100,
+        cached_tokens: 0,
+        completion_tokens: 100,
+    });
+    drop(whole);
+    node.until_used("t", 200).await;
+    let cut = permit(node.ask_whole("t")).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    drop(cut);
+    node.until(|state| state.running == 0).await;
+    let billed = node.tenants().await[0].used.total() - 200;
+    assert!((110..=200).contains(&billed), "{billed}");
 }
 
 #[actix_rt::test]

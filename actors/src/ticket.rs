@@ -144,6 +144,8 @@ pub struct RequestHints {
     pub deadline: Option<Instant>,
     /// What its prompt begins with, as a number: requests with the same one share a prefix cache.
     pub prefix: Option<u64>,
+    /// Its client wants a stream.
+    pub is_streamed: bool,
 }
 
 /// What a ticket becomes.
@@ -225,7 +227,6 @@ impl Ticket {
             model: model.clone(),
             ticket: Some(self),
             is_retry: false,
-            is_acknowledged: false,
             has_first_token: false,
             has_failed: false,
             is_unreachable: false,
@@ -292,7 +293,6 @@ pub struct Permit {
     /// Taken out when the permit ends.
     ticket: Option<Ticket>,
     is_retry: bool,
-    is_acknowledged: bool,
     has_first_token: bool,
     has_failed: bool,
     is_unreachable: bool,
@@ -307,8 +307,26 @@ pub(crate) struct Turn {
     pub(crate) tag: i64,
     /// Tokens of its prompt, by what the model has learned of its tokenizer.
     pub(crate) prompt_tokens: u64,
-    /// Tokens streamed so far. The model reads it at its own tick, so that no token costs a message.
-    pub(crate) streamed: Arc<AtomicU64>,
+    /// Its answer comes whole.
+    pub(crate) is_hidden: bool,
+    pub(crate) tokens: Arc<Tokens>,
+}
+
+/// Tokens of a request that runs, over all choices. Permit and model tell each other, the model at its
+/// own tick, so that no token costs a message.
+#[derive(Debug, Default)]
+pub(crate) struct Tokens {
+    /// Streamed so far.
+    pub(crate) streamed: AtomicU64,
+    /// Generated so far by the model's estimate, where nothing is streamed.
+    pub(crate) estimated: AtomicU64,
+}
+
+impl Tokens {
+    fn generated(&self) -> u64 {
+        let estimated = self.estimated.load(Ordering::Relaxed);
+        self.streamed.load(Ordering::Relaxed).max(estimated)
+    }
 }
 
 impl Permit {
@@ -331,28 +349,21 @@ impl Permit {
         held.map_or_else(RateLimits::default, |held| held.limits)
     }
 
-    /// The engine answered: its prefill of this request is over. Only the first call counts.
+    /// The engine answered: its prefill of this request is over. Only the first call counts. An answer
+    /// that comes whole is over as well, and the model hears that anyway.
     pub fn first_token(&mut self) {
-        self.has_first_token = true;
-        self.acknowledge();
+        if !std::mem::replace(&mut self.has_first_token, true) && !self.turn.is_hidden {
+            self.model.do_send(FirstToken(self.turn.key));
+        }
     }
 
     /// The engine sent `tokens` more. A chunk may hold several; counting it as one is the lower
     /// bound that is used when the answer is cut before its usage arrives.
     pub fn streamed(&mut self, tokens: u64) {
-        self.turn.streamed.fetch_add(tokens, Ordering::Relaxed);
-    }
-
-    /// The end of its prefill won't be seen, since the answer comes whole: count it as over, so that
-    /// its prompt does not hold up the next one's for as long as the answer takes.
-    pub fn acknowledge_unseen(&mut self) {
-        self.acknowledge();
-    }
-
-    fn acknowledge(&mut self) {
-        if !std::mem::replace(&mut self.is_acknowledged, true) {
-            self.model.do_send(FirstToken(self.turn.key));
-        }
+        self.turn
+            .tokens
+            .streamed
+            .fetch_add(tokens, Ordering::Relaxed);
     }
 
     /// Puts the request back to the head of its tenant's line, as if it had never run: its engine
@@ -384,7 +395,7 @@ impl Permit {
         self.usage = Some(usage);
     }
 
-    /// For an answer that was cut: its prompt, and what came. Hanging up before the first token is no
+    /// For an answer that was cut: its prompt, and what came or was probably generated. Hanging up before the first token is no
     /// way around a token limit; an engine that failed before it costs nothing.
     fn estimated_usage(&self) -> Usage {
         if self.has_failed && !self.has_first_token {
@@ -393,7 +404,7 @@ impl Permit {
         Usage {
             prompt_tokens: self.turn.prompt_tokens,
             cached_tokens: 0,
-            completion_tokens: self.turn.streamed.load(Ordering::Relaxed),
+            completion_tokens: self.turn.tokens.generated(),
         }
     }
 }

@@ -114,9 +114,6 @@ impl Attempt<'_> {
         account: &mut Account<'_>,
     ) -> Result<Opened, AttemptError> {
         let is_streamed = self.adapt(parsed, account.permit)?;
-        if !is_streamed {
-            account.permit.acknowledge_unseen();
-        }
         self.waiting.asked(Head::of(account.permit));
         let mut response = self.ask(parsed, account.permit, is_streamed).await?;
         let head = Head::answered(&response, account.permit);

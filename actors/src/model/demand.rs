@@ -28,7 +28,7 @@ impl Model {
             levels: replica.life.levels(),
             is_pinned: replica.life.is_pinned(),
             in_flight: usize::try_from(replica.occupancy.running).unwrap_or(usize::MAX),
-            queued: self.queue.total().waiting,
+            queued: self.queue.total().waiting + self.lost.len(),
             rent: self.queue.rent(now.into_std()),
             oldest_wait: oldest.max(replica.asked_for(now)),
             rate: self.rate.per_second(self.clock.since_epoch()),

@@ -16,7 +16,11 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use actix::{Actor, AsyncContext, Context, Handler, MessageResult};
 use kvwarden_policy::{
@@ -45,8 +49,9 @@ pub use state::{EngineState, ModelState, Record};
 /// How long nothing is sent to an engine that did not answer. News of its end is on the way, and
 /// what waits should meet its successor instead of the same closed port.
 const UNREACHABLE_PAUSE: Duration = Duration::from_secs(1);
-/// The same after an engine broke off an answer before it began. Most likely it is dying, and its
-/// connections close a moment before we hear of its end; if it is not, hardly anything is lost.
+/// How long a request waits, rounded up to a tick, that its engine broke off before the answer began. If the engine is dying,
+/// its connections close a moment before we hear of its end, and the next ones find it unreachable.
+/// If it is not, the request is what it dropped, and nobody else waits for that.
 const LOST_PAUSE: Duration = Duration::from_millis(200);
 
 /// How long a request takes, until some have ended.
@@ -101,6 +106,8 @@ pub struct Model {
     replicas: Vec<Replica>,
     queue: Scheduler<Ticket>,
     running: HashMap<Key, Running>,
+    /// Requests that an engine broke off, and when they may go before what waits.
+    lost: VecDeque<(Instant, Ticket)>,
     estimator: PromptEstimator,
     rate: Rate,
     /// As configured, until an operator wants it otherwise.
@@ -114,6 +121,8 @@ pub struct Model {
     /// An operator has sent it to sleep, and nobody has asked for it since.
     is_put_away: bool,
     service_time: Duration,
+    /// When it wakes itself to look for room.
+    wakes_at: Option<Instant>,
     drain: Option<Instant>,
     /// Another process is in charge of the engines now.
     has_resigned: bool,
@@ -132,6 +141,7 @@ impl Model {
         Self {
             queue: Scheduler::new(&params.scheduling),
             running: HashMap::new(),
+            lost: VecDeque::new(),
             replicas: engines.map(|engine| Replica::new(engine, pause)).collect(),
             rate: params.rate.clone().resumed(clock.since_epoch()),
             clock,
@@ -144,6 +154,7 @@ impl Model {
             asked_at: None,
             is_put_away: false,
             service_time: ASSUMED_SERVICE,
+            wakes_at: None,
             drain: None,
             has_resigned: false,
             vitals: Vitals::default(),
@@ -153,7 +164,7 @@ impl Model {
     /// Work left, or the time for it: may the engines go?
     fn is_drained(&self, now: Instant) -> bool {
         let counts = self.queue.total();
-        let is_idle = counts.waiting == 0 && counts.running == 0;
+        let is_idle = counts.waiting == 0 && counts.running == 0 && self.lost.is_empty();
         let is_over = self.drain.is_some_and(|deadline| now >= deadline);
         is_over || (is_idle && (self.is_leaving || self.drain.is_some()))
     }
@@ -161,6 +172,7 @@ impl Model {
     fn tick(&mut self, ctx: &Context<Self>) {
         let now = Instant::now();
         self.clean_queue(now);
+        self.send_again(now, ctx);
         self.true_up(now.into_std());
         self.dispatch(ctx);
         if self.queue.total().waiting > 0 && self.drain.is_none() {
@@ -276,7 +288,7 @@ impl Handler<Snapshot<ModelState>> for Model {
             pid: lead.pid,
             record: lead.record,
             engines,
-            waiting: self.queue.total().waiting,
+            waiting: self.queue.total().waiting + self.lost.len(),
             running: self.queue.total().running,
             max_running: self.params.scheduling.max_in_flight,
             engine_waiting: lead.waiting,

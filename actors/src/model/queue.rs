@@ -1,9 +1,6 @@
 //! Who waits for a model and who runs on it: the queue's side of the actor.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use actix::{AsyncContext, Context, Handler};
 use kvwarden_policy::{
@@ -15,9 +12,9 @@ use tokio::time::Instant;
 
 use super::{LOST_PAUSE, Model, UNREACHABLE_PAUSE};
 use crate::{
-    Refusal, Ticket,
-    protocol::{EngineSays, Enqueue, FirstToken, PlaceInLine, SlotFreed, Standing},
-    ticket::Turn,
+    Refusal, TICK, Ticket,
+    protocol::{EngineSays, Enqueue, FirstToken, PlaceInLine, SlotFreed, Standing, Wake},
+    ticket::{Tokens, Turn},
 };
 
 /// A request that runs.
@@ -26,7 +23,7 @@ pub(super) struct Running {
     replica: usize,
     /// Tokens of its prompt, until its first token comes.
     unacked: u64,
-    streamed: Arc<AtomicU64>,
+    tokens: Arc<Tokens>,
     /// How much of that was seen.
     seen: u64,
     since: Instant,
@@ -43,6 +40,14 @@ impl Model {
     /// Hands free places to whoever is next, each on the engine that suits it.
     pub(super) fn dispatch(&mut self, ctx: &Context<Self>) {
         let now = Instant::now();
+        while let Some(key) = self.queue.overdue(now.into_std()) {
+            self.acknowledge(key);
+        }
+        self.hand_out(now, ctx);
+        self.wake_in_time(now, ctx);
+    }
+
+    fn hand_out(&mut self, now: Instant, ctx: &Context<Self>) {
         loop {
             let loads = self.loads(now);
             if loads.is_empty() {
@@ -60,6 +65,23 @@ impl Model {
                 }
             }
         }
+    }
+
+    /// What waits for the end of a prompt that is not seen should not have to wait for the tick.
+    fn wake_in_time(&mut self, now: Instant, ctx: &Context<Self>) {
+        let Some(at) = self.queue.wakes_at().map(Instant::from_std) else {
+            return;
+        };
+        let is_set = self.wakes_at.is_some_and(|set| now < set && set <= at);
+        if is_set || at >= now + TICK {
+            return;
+        }
+        self.wakes_at = Some(at);
+        let model = ctx.address();
+        actix_rt::spawn(async move {
+            tokio::time::sleep_until(at).await;
+            model.do_send(Wake);
+        });
     }
 
     fn loads(&self, now: Instant) -> Vec<Load> {
@@ -80,11 +102,17 @@ impl Model {
         replica.record.dispatched += 1;
         replica.occupancy.running += 1;
         replica.occupancy.unacked += prompt_tokens;
-        let streamed = Arc::<AtomicU64>::default();
+        // It is asked for a stream where it would compute to the end after its client hung up.
+        let aborts_unstreamed = endpoint.kind.dialect().quirks.aborts_unstreamed;
+        let is_hidden = aborts_unstreamed && !next.item.hints.is_streamed;
+        if is_hidden {
+            self.queue.hide(next.key);
+        }
+        let tokens = Arc::<Tokens>::default();
         let running = Running {
             replica: at,
             unacked: prompt_tokens,
-            streamed: streamed.clone(),
+            tokens: tokens.clone(),
             seen: 0,
             since: now,
         };
@@ -95,7 +123,8 @@ impl Model {
             waited: next.waited,
             tag: next.tag,
             prompt_tokens,
-            streamed,
+            is_hidden,
+            tokens,
         };
         next.item.admit(endpoint, &ctx.address(), turn);
     }
@@ -117,13 +146,18 @@ impl Model {
         Some(running.replica)
     }
 
-    /// Charges what was streamed since the last look.
+    /// Charges what was streamed or probably generated since the last look. What is only estimated is
+    /// no sign of life.
     pub(super) fn true_up(&mut self, now: std::time::Instant) {
         for (key, running) in &mut self.running {
-            let streamed = running.streamed.load(Ordering::Relaxed);
-            self.replicas[running.replica].signs.progress += streamed - running.seen;
-            running.seen = streamed;
-            self.queue.streamed(*key, streamed, now);
+            let streamed = running.tokens.streamed.load(Ordering::Relaxed);
+            if streamed > 0 {
+                self.replicas[running.replica].signs.progress += streamed - running.seen;
+                running.seen = streamed;
+                self.queue.streamed(*key, streamed, now);
+            } else if let Some(estimated) = self.queue.estimate(*key, now) {
+                running.tokens.estimated.store(estimated, Ordering::Relaxed);
+            }
         }
         self.queue.tick(now);
     }
@@ -137,7 +171,9 @@ impl Model {
     }
 
     pub(super) fn refuse_all(&mut self, why: &Refusal, now: Instant) {
-        for ticket in self.queue.remove_if(|_| true, now.into_std()) {
+        let waiting = self.queue.remove_if(|_| true, now.into_std());
+        let lost = self.lost.drain(..).map(|(_, ticket)| ticket);
+        for ticket in waiting.into_iter().chain(lost) {
             ticket.refuse(why.clone());
         }
     }
@@ -208,6 +244,7 @@ impl Model {
 
     pub(super) fn clean_queue(&mut self, now: Instant) {
         drop(self.queue.remove_if(Ticket::is_abandoned, now.into_std()));
+        self.lost.retain(|(_, ticket)| !ticket.is_abandoned());
         let waited = self.params.queue_timeout;
         for ticket in self.queue.remove_expired(now.into_std()) {
             let has_deadline = ticket.hints.deadline.is_some_and(|at| at <= now);
@@ -278,6 +315,15 @@ impl Handler<EngineSays> for Model {
     }
 }
 
+impl Handler<Wake> for Model {
+    type Result = ();
+
+    fn handle(&mut self, _: Wake, ctx: &mut Context<Self>) {
+        self.vitals.handled();
+        self.dispatch(ctx);
+    }
+}
+
 impl Handler<SlotFreed> for Model {
     type Result = ();
 
@@ -285,35 +331,57 @@ impl Handler<SlotFreed> for Model {
         self.vitals.handled();
         let replica = self.leave(freed.key);
         let now = Instant::now();
-        let pause = if freed.is_unreachable {
-            Some(UNREACHABLE_PAUSE)
-        } else {
-            freed.retry.as_ref().map(|_| LOST_PAUSE)
-        };
-        if let (Some(at), Some(pause)) = (replica, pause) {
-            let replica = &mut self.replicas[at];
-            replica.paused_until = replica.paused_until.max(Some(now + pause));
-        }
         self.queue.finish(freed.key, &freed.outcome, now.into_std());
         if let Outcome::Completed(usage) = freed.outcome {
             self.estimator.learn(&freed.size, usage.prompt_tokens);
-            if let Some(at) = replica {
-                self.replicas[at].signs.progress += 1;
-            }
         }
         if let Some(at) = replica {
+            self.was_left(at, &freed, now);
             self.drained(at, ctx);
         }
         if let Some(ticket) = freed.retry {
-            if let Some(at) = replica {
-                self.replicas[at].record.retried += 1;
-            }
-            let arrival = Arrival {
-                is_retry: true,
-                ..self.arrival(&ticket, now)
-            };
-            self.enter(ticket, arrival, now, ctx);
+            self.retry(ticket, replica, now, ctx);
         }
         self.dispatch(ctx);
+    }
+}
+
+impl Model {
+    /// What the end of a request says of its engine.
+    fn was_left(&mut self, at: usize, freed: &SlotFreed, now: Instant) {
+        let replica = &mut self.replicas[at];
+        if let Outcome::Completed(_) = freed.outcome {
+            replica.signs.progress += 1;
+        }
+        // Nobody can be served there. A request that was lost says nothing of others.
+        if freed.is_unreachable {
+            replica.paused_until = replica.paused_until.max(Some(now + UNREACHABLE_PAUSE));
+        }
+        replica.record.retried += u64::from(freed.retry.is_some());
+    }
+
+    /// A request that was lost on an engine which goes on serving waits before it is sent once more.
+    fn retry(&mut self, ticket: Ticket, replica: Option<usize>, now: Instant, ctx: &Context<Self>) {
+        let serves = |at: usize| self.replicas[at].open(now).is_some();
+        if self.drain.is_none() && replica.is_some_and(serves) {
+            self.lost.push_back((now + LOST_PAUSE, ticket));
+        } else {
+            self.enter_again(ticket, ctx);
+        }
+    }
+
+    pub(super) fn send_again(&mut self, now: Instant, ctx: &Context<Self>) {
+        while let Some((_, ticket)) = self.lost.pop_front_if(|(due, _)| *due <= now) {
+            self.enter_again(ticket, ctx);
+        }
+    }
+
+    fn enter_again(&mut self, ticket: Ticket, ctx: &Context<Self>) {
+        let now = Instant::now();
+        let arrival = Arrival {
+            is_retry: true,
+            ..self.arrival(&ticket, now)
+        };
+        self.enter(ticket, arrival, now, ctx);
     }
 }

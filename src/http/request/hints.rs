@@ -49,6 +49,7 @@ pub(crate) fn read_hints(
         // More than the clock can hold is no deadline.
         deadline: patience.and_then(|patience| now.checked_add(patience)),
         prefix: prefix(members),
+        is_streamed,
     })
 }
 

@@ -95,6 +95,10 @@ pub(super) enum Mutant {
     Lift,
     HeadroomGuard,
     BlockedHead,
+    /// Prompts whose end can't be seen count as computed at dispatch.
+    HiddenPrefill,
+    /// Tokens that can't be seen are charged when the answer comes.
+    HiddenTokens,
 }
 
 // === impl Capacity ===

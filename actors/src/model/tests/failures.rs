@@ -42,7 +42,7 @@ async fn request_whose_engine_died_is_answered_by_the_next() {
 }
 
 #[actix_rt::test]
-async fn engine_that_did_not_answer_is_left_alone_for_a_second_and_one_that_broke_off_for_less() {
+async fn engine_that_did_not_answer_is_left_alone_for_a_second() {
     let mut rig = Rig::serving(params()).await;
     let mut lost = permit(rig.ask()).await;
     lost.engine_unreachable();
@@ -51,14 +51,40 @@ async fn engine_that_did_not_answer_is_left_alone_for_a_second_and_one_that_brok
     pass(Duration::from_millis(900)).await;
     assert!(next.try_recv().is_err());
     pass(Duration::from_millis(200)).await;
-    let broken_off = next.try_recv().unwrap().unwrap();
-    let mut next = broken_off.requeue();
-    pass(Duration::from_millis(150)).await;
-    assert!(next.try_recv().is_err());
-    pass(Duration::from_millis(150)).await;
     assert!(next.try_recv().unwrap().is_ok());
     rig.hears_nothing_for(SECOND).await;
     assert_eq!(rig.state().await.state, State::Ready);
+}
+
+#[actix_rt::test]
+async fn request_that_its_engine_broke_off_waits_alone_for_its_next_turn() {
+    let rig = Rig::serving(params()).await;
+    let mut again = permit(rig.ask()).await.requeue();
+    for _ in 0..10 {
+        // Others are served meanwhile, on its own place.
+        let other = permit(rig.ask()).await;
+        pass(Duration::from_millis(15)).await;
+        drop(other);
+        assert!(again.try_recv().is_err());
+    }
+    pass(Duration::from_millis(200)).await;
+    assert!(again.try_recv().unwrap().is_ok());
+    let record = rig.state().await.record;
+    assert_eq!((record.retried, record.dispatched), (1, 12));
+}
+
+#[actix_rt::test]
+async fn requests_lost_at_once_hold_up_nobody_else() {
+    let rig = Rig::serving(params()).await;
+    let mut lost: Vec<_> = Vec::new();
+    for _ in 0..40 {
+        lost.push(permit(rig.ask()).await.requeue());
+    }
+    let begun = Instant::now();
+    drop(permit(rig.ask()).await);
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    pass(SECOND).await;
+    drop(permit(lost.remove(0)).await);
 }
 
 #[actix_rt::test]

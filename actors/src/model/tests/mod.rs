@@ -4,6 +4,7 @@
 mod configuration;
 mod ends;
 mod failures;
+mod hidden;
 mod replicas;
 mod stalls;
 mod starts;
@@ -349,7 +350,21 @@ impl Rig {
         self.model.do_send(SetTarget { model, target });
     }
 
+    /// A request whose client wants a stream.
     fn ask(&self) -> oneshot::Receiver<Admission> {
+        self.ask_as(true)
+    }
+
+    /// One whose client wants its answer whole.
+    fn ask_whole(&self) -> oneshot::Receiver<Admission> {
+        self.ask_as(false)
+    }
+
+    fn ask_as(&self, is_streamed: bool) -> oneshot::Receiver<Admission> {
+        let hints = RequestHints {
+            is_streamed,
+            ..RequestHints::default()
+        };
         let size = RequestSize {
             prompt_bytes: 400,
             images: 0,
@@ -358,7 +373,7 @@ impl Rig {
             choices: 1,
         };
         let tenant = TenantId::from("t");
-        let (ticket, answer) = Ticket::new(tenant, "m".to_owned(), size, RequestHints::default());
+        let (ticket, answer) = Ticket::new(tenant, "m".to_owned(), size, hints);
         self.model.do_send(Enqueue(ticket));
         answer
     }

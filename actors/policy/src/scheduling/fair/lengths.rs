@@ -1,4 +1,7 @@
-//! How long answers get: a mean to charge and to reserve by, and a high quantile for the spread.
+//! How long answers get: a mean to charge and to reserve by, and a high quantile for the spread. And
+//! how much of prompts is computed.
+
+use crate::cost::Usage;
 
 /// Running statistics of output lengths, in tokens.
 ///
@@ -12,6 +15,11 @@ pub(super) struct Lengths {
     mean_16ths: u64,
     p90_16ths: u64,
 }
+
+/// The part of a tenant's prompts that the prefix cache does not have, in 1/1024: an exponentially
+/// weighted mean with 1/8, as of lengths. All of it until one has ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Uncached(u64);
 
 /// Longest answer that is learned from; far beyond any model's context, and 16 of it fit in a `u64`.
 const LONGEST: u64 = 1 << 32;
@@ -47,6 +55,30 @@ impl Lengths {
     /// How far the 90th percentile is above the mean; 0 when it is below.
     pub(super) fn spread(&self) -> u64 {
         self.p90_16ths.saturating_sub(self.mean_16ths).div_ceil(16)
+    }
+}
+
+// === impl Uncached ===
+
+impl Default for Uncached {
+    fn default() -> Self {
+        Self(1024)
+    }
+}
+
+impl Uncached {
+    pub(super) fn learn(&mut self, usage: &Usage) {
+        let cached = usage.cached_tokens.min(usage.prompt_tokens);
+        let part = |tokens: u64| tokens.saturating_mul(1024).checked_div(usage.prompt_tokens);
+        if let Some(seen) = part(usage.prompt_tokens - cached) {
+            self.0 = (self.0 * 7 + seen.min(1024)).div_ceil(8);
+        }
+    }
+
+    /// Rounded up: something is computed of every prompt.
+    pub(super) fn of(self, prompt_tokens: u64) -> u64 {
+        let tokens = u128::from(prompt_tokens) * u128::from(self.0);
+        u64::try_from(tokens.div_ceil(1024)).unwrap_or(u64::MAX)
     }
 }
 

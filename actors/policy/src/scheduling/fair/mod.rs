@@ -30,9 +30,10 @@ mod window;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+pub(super) use self::window::TOLERATED_WAITING;
 use self::{
     forecast::Throughput,
     lanes::{Length, Waiting},
@@ -73,7 +74,9 @@ struct Dispatched {
     reserved: u64,
     charged: Grains,
     load: Load,
-    /// When tokens were last counted, and how many; from the first token on.
+    /// Its prefill is over.
+    is_acked: bool,
+    /// When tokens were last counted, and how many; from the first token on, if that is seen.
     counted: Option<(Instant, u64)>,
 }
 
@@ -218,6 +221,7 @@ impl FairCore {
             reserved: expected,
             charged,
             load,
+            is_acked: false,
             counted: None,
         });
         let tokens = tag.div_euclid(TOKEN);
@@ -246,6 +250,18 @@ impl FairCore {
     pub(super) fn window(&self) -> WindowState {
         let used = self.tree.node(ROOT).load;
         self.window.state(used, self.pace.step())
+    }
+
+    /// A step's time as streams have shown it lately.
+    pub(super) fn seen_step(&self) -> Option<Duration> {
+        self.pace.fresh_step()
+    }
+
+    /// What the engine probably has to compute of a request's prompt.
+    pub(super) fn prefill(&self, slot: u32) -> u64 {
+        let job = self.job(slot);
+        let tenant = self.tree.node(self.tree.tenant_of(job.leaf));
+        tenant.uncached.of(job.prompt_tokens)
     }
 
     fn length(&self, arrival: &Arrival) -> Length {

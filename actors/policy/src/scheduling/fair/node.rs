@@ -5,7 +5,12 @@ use std::{
     sync::Arc,
 };
 
-use super::{forecast::Mean, lanes::Lanes, lengths::Lengths, window::Load};
+use super::{
+    forecast::Mean,
+    lanes::Lanes,
+    lengths::{Lengths, Uncached},
+    window::Load,
+};
 use crate::scheduling::settings::Grains;
 
 pub(super) type NodeId = u32;
@@ -44,6 +49,8 @@ pub(super) struct Node {
     pub(super) lanes: Lanes,
     /// Of a tenant.
     pub(super) lengths: Lengths,
+    /// Of a tenant: how much of its prompts is computed.
+    pub(super) uncached: Uncached,
     /// Of a tenant: what its requests come to.
     pub(super) usual: Mean,
     /// Of a tenant: where its last request ends in the order of tags.
@@ -87,6 +94,7 @@ impl Node {
             children: Children::default(),
             lanes: Lanes::default(),
             lengths,
+            uncached: Uncached::default(),
             usual: Mean::default(),
             last_tag: 0,
         }

@@ -23,6 +23,8 @@ pub(super) struct Pace {
     /// Sequence-nanoseconds and tokens since the last look.
     spent: u128,
     tokens: u128,
+    /// Looks since the last one that saw a token.
+    unseen: u32,
     /// First-token delays less the steps they need, since the last look, in nanoseconds.
     delays: Vec<u64>,
     floor: Floor,
@@ -45,6 +47,7 @@ impl Pace {
             step: None,
             spent: 0,
             tokens: 0,
+            unseen: 0,
             delays: Vec::new(),
             floor: Floor::default(),
         }
@@ -79,12 +82,13 @@ impl Pace {
     pub(super) fn look(&mut self) -> Option<u64> {
         let lateness = self.lateness();
         self.delays.clear();
+        self.unseen = self.unseen.saturating_add(1);
         if let Some(seen) = self.spent.checked_div(self.tokens) {
             let seen = u64::try_from(seen).unwrap_or(u64::MAX);
             // Weight 1/4: a look every 100 ms, so half a second to follow a change.
             let smoothed = |step: u64| (step / 4).saturating_mul(3).saturating_add(seen / 4);
             self.step = Some(self.step.map_or(seen, smoothed).max(1));
-            (self.spent, self.tokens) = (0, 0);
+            (self.spent, self.tokens, self.unseen) = (0, 0, 0);
         }
         lateness
     }
@@ -95,6 +99,12 @@ impl Pace {
             (!self.delays.is_empty()).then(|| self.delays.select_nth_unstable(middle))?;
         let late = median.saturating_sub(self.floor.least()?);
         Some(late.saturating_mul(100) / self.step?)
+    }
+
+    /// The time of a step, if tokens were seen within a second.
+    pub(super) fn fresh_step(&self) -> Option<Duration> {
+        const LOOKS: u32 = 10;
+        self.step().filter(|_| self.unseen <= LOOKS)
     }
 
     pub(super) fn step(&self) -> Option<Duration> {

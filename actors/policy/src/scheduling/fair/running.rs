@@ -3,10 +3,13 @@
 use std::time::Instant;
 
 use super::{Dispatched, FairCore, Job, window::Load};
-use crate::scheduling::{settings::Mutant, types::Outcome};
+use crate::{
+    cost::Usage,
+    scheduling::{settings::Mutant, types::Outcome},
+};
 
 impl FairCore {
-    /// The prefill of a request is over.
+    /// The first token of a request came.
     pub(in crate::scheduling) fn first_token(&mut self, slot: u32, now: Instant) {
         let job = *self.job(slot);
         let Some(run) = job.run.filter(|run| run.counted.is_none()) else {
@@ -15,6 +18,18 @@ impl FairCore {
         let took = now.saturating_duration_since(run.started);
         self.pace.first_token(job.prompt_tokens, took, now);
         self.tag_time = self.tag_time.max(run.tag);
+        self.acknowledge(slot);
+        if let Some(run) = &mut self.jobs[slot as usize].run {
+            run.counted = Some((now, job.sequences));
+        }
+    }
+
+    /// The prefill of a request is over.
+    pub(in crate::scheduling) fn acknowledge(&mut self, slot: u32) {
+        let job = *self.job(slot);
+        let Some(run) = job.run.filter(|run| !run.is_acked) else {
+            return;
+        };
         let load = Load {
             unacked: 0,
             guests: 0,
@@ -23,7 +38,7 @@ impl FairCore {
         self.tree.reload(job.leaf, run.load, load);
         self.jobs[slot as usize].run = Some(Dispatched {
             load,
-            counted: Some((now, job.sequences)),
+            is_acked: true,
             ..run
         });
     }
@@ -71,7 +86,8 @@ impl FairCore {
         let price = self.settings.price;
         let cost = match outcome {
             Outcome::Completed(usage) => {
-                self.learn(&job, usage.completion_tokens);
+                self.tag_time = self.tag_time.max(run.tag);
+                self.learn(&job, usage);
                 if let Some((when, before)) = run.counted {
                     let took = now.saturating_duration_since(when);
                     let tokens = usage.completion_tokens.saturating_sub(before);
@@ -94,10 +110,12 @@ impl FairCore {
         self.tree.stop(job.leaf, run.load);
     }
 
-    fn learn(&mut self, job: &Job, output: u64) {
-        let each = output.div_ceil(job.sequences);
+    fn learn(&mut self, job: &Job, usage: &Usage) {
+        let each = usage.completion_tokens.div_ceil(job.sequences);
         self.lengths.learn(each);
         let tenant = self.tree.tenant_of(job.leaf);
-        self.tree.node_mut(tenant).lengths.learn(each);
+        let tenant = self.tree.node_mut(tenant);
+        tenant.lengths.learn(each);
+        tenant.uncached.learn(usage);
     }
 }

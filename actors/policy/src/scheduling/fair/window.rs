@@ -45,7 +45,7 @@ pub(super) enum Fit {
 const PERIOD: Duration = Duration::from_millis(100);
 
 /// Engine waiting queues up to this length are its own business.
-const TOLERATED_WAITING: u64 = 2;
+pub(in crate::scheduling) const TOLERATED_WAITING: u64 = 2;
 
 /// A longer one for this long means that the window is too large.
 const TOLERATED_FOR: Duration = Duration::from_secs(1);

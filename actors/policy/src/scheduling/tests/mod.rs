@@ -4,6 +4,7 @@ mod bounds;
 mod charging;
 mod engines;
 mod forecast;
+mod hidden;
 mod mutants;
 mod properties;
 mod reshare;

@@ -42,6 +42,8 @@ pub(super) struct Sim<'a> {
     /// What the engine's own gauge says: who was left waiting by the latest step.
     left_waiting: usize,
     first_token: Vec<Option<Duration>>,
+    /// It is asked once a second how many requests wait inside it.
+    pub(super) tells_waiting: bool,
     report: Report,
 }
 
@@ -114,6 +116,7 @@ impl<'a> Sim<'a> {
             first_token: vec![None; requests.len()],
             requests,
             report: Report::default(),
+            tells_waiting: false,
         }
     }
 
@@ -129,7 +132,8 @@ impl<'a> Sim<'a> {
             let arrival = self.requests.get(next).map(|request| request.at);
             let sent = self.sent.front().map(|(at, ..)| *at);
             let step = self.step.as_ref().map(|(ends, _)| *ends);
-            let now = [Some(tick), arrival, sent, step]
+            let wakes = self.scheduler.wakes_at().map(|at| at - self.start);
+            let now = [Some(tick), arrival, sent, step, wakes]
                 .into_iter()
                 .flatten()
                 .min();
@@ -143,7 +147,7 @@ impl<'a> Sim<'a> {
                 self.submit(now);
             } else if step == Some(now) {
                 self.end_step(now);
-            } else {
+            } else if tick == now {
                 self.tick(now);
                 tick += TICK;
             }
@@ -185,7 +189,11 @@ impl<'a> Sim<'a> {
     }
 
     fn dispatch(&mut self, now: Duration) {
+        while self.scheduler.overdue(self.start + now).is_some() {}
         while let Some(next) = self.scheduler.next(self.start + now) {
+            if !self.streams(next.item) {
+                self.scheduler.hide(next.key);
+            }
             let arrives = now + self.workload.preset.front_end;
             self.sent
                 .push_back((arrives, next.item, next.key, next.tag));
@@ -246,7 +254,9 @@ impl<'a> Sim<'a> {
             running.is_acked = true;
             let running = *running;
             self.first_token[running.request] = Some(now);
-            self.scheduler.first_token(running.key, self.start + now);
+            if self.streams(running.request) {
+                self.scheduler.first_token(running.key, self.start + now);
+            }
             let prompt = u64::from(self.requests[running.request].prompt);
             self.serve(running.request, now, prompt, prompt);
         }
@@ -274,9 +284,15 @@ impl<'a> Sim<'a> {
             let Some(generated) = self.engine.generated(*engine) else {
                 continue;
             };
+            if !self.streams(running.request) {
+                let estimate = self.scheduler.estimate(running.key, at).unwrap();
+                self.report.judge(estimate, generated);
+            }
             if generated > running.counted && running.is_acked {
-                self.scheduler
-                    .streamed(running.key, u64::from(generated), at);
+                if self.streams(running.request) {
+                    self.scheduler
+                        .streamed(running.key, u64::from(generated), at);
+                }
                 let tokens = u64::from(generated - running.counted);
                 self.serve(running.request, now, tokens, 2 * tokens);
                 running.counted = generated;
@@ -284,10 +300,18 @@ impl<'a> Sim<'a> {
         }
         self.running = running;
         self.scheduler.tick(at);
+        if self.tells_waiting && now.as_millis().is_multiple_of(1000) {
+            let waiting = Some(self.left_waiting as u64);
+            self.scheduler.engine_waiting(waiting, at);
+        }
         if now >= self.workload.warm_up {
             self.report.looks += 1;
             self.report.long_looks += u64::from(self.left_waiting > 2);
         }
+    }
+
+    fn streams(&self, request: usize) -> bool {
+        self.workload.sources[self.requests[request].source].streams
     }
 
     fn serve(&mut self, request: usize, now: Duration, tokens: u64, cost: u64) {

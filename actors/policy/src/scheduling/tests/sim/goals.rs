@@ -2,9 +2,9 @@
 
 use super::{Arm, Report, Sim, Workload, drive, measure::to_f64};
 
-const SEEDS: [u64; 3] = [1, 2, 3];
+pub(super) const SEEDS: [u64; 3] = [1, 2, 3];
 
-fn run(arm: Arm, workload: &Workload) -> Report {
+pub(super) fn run(arm: Arm, workload: &Workload) -> Report {
     let mut all = Report::default();
     for seed in SEEDS {
         all.merge(arm.run(workload, seed));

@@ -23,6 +23,9 @@ pub(super) struct Report {
     pub(super) steps: u64,
     pub(super) busy: Duration,
     pub(super) over_limit: u64,
+    /// Tokens that hidden requests have at looks, and by how much estimates are off.
+    pub(super) hidden: u64,
+    pub(super) misjudged: u64,
 }
 
 // === impl Report ===
@@ -44,6 +47,8 @@ impl Report {
         self.steps += other.steps;
         self.busy += other.busy;
         self.over_limit += other.over_limit;
+        self.hidden += other.hidden;
+        self.misjudged += other.misjudged;
     }
 
     pub(super) fn quiet_quantile(&self, percent: usize) -> f64 {
@@ -52,6 +57,16 @@ impl Report {
         // Nearest rank.
         let rank = (delays.len() * percent).div_ceil(100).max(1);
         delays[rank - 1].as_secs_f64() * 1e3
+    }
+
+    pub(super) fn judge(&mut self, estimate: u64, generated: u32) {
+        self.hidden += u64::from(generated);
+        self.misjudged += estimate.abs_diff(u64::from(generated));
+    }
+
+    /// Part of the looks at the engine that saw a queue in it.
+    pub(super) fn waits(&self) -> f64 {
+        to_f64(self.long_looks) / to_f64(self.looks.max(1))
     }
 
     /// Mean time of a step in milliseconds.

@@ -3,6 +3,7 @@
 
 mod drive;
 mod goals;
+mod hidden;
 mod measure;
 mod traffic;
 

@@ -24,6 +24,8 @@ pub(super) struct Source {
     pub(super) output: Length,
     /// It says it wants that many tokens; otherwise it says what it takes.
     pub(super) claims: Option<u64>,
+    /// Otherwise its answers come whole.
+    pub(super) streams: bool,
     pub(super) from: Duration,
 }
 
@@ -50,6 +52,7 @@ pub(super) const QUIET: Source = Source {
     prompt: Length::Between(10, 60),
     output: Length::Between(60, 64),
     claims: None,
+    streams: true,
     from: Duration::ZERO,
 };
 
@@ -126,6 +129,14 @@ impl Workload {
         }
         all.sort_by_key(|request| request.at);
         all
+    }
+
+    /// The same requests, but these tenants ask for whole answers.
+    pub(super) fn whole(mut self, tenants: &[&str]) -> Self {
+        for source in &mut self.sources {
+            source.streams = !tenants.contains(&source.tenant);
+        }
+        self
     }
 
     fn quiet_and(name: &'static str, preset: Preset, flood: (f64, Length, Length)) -> Self {

@@ -96,7 +96,7 @@ pub enum Failure {
         /// Its `error` object, as it is.
         error: Value,
         /// What it says about asking again.
-        retry: RetryHints,
+        retry: Box<RetryHints>,
     },
 }
 
@@ -300,7 +300,7 @@ pub fn engine_failure(status: StatusCode, retry: RetryHints, body: &[u8]) -> Fai
     Failure::Engine {
         status,
         error,
-        retry,
+        retry: Box::new(retry),
     }
 }
 
@@ -309,15 +309,12 @@ pub fn engine_failure(status: StatusCode, retry: RetryHints, body: &[u8]) -> Fai
 pub fn told_failure(error: &RawValue) -> Failure {
     let error: Value = serde_json::from_str(error.get()).unwrap_or(Value::Null);
     // `errors` is a list; the first says what went wrong first.
-    let error = match error {
-        Value::Array(mut errors) if !errors.is_empty() => errors.swap_remove(0),
-        other => other,
-    };
+    let error = error.get(0).cloned().unwrap_or(error);
     let status = status_of(&error).unwrap_or(StatusCode::BAD_GATEWAY);
     Failure::Engine {
         status,
         error: whole_error(status, error),
-        retry: RetryHints::default(),
+        retry: Box::default(),
     }
 }
 

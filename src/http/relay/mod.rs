@@ -266,7 +266,7 @@ impl Relay {
     async fn collect(&mut self, account: &mut Account<'_>) -> Result<Bytes, Failure> {
         let mut whole = Assembly::default();
         for event in std::mem::take(&mut self.ready) {
-            whole.add(&event).map_err(unreadable)?;
+            whole.add(&event).map_err(|error| unreadable(&error))?;
         }
         while self.state == State::Open {
             let event = match self.source.next().await {
@@ -281,7 +281,7 @@ impl Relay {
             };
             match self.hear(&event, account) {
                 Said::Comment => {}
-                Said::Part(_) => whole.add(&event).map_err(unreadable)?,
+                Said::Part(_) => whole.add(&event).map_err(|error| unreadable(&error))?,
                 Said::Done => self.end(account),
                 Said::Failed(failure) => return Err(failure),
                 Said::Aborted => return Err(self.stopped("engine_aborted", account)),
@@ -290,7 +290,9 @@ impl Relay {
                 return Err(Failure::Unusable(Broken::Oversized.why().to_owned()));
             }
         }
-        let answer = whole.finish(self.tally.total()).map_err(unreadable)?;
+        let answer = whole
+            .finish(self.tally.total())
+            .map_err(|error| unreadable(&error))?;
         Ok(answer.into())
     }
 
@@ -432,6 +434,6 @@ fn last_words(message: &str, code: &str) -> Bytes {
     Bytes::from(format!("data: {error}\n\n"))
 }
 
-fn unreadable(error: Unmergeable) -> Failure {
+fn unreadable(error: &Unmergeable) -> Failure {
     Failure::Unusable(format!("its events cannot be put together: {error}"))
 }

@@ -342,3 +342,74 @@ impl Clock {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::poll_fn;
+    use tokio::time::advance;
+
+    use super::*;
+
+    const PATIENCE: Patience = Patience {
+        idle: Duration::from_secs(120),
+        unseen: Duration::from_secs(600),
+    };
+
+    async fn next(clock: &mut Clock) -> Piece {
+        poll_fn(|task| clock.poll(task)).await
+    }
+
+    fn seconds(since: Instant) -> u64 {
+        since.elapsed().as_secs()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_told_every_five_seconds_until_the_engines_time_is_over() {
+        let began = Instant::now();
+        let mut clock = Clock::new(PATIENCE);
+        for told in 1..24 {
+            assert!(matches!(next(&mut clock).await, Piece::Silence));
+            assert_eq!(seconds(began), told * 5);
+        }
+        let end = next(&mut clock).await;
+        assert!(matches!(end, Piece::Broken(Broken::Idle)));
+        assert_eq!(seconds(began), 120);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_begins_anew_with_every_byte() {
+        let began = Instant::now();
+        let mut clock = Clock::new(PATIENCE);
+        for _ in 0..100 {
+            advance(Duration::from_secs(4)).await;
+            clock.hear();
+            clock.progressed = clock.heard;
+        }
+        assert!(matches!(next(&mut clock).await, Piece::Silence));
+        assert_eq!(seconds(began), 405);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn comments_of_an_engine_keep_it_alive_for_a_time_only() {
+        let began = Instant::now();
+        let mut clock = Clock::new(PATIENCE);
+        let over = loop {
+            tokio::select! {
+                piece = next(&mut clock) => break piece,
+                () = tokio::time::sleep(Duration::from_secs(1)) => clock.hear(),
+            }
+        };
+        assert!(matches!(over, Piece::Broken(Broken::Idle)));
+        assert_eq!(seconds(began), 600);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn patience_shorter_than_a_silence_is_kept() {
+        let idle = Duration::from_millis(300);
+        let began = Instant::now();
+        let mut clock = Clock::new(Patience { idle, ..PATIENCE });
+        let end = next(&mut clock).await;
+        assert!(matches!(end, Piece::Broken(Broken::Idle)));
+        assert_eq!(began.elapsed(), idle);
+    }
+}

@@ -27,12 +27,10 @@ fn odd(cases: Vec<(&str, Says)>) -> Odd {
 /// The same with further configuration.
 fn odd_with(config: &str, cases: Vec<(&str, Says)>) -> Odd {
     let names: Vec<&str> = cases.iter().map(|(name, _)| *name).collect();
-    let cases: Vec<_> = cases
-        .iter()
-        .map(|(name, says)| ((*name).to_owned(), says.clone()))
-        .collect();
+    let own = |(name, says): (&str, Says)| (name.to_owned(), says);
+    let cases: Vec<_> = cases.into_iter().map(own).collect();
     let says = move |asked: &Asked| {
-        let of_model = cases.iter().find(|(name, _)| asked.body["model"] == **name);
+        let of_model = cases.iter().find(|(name, _)| asked.body["model"] == *name);
         of_model.expect("a model of this test").1.clone()
     };
     Odd::start(config, Upstream::start(&names, says))

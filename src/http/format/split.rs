@@ -143,15 +143,14 @@ fn index_of(choice: &Members<'_>) -> String {
     format!("\"index\":{}", get(choice, "index").unwrap_or("0"))
 }
 
-/// A message as a delta: without what it does not say, and with its tool calls numbered.
+/// A message as a delta: with its tool calls numbered.
 fn delta(message: &str) -> Result<String, Malformed> {
     let mut out = String::from("{");
     for (key, raw) in members(&mut Json::of(message))? {
-        match &*key {
-            "tool_calls" if !json::is_empty(raw) => push(&mut out, &key, &numbered(raw)?),
-            "role" | "content" => push(&mut out, &key, raw),
-            _ if json::is_empty(raw) => {}
-            _ => push(&mut out, &key, raw),
+        if key == "tool_calls" && json::kind_of(raw) == Kind::List {
+            push(&mut out, &key, &numbered(raw)?);
+        } else {
+            push(&mut out, &key, raw);
         }
     }
     out.push('}');

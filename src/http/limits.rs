@@ -15,6 +15,9 @@ pub(super) const MAX_DEPTH: usize = 128;
 /// duplicates short.
 pub(super) const MAX_MEMBERS: usize = 256;
 
+/// Bytes of a model's name, which errors repeat; the configuration allows fewer.
+pub(super) const MAX_MODEL: usize = 512;
+
 /// More choices than this in one request, over all its prompts, are a mistake or an attack; OpenAI allows
 /// 128 of one prompt.
 pub(super) const MAX_CHOICES: u64 = 128;

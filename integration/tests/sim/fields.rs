@@ -81,6 +81,7 @@ fn what_is_too_much_is_refused_on_every_route_and_no_engine_hears_of_it() {
             replaced("prompt_logprobs", "-1".to_owned()),
         ),
         ("n_probs", replaced("n_probs", r#""49152""#.to_owned())),
+        ("model", format!(r#"{{"model":"{}"}}"#, "x".repeat(513))),
         ("messages", replaced("messages", list(4097))),
         ("input", replaced("input", list(2049))),
         ("n", replaced("prompt", list(129))),

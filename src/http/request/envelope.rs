@@ -181,6 +181,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn no_error_repeats_more_than_the_beginning_of_a_name() {
+        let long = "x".repeat(100_000);
+        let deep = "[".repeat(200) + &"]".repeat(200);
+        for body in [
+            format!(r#"{{"model":"{long}"}}"#),
+            format!(r#"{{"model":"m","{long}":{deep}}}"#),
+            format!(r#"{{"model":"m","{long}":1,"{long}":2}}"#),
+        ] {
+            let problem = problem(&body);
+            let param = problem.param.unwrap_or_default();
+            assert!(
+                problem.message.len() + param.len() < 300,
+                "{}",
+                problem.message
+            );
+        }
+        let longest = format!(r#"{{"model":"{}"}}"#, "x".repeat(512));
+        assert!(ParsedRequest::parse(longest.as_bytes()).is_ok());
+    }
+
     /// A body with these fields as well.
     fn with(fields: &str) -> String {
         format!(r#"{{"model":"m",{fields}}}"#)

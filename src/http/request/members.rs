@@ -10,6 +10,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
+use super::names::shown;
 use crate::http::limits::MAX_MEMBERS;
 
 /// The members.
@@ -35,7 +36,10 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
                     }
                     // Parsers disagree about which of two wins, and that is how one gets past us.
                     if members.iter().any(|(known, _)| *known == key) {
-                        return Err(M::Error::custom(format_args!("duplicate field `{key}`")));
+                        return Err(M::Error::custom(format_args!(
+                            "duplicate field `{}`",
+                            shown(&key)
+                        )));
                     }
                     members.push((key, Cow::Borrowed(map.next_value()?)));
                 }

@@ -4,6 +4,12 @@ use actix_web::http::header::HeaderValue;
 
 use crate::http::limits::MAX_IGNORED;
 
+/// As much of a name as a message repeats: names are as long as clients make them.
+pub(super) fn shown(name: &str) -> &str {
+    const LONGEST: usize = 64;
+    &name[..name.floor_char_boundary(LONGEST)]
+}
+
 /// The names, as far as they can be printed and have room.
 #[derive(Debug, Default)]
 pub(super) struct Names {
@@ -56,6 +62,13 @@ mod tests {
         let odd = ["", "a b", "a\r\nset-cookie: x", "é", "a,b", "\u{7f}"];
         assert_eq!(header(&odd), None);
         assert_eq!(header(&["a", "\0", "b"]).as_deref(), Some("a, b"));
+    }
+
+    #[test]
+    fn a_name_is_shown_as_far_as_it_has_room() {
+        assert_eq!(shown("messages"), "messages");
+        assert_eq!(shown(&"é".repeat(1000)), "é".repeat(32));
+        assert_eq!(shown(&("x".to_owned() + &"é".repeat(40))).len(), 63);
     }
 
     #[test]

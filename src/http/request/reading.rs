@@ -10,11 +10,12 @@ use serde_json::value::RawValue;
 
 use super::{
     members::Members,
+    names::shown,
     shape::Shape,
     spelling::{flag, text, whole},
 };
 use crate::http::{
-    limits::{MAX_CHOICES, MAX_DEPTH, MAX_INPUTS, MAX_LOGPROBS, MAX_MESSAGES},
+    limits::{MAX_CHOICES, MAX_DEPTH, MAX_INPUTS, MAX_LOGPROBS, MAX_MESSAGES, MAX_MODEL},
     refusal::BadRequest,
 };
 
@@ -52,6 +53,7 @@ impl Reading {
             let shape = Shape::of(value.get());
             // The body's own braces are a level too.
             if shape.depth >= MAX_DEPTH {
+                let name = shown(name);
                 let message =
                     format!("`{name}` is nested too deep: a request may have {MAX_DEPTH} levels");
                 return Err(BadRequest::new(message).param(name));
@@ -160,8 +162,12 @@ impl Reading {
 }
 
 fn model(value: &RawValue) -> Result<String, BadRequest> {
-    let wrong = |_| BadRequest::new("`model` must be a string").param("model");
-    serde_json::from_str(value.get()).map_err(wrong)
+    let wrong = |what| BadRequest::new(format!("`model` {what}")).param("model");
+    let model: String = serde_json::from_str(value.get()).map_err(|_| wrong("must be a string"))?;
+    if model.len() > MAX_MODEL {
+        return Err(wrong("is longer than any name"));
+    }
+    Ok(model)
 }
 
 fn wants_usage(options: &RawValue) -> bool {

@@ -6,7 +6,7 @@
 //!
 //! What is no answer never leaves this folder as one: a redirect, an answer without content, a coding
 //! that nobody asked for. It knows nothing of events, of who asks, or of how long an answer may take.
-//! TLS would be one more kind of [`socket::Socket`].
+//! TLS would be one more kind of `socket::Socket`.
 
 mod ask;
 mod beginning;

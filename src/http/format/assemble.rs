@@ -6,7 +6,7 @@
 //! Every member of every chunk is merged by one rule:
 //!
 //! - `null` says nothing, and stays where nothing else was said.
-//! - Text is continued by the next text ([`is_continued`]). Any other string is said once or again,
+//! - Text is continued by the next text . Any other string is said once or again,
 //!   never continued: a server that repeats a tool's name means one tool.
 //! - Lists are continued by lists; an item with an `index` continues the item of that index.
 //! - Objects are merged, member by member.
@@ -23,17 +23,11 @@ use kvwarden_policy::cost::Usage;
 use super::{
     event,
     json::{self, Json, Kind, Malformed},
+    merge::{Items, Object, Part, Place, member, short, write_key},
 };
 
 /// Highest index of a choice: a request has at most 128 of them.
 const MAX_INDEX: u64 = 127;
-
-/// Most members of an object, and most items with an index in a list. Each is looked for among those
-/// before it, and a model that calls 1,024 tools at once repeats itself.
-const MAX_MEMBERS: usize = 1024;
-
-/// What a member takes beside its key and its value.
-const OVERHEAD: usize = 64;
 
 /// Members of a chunk that are the stream's own: padding against guesses by length, and how far the
 /// prefill is.
@@ -71,12 +65,7 @@ impl From<Malformed> for Unmergeable {
     }
 }
 
-type Merged = Result<(), Unmergeable>;
-
-/// It has more members than are looked through.
-fn too_many(key: &str) -> Unmergeable {
-    Unmergeable::Members(short(key))
-}
+pub(super) type Merged = Result<(), Unmergeable>;
 
 /// An answer in the making.
 #[derive(Default)]
@@ -85,51 +74,6 @@ pub struct Assembly {
     head: Object,
     choices: BTreeMap<u64, Object>,
     length: usize,
-}
-
-/// Members in the order in which they were first said. Keys are as they are spelt.
-#[derive(Default)]
-struct Object(Vec<(Box<str>, Part)>);
-
-/// A value in the making.
-enum Part {
-    Null,
-    /// As it was spelt.
-    Word(String),
-    /// The inside of a string that goes on.
-    Text(String),
-    Object(Object),
-    List(Vec<Items>),
-}
-
-enum Items {
-    /// As they were spelt, with commas between them.
-    Run(String),
-    Indexed(u64, Part),
-}
-
-/// Where a value stands.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// In a choice, beside the message. The last word counts.
-    Choice,
-    /// In the message.
-    Message,
-    /// In llama.cpp's own form of the answer.
-    Verbose,
-}
-
-impl Place {
-    /// Only the last word counts for this member. Of llama.cpp's own form the rest is the same for all
-    /// of an answer, lists of settings among them.
-    fn replaces(self, key: &str) -> bool {
-        self == Self::Verbose && !["content", "tokens", "completion_probabilities"].contains(&key)
-    }
-}
-
-/// Strings that the next chunk continues: text of all kinds, and data that comes in pieces (audio).
-fn is_continued(key: &str, place: Place) -> bool {
-    event::is_text(key) || (key == "data" && place == Place::Message)
 }
 
 // === impl Assembly ===
@@ -161,10 +105,6 @@ impl Assembly {
     }
 
     /// Bytes that it holds.
-    #[expect(
-        clippy::len_without_is_empty,
-        reason = "nobody asks whether an answer in the making is empty"
-    )]
     #[must_use]
     pub fn len(&self) -> usize {
         self.length
@@ -197,7 +137,7 @@ impl Assembly {
             let index = index_of(raw, position)?;
             position += 1;
             let choice = self.choices.entry(index).or_default();
-            choice.add_choice(&mut Json::of(raw), &mut self.length)
+            add_choice(choice, raw, &mut self.length)
         })
     }
 
@@ -246,6 +186,19 @@ impl Assembly {
     }
 }
 
+fn add_choice(choice: &mut Object, raw: &str, length: &mut usize) -> Merged {
+    Json::of(raw).object(|json, key| match &**key {
+        "delta" | "message" => {
+            let message = choice.part("message", length)?;
+            message.merge(json, "message", Place::Message, length)
+        }
+        key => {
+            let part = choice.part(key, length)?;
+            part.merge(json, key, Place::Choice, length)
+        }
+    })
+}
+
 fn index_of(choice: &str, position: u64) -> Result<u64, Unmergeable> {
     if json::kind_of(choice) != Kind::Object {
         return Err(Unmergeable::NotAChunk);
@@ -255,313 +208,6 @@ fn index_of(choice: &str, position: u64) -> Result<u64, Unmergeable> {
     };
     let index = spelt.parse().ok().filter(|index| *index <= MAX_INDEX);
     index.ok_or_else(|| Unmergeable::Index(short(spelt)))
-}
-
-/// The first member of that name of an object that was read before.
-fn member<'a>(object: &'a str, name: &str) -> Option<&'a str> {
-    let mut found = None;
-    // It ends with the first that is found; there is no other way for it to fail.
-    let _ = Json::of(object).object(|json, key| {
-        let value = json.value()?;
-        if key == name {
-            found = Some(value);
-            return Err(Malformed);
-        }
-        Ok(())
-    });
-    found
-}
-
-/// Enough of a key for a log.
-fn short(key: &str) -> String {
-    key.chars().take(64).collect()
-}
-
-// === impl Object ===
-
-impl Object {
-    fn get(&self, key: &str) -> Option<&Part> {
-        self.0
-            .iter()
-            .find(|(known, _)| &**known == key)
-            .map(|(_, part)| part)
-    }
-
-    fn get_mut(&mut self, key: &str) -> Option<&mut Part> {
-        self.0
-            .iter_mut()
-            .find(|(known, _)| &**known == key)
-            .map(|(_, part)| part)
-    }
-
-    /// The value of a member; `null` if it was not said yet.
-    fn part(&mut self, key: &str, length: &mut usize) -> Result<&mut Part, Unmergeable> {
-        let known = self.0.iter().position(|(known, _)| &**known == key);
-        let at = known.unwrap_or(self.0.len());
-        if known.is_none() {
-            if at == MAX_MEMBERS {
-                return Err(too_many(key));
-            }
-            *length += key.len() + OVERHEAD;
-            self.0.push((key.into(), Part::Null));
-        }
-        Ok(&mut self.0[at].1)
-    }
-
-    /// Gives a member that value.
-    fn set(&mut self, key: &str, part: Part) {
-        match self.get_mut(key) {
-            Some(known) => *known = part,
-            None => self.0.push((key.into(), part)),
-        }
-    }
-
-    fn has(&self, key: &str) -> bool {
-        self.get(key).is_some_and(|part| !part.is_empty())
-    }
-
-    fn add_choice(&mut self, json: &mut Json<'_>, length: &mut usize) -> Merged {
-        json.object(|json, key| match &**key {
-            "delta" | "message" => {
-                let message = self.part("message", length)?;
-                message.merge(json, "message", Place::Message, length)
-            }
-            key => {
-                let part = self.part(key, length)?;
-                part.merge(json, key, Place::Choice, length)
-            }
-        })
-    }
-
-    fn merge(&mut self, json: &mut Json<'_>, place: Place, length: &mut usize) -> Merged {
-        json.object(|json, key| {
-            let part = self.part(key, length)?;
-            if place.replaces(key) {
-                part.say(json.value()?, length);
-                return Ok(());
-            }
-            part.merge(json, key, place, length)
-        })
-    }
-
-    /// What every message of a whole answer has, and none of what only a chunk has.
-    fn complete_message(&mut self, keeps_index: bool) {
-        if !self.has("role") {
-            self.0.retain(|(key, _)| &**key != "role");
-            let role = Part::Word("\"assistant\"".to_owned());
-            self.0.insert(0, ("role".into(), role));
-        }
-        // llama.cpp opens with `null`, and says so in the end only beside what stands for a text.
-        let instead = ["tool_calls", "function_call", "refusal", "audio"];
-        if matches!(self.get("content"), None | Some(Part::Null)) {
-            let has_other = instead.iter().any(|key| self.has(key));
-            let empty = Part::Text(String::new());
-            self.set("content", if has_other { Part::Null } else { empty });
-        }
-        if let Some(Part::List(calls)) = self.get_mut("tool_calls")
-            && !keeps_index
-        {
-            for call in calls {
-                if let Items::Indexed(_, Part::Object(call)) = call {
-                    call.0.retain(|(key, _)| &**key != "index");
-                }
-            }
-        }
-    }
-
-    fn write(self, out: &mut Vec<u8>) {
-        out.push(b'{');
-        for (at, (key, part)) in self.0.into_iter().enumerate() {
-            write_key(out, at, &key);
-            part.write(out);
-        }
-        out.push(b'}');
-    }
-}
-
-// === impl Part ===
-
-impl Part {
-    fn is_empty(&self) -> bool {
-        match self {
-            Self::Null => true,
-            Self::Word(word) => json::is_empty(word),
-            Self::Text(text) => text.is_empty(),
-            Self::Object(object) => object.0.is_empty(),
-            Self::List(list) => list.is_empty(),
-        }
-    }
-
-    /// It is what it was said to be last.
-    fn say(&mut self, raw: &str, length: &mut usize) {
-        match self {
-            Self::Word(word) if word == raw => {}
-            Self::Word(word) => {
-                *length = *length - word.len() + raw.len();
-                word.clear();
-                word.push_str(raw);
-            }
-            Self::Null | Self::Text(_) | Self::Object(_) | Self::List(_) => {
-                *length += raw.len();
-                *self = Self::Word(raw.to_owned());
-            }
-        }
-    }
-
-    /// What comes next continues it.
-    fn merge(
-        &mut self,
-        json: &mut Json<'_>,
-        key: &str,
-        place: Place,
-        length: &mut usize,
-    ) -> Merged {
-        let kind = json.kind()?;
-        if kind == Kind::Null {
-            json.value()?;
-            return Ok(());
-        }
-        if let Self::Null = self {
-            *self = match kind {
-                Kind::String if is_continued(key, place) => Self::Text(String::new()),
-                Kind::Null | Kind::Bool | Kind::Number | Kind::String => {
-                    self.say(json.value()?, length);
-                    return Ok(());
-                }
-                Kind::List => Self::List(Vec::new()),
-                Kind::Object => Self::Object(Object::default()),
-            };
-        }
-        match (self, kind) {
-            (Self::Text(text), Kind::String) => grow(text, json.string()?, length),
-            (Self::Object(object), Kind::Object) => object.merge(json, place, length)?,
-            (Self::List(list), Kind::List) => {
-                json.list(|json| add_item(list, json.value()?, key, place, length))?;
-            }
-            (word @ Self::Word(_), Kind::Bool | Kind::Number | Kind::String) => {
-                word.say_again(json.value()?, key, place, length)?;
-            }
-            _ => return Err(Unmergeable::Kind(short(key))),
-        }
-        Ok(())
-    }
-
-    /// A word where one was said before.
-    fn say_again(&mut self, raw: &str, key: &str, place: Place, length: &mut usize) -> Merged {
-        let Self::Word(word) = self else {
-            return Ok(());
-        };
-        // Some servers leave a name empty when it was said, and some make up an id for each chunk.
-        let is_idle = json::is_empty(raw) || (key == "id" && !json::is_empty(word));
-        if word == raw || is_idle {
-            return Ok(());
-        }
-        let is_string = |raw| json::kind_of(raw) == Kind::String;
-        let may_be_text = is_string(word) || is_string(raw) || is_continued(key, place);
-        if place == Place::Message && may_be_text && !json::is_empty(word) {
-            return Err(Unmergeable::Twice(short(key)));
-        }
-        self.say(raw, length);
-        Ok(())
-    }
-
-    fn write(self, out: &mut Vec<u8>) {
-        match self {
-            Self::Null => out.extend_from_slice(b"null"),
-            Self::Word(word) => out.extend_from_slice(word.as_bytes()),
-            Self::Text(text) => {
-                out.push(b'"');
-                out.extend_from_slice(text.as_bytes());
-                out.push(b'"');
-            }
-            Self::Object(object) => object.write(out),
-            Self::List(list) => {
-                out.push(b'[');
-                for (at, items) in list.into_iter().enumerate() {
-                    if at > 0 {
-                        out.push(b',');
-                    }
-                    match items {
-                        Items::Run(run) => out.extend_from_slice(run.as_bytes()),
-                        Items::Indexed(_, part) => part.write(out),
-                    }
-                }
-                out.push(b']');
-            }
-        }
-    }
-}
-
-fn add_item(
-    list: &mut Vec<Items>,
-    raw: &str,
-    key: &str,
-    place: Place,
-    length: &mut usize,
-) -> Merged {
-    if place == Place::Message && json::kind_of(raw) == Kind::Object {
-        if let Some(index) = member(raw, "index").and_then(|raw| raw.parse().ok()) {
-            let part = indexed(list, index, key, length)?;
-            return part.merge(&mut Json::of(raw), key, place, length);
-        }
-        // It says by nothing which call it is a part of.
-        let is_nameless = member(raw, "id").is_none_or(json::is_empty);
-        if key == "tool_calls" && is_nameless && !list.is_empty() {
-            return Err(Unmergeable::Twice(short(key)));
-        }
-    }
-    match list.last_mut() {
-        Some(Items::Run(run)) => {
-            grow(run, ",", length);
-            grow(run, raw, length);
-        }
-        Some(Items::Indexed(..)) | None => {
-            *length += raw.len();
-            list.push(Items::Run(raw.to_owned()));
-        }
-    }
-    Ok(())
-}
-
-/// The item of that index, which is new if there was none.
-fn indexed<'a>(
-    list: &'a mut Vec<Items>,
-    index: u64,
-    key: &str,
-    length: &mut usize,
-) -> Result<&'a mut Part, Unmergeable> {
-    let is_it = |items: &Items| matches!(items, Items::Indexed(at, _) if *at == index);
-    let at = list.iter().rposition(is_it).unwrap_or(list.len());
-    if at == MAX_MEMBERS {
-        return Err(too_many(key));
-    }
-    if at == list.len() {
-        *length += OVERHEAD;
-        list.push(Items::Indexed(index, Part::Object(Object::default())));
-    }
-    match &mut list[at] {
-        Items::Indexed(_, part) => Ok(part),
-        Items::Run(_) => Err(too_many(key)),
-    }
-}
-
-/// Long text grows by a quarter: twice the room would be held for an answer of 64 MB.
-fn grow(text: &mut String, more: &str, length: &mut usize) {
-    const LONG: usize = 1 << 20;
-    *length += more.len();
-    if text.capacity() - text.len() < more.len() && text.len() > LONG {
-        text.reserve_exact(more.len() + text.len() / 4);
-    }
-    text.push_str(more);
-}
-
-fn write_key(out: &mut Vec<u8>, at: usize, key: &str) {
-    if at > 0 {
-        out.push(b',');
-    }
-    out.push(b'"');
-    out.extend_from_slice(key.as_bytes());
-    out.extend_from_slice(b"\":");
 }
 
 fn write_choices(out: &mut Vec<u8>, choices: BTreeMap<u64, Object>, is_chat: bool) {
@@ -582,12 +228,37 @@ fn write_choices(out: &mut Vec<u8>, choices: BTreeMap<u64, Object>, is_chat: boo
                 choice.set("message", Part::Object(Object::default()));
             }
             if let Some(Part::Object(message)) = choice.get_mut("message") {
-                message.complete_message(keeps_index);
+                complete_message(message, keeps_index);
             }
         }
         choice.write(out);
     }
     out.push(b']');
+}
+
+/// What every message of a whole answer has, and none of what only a chunk has.
+fn complete_message(message: &mut Object, keeps_index: bool) {
+    if !message.has("role") {
+        message.0.retain(|(key, _)| &**key != "role");
+        let role = Part::Word("\"assistant\"".to_owned());
+        message.0.insert(0, ("role".into(), role));
+    }
+    // llama.cpp opens with `null`, and says so in the end only beside what stands for a text.
+    let instead = ["tool_calls", "function_call", "refusal", "audio"];
+    if matches!(message.get("content"), None | Some(Part::Null)) {
+        let has_other = instead.iter().any(|key| message.has(key));
+        let empty = Part::Text(String::new());
+        message.set("content", if has_other { Part::Null } else { empty });
+    }
+    if let Some(Part::List(calls)) = message.get_mut("tool_calls")
+        && !keeps_index
+    {
+        for call in calls {
+            if let Items::Indexed(_, Part::Object(call)) = call {
+                call.0.retain(|(key, _)| &**key != "index");
+            }
+        }
+    }
 }
 
 /// A usage with these counts, as it is but for those that differ.

@@ -204,6 +204,19 @@ fn what_is_the_streams_own_is_left_out_and_llamacpps_own_form_is_whole() {
 }
 
 #[test]
+fn an_empty_text_is_no_other_kind_of_content() {
+    let part = json!({"type": "thinking", "thinking": "hm "});
+    let list = |items: &[&Value]| json!({"role": "assistant", "content": items});
+    let told = message(&[
+        json!({"role": "assistant", "content": ""}),
+        list(&[&part]),
+        list(&[&part]),
+        json!({"content": ""}),
+    ]);
+    assert_eq!(told.unwrap(), list(&[&part, &part]));
+}
+
+#[test]
 fn what_cannot_be_merged_for_certain_is_an_error() {
     let kind = |key: &str| Err(Unmergeable::Kind(key.to_owned()));
     let twice = |key: &str| Err(Unmergeable::Twice(key.to_owned()));
@@ -435,7 +448,7 @@ fn slow(chunks: &[Value]) -> Option<Value> {
     let mut choices: Vec<Map<String, Value>> = Vec::new();
     for chunk in chunks {
         let choice = chunk["choices"][0].as_object()?;
-        let index = choice["index"].as_u64()? as usize;
+        let index = usize::try_from(choice["index"].as_u64()?).unwrap();
         while choices.len() <= index {
             choices.push(Map::new());
         }
@@ -488,6 +501,13 @@ fn slow_merge(whole: &mut Value, more: &Value, key: &str, is_message: bool) -> O
                 }
             }
         }
+        (Value::String(text), Value::Array(_) | Value::Object(_))
+            if TEXTS.contains(&key) && text.is_empty() =>
+        {
+            *whole = Value::Null;
+            slow_merge(whole, more, key, is_message)?;
+        }
+        (Value::Array(_) | Value::Object(_), Value::String(text)) if text.is_empty() => {}
         (Value::Array(_) | Value::Object(_), _) | (_, Value::Array(_) | Value::Object(_)) => {
             return None;
         }

@@ -4,22 +4,36 @@
 use serde_json::Value;
 
 use super::{
-    super::{event, split::as_events, sse::Splitter},
+    super::{
+        event::{self, Event},
+        split::as_events,
+        sse::Splitter,
+        usage::Unasked,
+    },
     assemble::assembled,
 };
 
 const LLAMACPP: &str = include_str!("answers/llamacpp.json");
 const SGLANG: &str = include_str!("answers/sglang.json");
+/// Streams of llama.cpp and vLLM, asked for usage and not.
+const UNASKED: &str = include_str!("answers/unasked.json");
 
-/// `{name: {"whole": text, "stream": text}}`.
-fn answers(recorded: &str) -> impl Iterator<Item = (String, String, String)> {
+/// Both forms of answers, each by its name: `{name: {form: text, form: text}}`.
+fn forms(
+    recorded: &str,
+    [first, second]: [&'static str; 2],
+) -> impl Iterator<Item = (String, String, String)> {
     let Value::Object(all) = serde_json::from_str(recorded).unwrap() else {
         panic!("no object");
     };
-    all.into_iter().map(|(name, forms)| {
+    all.into_iter().map(move |(name, forms)| {
         let text = |form: &str| forms[form].as_str().unwrap().to_owned();
-        (name, text("whole"), text("stream"))
+        (name, text(first), text(second))
     })
+}
+
+fn answers(recorded: &str) -> impl Iterator<Item = (String, String, String)> {
+    forms(recorded, ["whole", "stream"])
 }
 
 /// Without what differs from one request to the next.
@@ -83,6 +97,29 @@ fn the_answers_of_engines_are_the_same_after_they_were_events() {
 }
 
 #[test]
+fn a_stream_whose_client_did_not_ask_for_usage_is_the_engines_own() {
+    let chunks = |events: Vec<bytes::Bytes>| -> Vec<Value> {
+        let is_chunk = |event: &bytes::Bytes| matches!(event::read(event), Event::Chunk(_));
+        let chunks = events.into_iter().filter(is_chunk);
+        chunks
+            .map(|event| comparable(&event::data(&event)))
+            .collect()
+    };
+    for (name, asked, own) in forms(UNASKED, ["asked", "unasked"]) {
+        let (mut unasked, mut passed) = (Unasked::default(), Vec::new());
+        for event in events(&asked) {
+            match event::read(&event) {
+                Event::Chunk(chunk) => {
+                    passed.extend(unasked.pass(event.clone(), &chunk).into_iter().flatten());
+                }
+                Event::Comment | Event::Done | Event::Failed(_) => passed.extend(unasked.held()),
+            }
+        }
+        assert_eq!(chunks(passed), chunks(events(&own)), "{name}");
+    }
+}
+
+#[test]
 fn all_that_engines_stream_is_read() {
     for (name, whole, stream) in answers(LLAMACPP).chain(answers(SGLANG)) {
         let (mut tokens, mut begun, mut finished, mut usage) = (
@@ -92,7 +129,7 @@ fn all_that_engines_stream_is_read() {
             None,
         );
         for event in events(&stream) {
-            if let event::Event::Chunk(chunk) = event::read(&event) {
+            if let Event::Chunk(chunk) = event::read(&event) {
                 tokens += chunk.tokens;
                 begun.extend(chunk.begun);
                 finished.extend(chunk.finished);

@@ -323,7 +323,8 @@ proptest! {
                 prop_assert!(!slow_is_error(&event));
                 prop_assert_eq!(chunk.tokens, said.iter().map(slow_tokens).sum::<u32>());
                 prop_assert_eq!(chunk.has_usage, event["usage"].is_object());
-                let indices: Vec<u32> = said.iter().map(|c| c["index"].as_u64().unwrap() as u32).collect();
+                let index = |choice: &Value| u32::try_from(choice["index"].as_u64().unwrap()).unwrap();
+                let indices: Vec<u32> = said.iter().map(index).collect();
                 prop_assert_eq!(chunk.begun, choices(&indices));
             }
             Event::Comment | Event::Done => prop_assert!(false, "{event}"),

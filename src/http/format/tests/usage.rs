@@ -17,8 +17,9 @@ fn passed(events: &[&str]) -> Vec<String> {
         let event = Bytes::from(format!("data: {event}\n\n"));
         match event::read(&event) {
             Event::Chunk(chunk) => {
-                out.extend(unasked.pass(event.clone(), &chunk).into_iter().flatten())
+                out.extend(unasked.pass(event.clone(), &chunk).into_iter().flatten());
             }
+
             Event::Comment | Event::Done | Event::Failed(_) => {
                 out.extend(unasked.held());
                 out.push(event);

@@ -129,7 +129,9 @@ pub async fn identify(
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let id = id(request.headers());
-    request.headers_mut().insert(X_REQUEST_ID, id.clone());
+    request
+        .headers_mut()
+        .insert(X_REQUEST_ID.clone(), id.clone());
     let shared = request.app_data::<web::Data<Arc<Shared>>>().cloned();
     let is_old = request.version() < Version::HTTP_11;
     let mut response = if head_bytes(request.headers()) > MAX_HEADERS {
@@ -149,23 +151,23 @@ pub async fn identify(
         // The client's next connection reaches the process that serves now.
         head.set_connection_type(ConnectionType::Close);
     }
-    head.headers_mut().insert(X_REQUEST_ID, id.clone());
+    head.headers_mut().insert(X_REQUEST_ID.clone(), id.clone());
     head.headers_mut().insert(REQUEST_ID, id);
     Ok(response)
 }
 
 /// The name that OpenAI's SDKs read, and Anthropic's.
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 
 /// The client's id of a request if it is printable, else a fresh one.
 fn id(headers: &HeaderMap) -> HeaderValue {
-    let given = headers.get(X_REQUEST_ID).filter(|id| {
+    let given = headers.get(&X_REQUEST_ID).filter(|id| {
         (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
     });
     given.cloned().unwrap_or_else(|| {
         let fresh = format!("req-{:032x}", rand::random::<u128>());
-        HeaderValue::from_str(&fresh).unwrap_or(HeaderValue::from_static("req"))
+        HeaderValue::try_from(fresh).unwrap_or(HeaderValue::from_static("req"))
     })
 }
 

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use actix_web::http::header::HeaderMap;
+use actix_web::http::header::{HeaderMap, HeaderName};
 use kvwarden_actors::RequestHints;
 use kvwarden_policy::tier::Tier;
 use tokio::time::Instant;
@@ -16,21 +16,24 @@ use crate::http::refusal::BadRequest;
 
 /// How agents name the session that a request is part of: in general, Codex (two versions of it),
 /// Claude Code.
-const SESSION_HEADERS: [&str; 4] = [
-    "x-session-id",
-    "session-id",
-    "session_id",
-    "x-claude-code-session-id",
+static SESSION_HEADERS: [HeaderName; 4] = [
+    HeaderName::from_static("x-session-id"),
+    HeaderName::from_static("session-id"),
+    HeaderName::from_static("session_id"),
+    HeaderName::from_static("x-claude-code-session-id"),
 ];
 
 /// And in OpenAI's own fields, the most specific first; `user` is the old name of the other two.
 const SESSION_FIELDS: [&str; 3] = ["prompt_cache_key", "safety_identifier", "user"];
 
 /// Our own header for when the client gives up, in milliseconds from now.
-const DEADLINE: &str = "x-kvwarden-deadline-ms";
+static DEADLINE: HeaderName = HeaderName::from_static("x-kvwarden-deadline-ms");
 
 /// How long OpenAI's SDKs wait, in seconds: Python's, JavaScript's.
-const SDK_TIMEOUTS: [&str; 2] = ["x-stainless-read-timeout", "x-stainless-timeout"];
+static SDK_TIMEOUTS: [HeaderName; 2] = [
+    HeaderName::from_static("x-stainless-read-timeout"),
+    HeaderName::from_static("x-stainless-timeout"),
+];
 
 /// Reads them off a request.
 ///
@@ -58,7 +61,7 @@ pub(crate) fn read_hints(
 fn session(headers: &HeaderMap, members: &Members<'_>) -> Option<Arc<str>> {
     let in_headers = SESSION_HEADERS
         .iter()
-        .filter_map(|name| headers.get(*name))
+        .filter_map(|name| headers.get(name))
         .map(|value| value.as_bytes());
     let in_body = SESSION_FIELDS
         .iter()
@@ -98,14 +101,14 @@ fn tier(members: &Members<'_>) -> Tier {
 /// be read (Python's says `None` for no timeout). Of a stream those mean how long nothing comes or how
 /// long its head takes, and comments are in time for both.
 fn patience(headers: &HeaderMap, is_streamed: bool) -> Result<Option<Duration>, BadRequest> {
-    if let Some(value) = headers.get(DEADLINE) {
+    if let Some(value) = headers.get(&DEADLINE) {
         let millis = value.to_str().ok().and_then(|text| text.parse().ok());
         return match millis {
             Some(millis @ 1..) => Ok(Some(Duration::from_millis(millis))),
             Some(0) | None => {
                 let message =
                     format!("`{DEADLINE}` must be a whole number of milliseconds above 0");
-                Err(BadRequest::new(message).param(DEADLINE))
+                Err(BadRequest::new(message).param(DEADLINE.as_str()))
             }
         };
     }
@@ -113,7 +116,7 @@ fn patience(headers: &HeaderMap, is_streamed: bool) -> Result<Option<Duration>, 
         return Ok(None);
     }
     let seconds = SDK_TIMEOUTS.iter().filter_map(|name| {
-        let text = headers.get(*name)?.to_str().ok()?;
+        let text = headers.get(name)?.to_str().ok()?;
         let seconds = text.parse().ok()?;
         Duration::try_from_secs_f64(seconds).ok()
     });
@@ -122,7 +125,7 @@ fn patience(headers: &HeaderMap, is_streamed: bool) -> Result<Option<Duration>, 
 
 #[cfg(test)]
 mod tests {
-    use actix_web::http::header::{HeaderName, HeaderValue};
+    use actix_web::http::header::HeaderValue;
 
     use super::*;
 
@@ -210,7 +213,7 @@ mod tests {
             let headers = headers.iter().map(header).collect();
             let ours_only = super::patience(&headers, true);
             let of_all = super::patience(&headers, false);
-            if !headers.contains_key(DEADLINE) {
+            if !headers.contains_key(&DEADLINE) {
                 assert_eq!(ours_only, Ok(None), "a stream is kept alive by comments");
             }
             of_all

@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use actix_web::{HttpRequest, http::header};
+use actix_web::{
+    HttpRequest,
+    http::header::{self, HeaderName},
+};
 use kvwarden_actors::router::OTHERS;
 use kvwarden_policy::TenantId;
 
@@ -14,10 +17,10 @@ use crate::{
 
 /// Headers that name the tenant where they are believed: ours, llm-d's, and the one that the Gateway
 /// API's inference extension had before.
-const TENANT_HEADERS: [&str; 3] = [
-    "x-tenant-id",
-    "x-llm-d-inference-fairness-id",
-    "x-gateway-inference-fairness-id",
+static TENANT_HEADERS: [HeaderName; 3] = [
+    HeaderName::from_static("x-tenant-id"),
+    HeaderName::from_static("x-llm-d-inference-fairness-id"),
+    HeaderName::from_static("x-gateway-inference-fairness-id"),
 ];
 
 /// The tenant of requests that name none.
@@ -141,8 +144,8 @@ fn bearer(request: &HttpRequest) -> Result<Option<&str>, Failure> {
 /// The tenant that the headers name. If they differ, one was set by somebody who should not have.
 fn named_tenant(request: &HttpRequest) -> Option<Result<TenantId, Failure>> {
     let mut headers = TENANT_HEADERS.iter().flat_map(|name| {
-        let values = request.headers().get_all(*name);
-        values.map(|value| (*name, value.as_bytes()))
+        let values = request.headers().get_all(name);
+        values.map(|value| (name.as_str(), value.as_bytes()))
     });
     let (first, id) = headers.next()?;
     Some(match headers.find(|(_, other)| *other != id) {

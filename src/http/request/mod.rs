@@ -13,11 +13,13 @@ mod spelling;
 
 use actix_web::HttpRequest;
 
+use super::X_REQUEST_ID;
+
 /// The id that [`identify`](super::identify) gave to a request.
 pub(super) fn request_id(request: &HttpRequest) -> &str {
     request
         .headers()
-        .get("x-request-id")
+        .get(&X_REQUEST_ID)
         .and_then(|id| id.to_str().ok())
         .unwrap_or_default()
 }

@@ -94,7 +94,7 @@ pub struct NodeLimits {
     #[serde(with = "DurationText")]
     #[default(Duration::from_secs(300))]
     pub queue_timeout: Duration,
-    /// How long an engine may be silent within an answer.
+    /// How long an engine may be silent within a stream; five times as long before its answer begins, within one that is no stream, and while it sends nothing but comments.
     #[serde(with = "DurationText")]
     #[default(Duration::from_secs(120))]
     pub stream_idle_timeout: Duration,

@@ -216,7 +216,7 @@ impl Exchange {
             Opened::Stream(head, relay) if client.is_streamed => {
                 let patience = self.shared.view().limits.client_stall_timeout;
                 let events = relay.into_body(permit, self.record, patience);
-                answer::events(head, slot.held_by(events.into_stream()))
+                answer::events(head, slot.held_by(events))
             }
             Opened::Stream(head, relay) => {
                 let (permit, record) = (&mut permit, &mut self.record);

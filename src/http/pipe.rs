@@ -8,15 +8,17 @@
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
+    future::poll_fn,
     io,
+    pin::Pin,
     rc::Rc,
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures_util::{Stream, stream};
+use futures_util::Stream;
 use tokio::{
-    sync::Notify,
     task::JoinHandle,
     time::{Instant, timeout_at},
 };
@@ -28,8 +30,9 @@ struct Pipe {
     waiting: RefCell<VecDeque<(Instant, Bytes)>>,
     bytes: Cell<usize>,
     is_over: Cell<bool>,
-    came: Notify,
-    taken: Notify,
+    /// Who waits for an event, and who for room. One thread has both ends, so this is all it takes.
+    reader: Cell<Option<Waker>>,
+    writer: Cell<Option<Waker>>,
 }
 
 /// The engine's end. Dropping it ends the body once everything is taken.
@@ -71,14 +74,27 @@ impl Pipe {
     fn put(&self, event: Bytes) {
         self.bytes.set(self.bytes.get() + event.len());
         self.waiting.borrow_mut().push_back((Instant::now(), event));
-        self.came.notify_one();
+        wake(&self.reader);
     }
 
     fn take(&self) -> Option<Bytes> {
         let (_, event) = self.waiting.borrow_mut().pop_front()?;
         self.bytes.set(self.bytes.get() - event.len());
-        self.taken.notify_one();
+        wake(&self.writer);
         Some(event)
+    }
+
+    /// Comes back once an event was taken that waits now.
+    async fn taken(&self) {
+        let before = self.waiting.borrow().len();
+        poll_fn(|task| {
+            if self.waiting.borrow().len() < before {
+                return Poll::Ready(());
+            }
+            self.writer.set(Some(task.waker().clone()));
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Since when the oldest event waits.
@@ -106,7 +122,7 @@ impl Writer {
                 break;
             }
             // What came of it is seen above.
-            let _ = timeout_at(deadline, self.pipe.taken.notified()).await;
+            let _ = timeout_at(deadline, self.pipe.taken()).await;
         }
         self.pipe.put(event);
         Ok(())
@@ -121,26 +137,31 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         self.pipe.is_over.set(true);
-        self.pipe.came.notify_one();
+        wake(&self.pipe.reader);
     }
 }
 
 // === impl Reader ===
 
-impl Reader {
+impl Stream for Reader {
+    type Item = io::Result<Bytes>;
+
     /// Everything that comes, until the other end is dropped.
-    pub(super) fn into_stream(self) -> impl Stream<Item = io::Result<Bytes>> {
-        stream::unfold(self, |reader| async move {
-            loop {
-                if let Some(event) = reader.pipe.take() {
-                    return Some((Ok(event), reader));
-                }
-                if reader.pipe.is_over.get() {
-                    return None;
-                }
-                reader.pipe.came.notified().await;
-            }
-        })
+    fn poll_next(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(event) = self.pipe.take() {
+            return Poll::Ready(Some(Ok(event)));
+        }
+        if self.pipe.is_over.get() {
+            return Poll::Ready(None);
+        }
+        self.pipe.reader.set(Some(task.waker().clone()));
+        Poll::Pending
+    }
+}
+
+fn wake(waiting: &Cell<Option<Waker>>) {
+    if let Some(waker) = waiting.take() {
+        waker.wake();
     }
 }
 
@@ -180,11 +201,7 @@ mod tests {
                 writer.put(text.into()).await.unwrap();
             }
         });
-        let all: Vec<_> = reader
-            .into_stream()
-            .map(|event| event.unwrap())
-            .collect()
-            .await;
+        let all: Vec<_> = reader.map(|event| event.unwrap()).collect().await;
         assert_eq!(all.concat(), b"abc");
     }
 
@@ -193,11 +210,7 @@ mod tests {
         tokio::time::pause();
         let (reader, stalled) = endless();
         assert_eq!(stalled.await, Ok(Stalled));
-        let all: Vec<_> = reader
-            .into_stream()
-            .map(|event| event.unwrap())
-            .collect()
-            .await;
+        let all: Vec<_> = reader.map(|event| event.unwrap()).collect().await;
         assert_eq!(all.len(), 5);
         assert_eq!(all[4], "cut");
     }
@@ -205,8 +218,7 @@ mod tests {
     #[actix_web::test]
     async fn client_that_keeps_up_is_never_cut_and_one_that_trickles_is() {
         tokio::time::pause();
-        let (reader, mut stalled) = endless();
-        let mut stream = std::pin::pin!(reader.into_stream());
+        let (mut stream, mut stalled) = endless();
         // Four events wait at most, so each waits 24 s.
         for _ in 0..100 {
             advance(PATIENCE / 5).await;

@@ -1,6 +1,6 @@
 //! What a server says instead of an answer, and what is no answer.
 
-use kvwarden_integration::{Part, Says};
+use kvwarden_integration::{Framing, Part, Says};
 use serde_json::{Value, json};
 
 use super::{answer, event, odd, odd_with, role, said, text, usual};
@@ -245,6 +245,59 @@ fn what_is_no_answer_is_502_once_and_says_what_is_wrong() {
 }
 
 #[test]
+fn other_routes_are_held_to_the_same() {
+    let odd = odd(vec![
+        (
+            "html",
+            Says::body("text/html", "<html>Welcome to nginx!</html>"),
+        ),
+        ("empty", Says::body("application/json", "")),
+        ("moved", Says::json(&answer()).status(301)),
+        (
+            "error",
+            Says::json(&json!({ "error": { "message": "no", "code": 400 } })),
+        ),
+        (
+            "busy",
+            Says::json(&error("slow down"))
+                .status(429)
+                .field("retry-after: 7"),
+        ),
+        (
+            "fine",
+            Says::json(&json!({ "count": 1, "data": [] })).framed(Framing::Close),
+        ),
+    ]);
+    for path in ["/v1/embeddings", "/tokenize"] {
+        let post = |model: &str| {
+            let ask = json!({ "model": model, "input": "x", "prompt": "x" });
+            odd.server.client().post(path, &ask)
+        };
+        for model in ["html", "empty", "moved"] {
+            let reply = post(model);
+            assert_eq!(
+                reply.header("x-should-retry"),
+                Some("false"),
+                "{path} {model}"
+            );
+            assert_eq!(
+                reply.expect_error(502)["code"],
+                "engine_unreachable",
+                "{path} {model}"
+            );
+        }
+        assert_eq!(post("error").expect_error(400)["message"], "no", "{path}");
+        let busy = post("busy");
+        assert_eq!(busy.header("retry-after"), Some("7"), "{path}");
+        assert_eq!(busy.expect_error(429)["message"], "slow down", "{path}");
+        assert_eq!(post("fine").expect(200).json()["count"], 1, "{path}");
+    }
+    for model in ["html", "empty", "moved", "error", "busy", "fine"] {
+        assert_eq!(odd.count(model), 2, "{model}");
+    }
+}
+
+#[test]
 fn interim_responses_are_read_past() {
     let after = |interim: &str| Says::json(&answer()).preface(interim);
     let odd = odd(vec![
@@ -281,12 +334,11 @@ fn server_that_hangs_up_before_the_first_event_is_tried_three_times() {
 
 #[test]
 fn silence_of_a_server_ends_wherever_it_falls_silent() {
-    use kvwarden_integration::Framing::Promised;
     let limits = "[limits]\nstream_idle_timeout = \"300ms\"\n";
     let half = |content_type: &str, status: u16| {
         Says::body(content_type, "{")
             .status(status)
-            .framed(Promised(100))
+            .framed(Framing::Promised(100))
     };
     let odd = odd_with(
         limits,

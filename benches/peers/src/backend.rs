@@ -13,6 +13,7 @@ use memchr::memmem;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
+    sync::Notify,
     task::spawn_local,
     time::{Instant, sleep_until},
 };
@@ -28,8 +29,10 @@ const BACKLOG: u32 = 16_384;
 #[derive(Debug)]
 pub(crate) struct Backend {
     pub(crate) plan: Cell<Plan>,
-    /// The time from one token to the next, else all come at once.
-    pub(crate) pace: Cell<Option<Duration>>,
+    pub(crate) pace: Cell<Pace>,
+    /// Events that the one client has, for [`Pace::Heard`].
+    pub(crate) heard: Cell<u64>,
+    pub(crate) hears: Notify,
     /// Answers whose caller hung up.
     pub(crate) aborted: Cell<u64>,
     /// Requests for an answer that came.
@@ -37,6 +40,16 @@ pub(crate) struct Backend {
     /// When it began; answers' ids count from here.
     pub(crate) began: Instant,
     ready: RefCell<Ready>,
+}
+
+/// When tokens come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pace {
+    AtOnce,
+    /// A step apart.
+    Each(Duration),
+    /// Each once the client has the one before.
+    Heard,
 }
 
 /// Answers are made once and sent often.
@@ -62,7 +75,9 @@ impl Backend {
                 tokens: 1,
                 calls_tools: false,
             }),
-            pace: Cell::new(None),
+            pace: Cell::new(Pace::AtOnce),
+            heard: Cell::new(0),
+            hears: Notify::new(),
             aborted: Cell::new(0),
             asked: Cell::new(0),
             began: Instant::now(),
@@ -120,11 +135,12 @@ impl Backend {
     async fn answer(&self, stream: &mut TcpStream, shape: Shape) -> io::Result<()> {
         let plan = self.plan.get();
         match (shape, self.pace.get()) {
-            (Shape::Stream { with_usage }, Some(pace)) => {
+            (Shape::Stream { .. }, Pace::AtOnce) => {}
+            (Shape::Stream { with_usage }, pace) => {
                 return self.stream(stream, with_usage, pace).await;
             }
-            (Shape::Whole, Some(pace)) => {
-                hold(stream, Instant::now() + pace * plan.tokens).await?;
+            (Shape::Whole, Pace::Each(step)) => {
+                hold(stream, Instant::now() + step * plan.tokens).await?;
             }
             _ => {}
         }
@@ -133,23 +149,32 @@ impl Backend {
     }
 
     /// Each event is due a step after the one before, whenever that one was sent.
-    async fn stream(
-        &self,
-        stream: &mut TcpStream,
-        with_usage: bool,
-        pace: Duration,
-    ) -> io::Result<()> {
+    async fn stream(&self, stream: &mut TcpStream, with_usage: bool, pace: Pace) -> io::Result<()> {
         let plan = self.plan.get();
         let mut due = Instant::now();
         let events = Events::new(plan, with_usage, due - self.began);
+        self.heard.set(0);
         stream.write_all(STREAM_HEAD.as_bytes()).await?;
         stream.write_all(&events.opening).await?;
-        for _ in 0..plan.tokens {
-            due += pace;
-            hold(stream, due).await?;
+        for sent in 0..plan.tokens {
+            match pace {
+                Pace::AtOnce => {}
+                Pace::Each(step) => {
+                    due += step;
+                    hold(stream, due).await?;
+                }
+                Pace::Heard => self.until_heard(sent).await,
+            }
             stream.write_all(&events.token).await?;
         }
         stream.write_all(&events.closing).await
+    }
+
+    /// The opening may come with the first token.
+    async fn until_heard(&self, tokens: u32) {
+        while tokens > 0 && self.heard.get() <= u64::from(tokens) {
+            self.hears.notified().await;
+        }
     }
 
     fn ready(&self, shape: Shape, plan: Plan) -> Rc<[u8]> {

@@ -2,6 +2,7 @@
 //! meanwhile changes for all of them.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     rc::Rc,
     time::Duration,
@@ -13,20 +14,22 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     answer::WORD,
-    backend::Backend,
+    backend::{Backend, Pace},
     engine,
     load::{Call, Counted, Load, float, once},
-    peer::{Peer, Setting, address, free_port, request},
+    peer::{MAX_CONCURRENT, Peer, Setting, free_port},
     process::{Process, move_to},
-    trial::{Kind, Trial},
+    trial::{Kind, TRIALS, Trial},
 };
 
 /// How long a proxy may take until it answers.
 const READY: Duration = Duration::from_secs(120);
+/// How long a proxy may take to end before it is killed.
+pub(crate) const END: Duration = Duration::from_secs(5);
 /// Where proxies run.
-const PROXY_CORE: usize = 0;
+pub(crate) const PROXY_CORE: usize = 0;
 /// Where the backend and the clients run.
-const LOAD_CORE: usize = 1;
+pub(crate) const LOAD_CORE: usize = 1;
 
 /// What one trial on one peer gave.
 #[derive(Debug)]
@@ -55,7 +58,7 @@ struct Running {
 
 impl Bench {
     pub(crate) async fn new(kvwarden: &Path, window: Duration) -> anyhow::Result<Self> {
-        move_to(LOAD_CORE).context("two cores are needed")?;
+        move_to(&[LOAD_CORE]).context("two cores are needed")?;
         let (backend, port) = Backend::start().await?;
         Ok(Self {
             engines: engine::await_engines(Rc::clone(&backend)).await?,
@@ -74,19 +77,16 @@ impl Bench {
             self.stop(peer).await;
         }
         let port = self.port_of(peer).await?;
-        let headers = peer.headers(self.port);
-        let body = trial.question.body();
-        let call = Call {
-            to: address(port),
-            request: request(trial.question.path(), &headers, &body),
-        };
+        let call = Call::new(peer, port, self.port, trial.question);
         self.backend.plan.set(trial.plan);
-        self.backend.pace.set(trial.pace);
+        self.backend
+            .pace
+            .set(trial.pace.map_or(Pace::AtOnce, Pace::Each));
         if trial.on_one_core {
-            move_to(PROXY_CORE)?;
+            move_to(&[PROXY_CORE])?;
         }
         let reading = self.measure(peer, trial, &call).await;
-        move_to(LOAD_CORE)?;
+        move_to(&[LOAD_CORE])?;
         if reading.is_err() {
             self.stop(peer).await;
         }
@@ -148,11 +148,17 @@ impl Bench {
             port,
             backend: self.port,
             engines: self.engines,
+            models: 1,
+            max_concurrent: MAX_CONCURRENT,
+            tenants: "",
             kvwarden: &self.kvwarden,
         };
         let mut command = peer.command(&setting)?.context("nothing to start")?;
-        let mut process = Process::start(&mut command, PROXY_CORE, LOAD_CORE)?;
-        self.until_ready(peer, port, &mut process, &dir).await?;
+        let mut process = Process::start(&mut command, &[PROXY_CORE], LOAD_CORE)?;
+        self.backend.pace.set(Pace::AtOnce);
+        self.backend.plan.set(TRIALS[0].plan);
+        let call = Call::new(peer, port, self.port, TRIALS[0].question);
+        until_ready(&call, &mut process, &dir).await?;
         self.running.push(Running {
             peer,
             port,
@@ -161,50 +167,40 @@ impl Bench {
         Ok(port)
     }
 
-    async fn until_ready(
-        &self,
-        peer: Peer,
-        port: u16,
-        process: &mut Process,
-        dir: &Path,
-    ) -> anyhow::Result<()> {
-        let question = crate::trial::TRIALS[0].question;
-        let call = Call {
-            to: address(port),
-            request: request(question.path(), &peer.headers(self.port), &question.body()),
-        };
-        self.backend.pace.set(None);
-        self.backend.plan.set(crate::trial::TRIALS[0].plan);
-        let start = Instant::now();
-        loop {
-            let Err(error) = once(&call).await else {
-                return Ok(());
-            };
-            if process.has_ended() || start.elapsed() > READY {
-                let log = std::fs::read_to_string(dir.join("log")).unwrap_or_default();
-                let last = log
-                    .trim()
-                    .lines()
-                    .last()
-                    .unwrap_or("it said nothing")
-                    .to_owned();
-                bail!("does not answer: {error:#}; {last}");
-            }
-            sleep(Duration::from_millis(100)).await;
-        }
-    }
-
     async fn stop(&mut self, peer: Peer) {
         let at = self.running.iter().position(|running| running.peer == peer);
         if let Some(at) = at {
-            self.running.swap_remove(at).process.end().await;
+            self.running.swap_remove(at).process.end(END).await;
         }
     }
 
     /// Ends all of them.
     pub(crate) async fn end(mut self) {
-        for running in self.running.drain(..) {
-            running.process.end().await;
+        for mut running in self.running.drain(..) {
+            running.process.end(END).await;
         }
     }
+}
+
+/// Waits until a proxy answers.
+pub(crate) async fn until_ready(
+    call: &Call,
+    process: &mut Process,
+    dir: &Path,
+) -> anyhow::Result<()> {
+    let start = Instant::now();
+    while let Err(error) = once(call).await {
+        if process.has_ended() || start.elapsed() > READY {
+            let log = fs::read_to_string(dir.join("log")).unwrap_or_default();
+            let last = log
+                .trim()
+                .lines()
+                .last()
+                .unwrap_or("it said nothing")
+                .to_owned();
+            bail!("does not answer: {error:#}; {last}");
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
 }

@@ -21,6 +21,8 @@ use crate::{
     answer,
     histogram::Histogram,
     http::{Framing, READ, read_head, unchunked},
+    peer::{self, Peer},
+    trial::Question,
 };
 
 /// An answer, or the next piece of one, takes no longer on any proxy.
@@ -32,11 +34,74 @@ const OPENED_A_SECOND: f64 = 2000.0;
 /// How an event begins.
 const EVENT: &[u8] = b"data: ";
 
-/// Where a request goes, and its bytes.
+/// Where requests go, and their bytes, which take turns.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
-    pub(crate) to: SocketAddr,
-    pub(crate) request: Rc<[u8]>,
+    to: SocketAddr,
+    requests: Rc<[Vec<u8>]>,
+    next: Rc<Cell<usize>>,
+    /// The status of a right answer.
+    status: u16,
+}
+
+impl Call {
+    /// Asks a question through `peer`, which listens at `port`.
+    pub(crate) fn new(peer: Peer, port: u16, backend: u16, question: Question) -> Self {
+        Self::of(
+            port,
+            [request(question, "m", &peer.headers(backend))].into(),
+        )
+    }
+
+    /// Asks a question of so many models, named by [`crate::peer::model`], for so many tenants.
+    pub(crate) fn of_many(port: u16, question: Question, models: u32, tenants: u32) -> Self {
+        let requests = (0..tenants.max(models)).map(|n| {
+            let tenant = format!("x-tenant-id: {}\r\n", peer::tenant(n % tenants));
+            request(question, &peer::model(n % models), &tenant)
+        });
+        Self::of(port, requests.collect())
+    }
+
+    fn of(port: u16, requests: Rc<[Vec<u8>]>) -> Self {
+        Self {
+            to: ([127, 0, 0, 1], port).into(),
+            requests,
+            next: Rc::default(),
+            status: 200,
+        }
+    }
+
+    /// Asks with a key.
+    pub(crate) fn with_key(self, question: Question, key: &str) -> Self {
+        let request = request(question, "m", &format!("authorization: Bearer {key}\r\n"));
+        Self {
+            requests: [request].into(),
+            ..self
+        }
+    }
+
+    /// Expects that the key is not known.
+    pub(crate) fn refused(self) -> Self {
+        Self {
+            status: 401,
+            ..self
+        }
+    }
+
+    fn request(&self) -> &[u8] {
+        let next = self.next.get();
+        self.next.set((next + 1) % self.requests.len());
+        &self.requests[next]
+    }
+}
+
+fn request(question: Question, model: &str, headers: &str) -> Vec<u8> {
+    let body = question.body(model);
+    let (path, length) = (question.path(), body.len());
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n{headers}content-length: {length}\r\n\r\n{body}"
+    )
+    .into_bytes()
 }
 
 /// A connection that is kept.
@@ -44,6 +109,8 @@ pub(crate) struct Call {
 struct Connection {
     stream: TcpStream,
     read: Vec<u8>,
+    /// Whoever answers closes it then.
+    is_last: bool,
 }
 
 impl Connection {
@@ -53,22 +120,25 @@ impl Connection {
         Ok(Self {
             stream,
             read: Vec::with_capacity(READ),
+            is_last: false,
         })
     }
 
     /// Asks and reads the answer to its end, giving each piece of the body to `take`.
-    async fn ask(&mut self, request: &[u8], mut take: impl FnMut(&[u8])) -> anyhow::Result<()> {
-        self.stream.write_all(request).await?;
+    async fn ask(&mut self, call: &Call, mut take: impl FnMut(&[u8])) -> anyhow::Result<()> {
+        self.stream.write_all(call.request()).await?;
         self.read.clear();
         let head = read_head(&mut self.stream, &mut self.read).await?;
         let (status, mut framing) = parsed(&self.read[..head])?;
+        self.is_last = memmem::find(&self.read[..head], b"onnection: close").is_some();
         let mut refusal = Vec::new();
         let mut from = head;
         loop {
             let piece = &self.read[from..];
-            match status {
-                200 => take(piece),
-                _ => refusal.extend_from_slice(piece),
+            if status == call.status {
+                take(piece);
+            } else {
+                refusal.extend_from_slice(piece);
             }
             if framing.ends_with(piece) {
                 break;
@@ -79,7 +149,7 @@ impl Connection {
                 break;
             }
         }
-        if status != 200 {
+        if status != call.status {
             bail!("{status} {}", String::from_utf8_lossy(&refusal));
         }
         Ok(())
@@ -100,11 +170,29 @@ pub(crate) async fn once(call: &Call) -> anyhow::Result<Vec<u8>> {
     let asked = async {
         let mut connection = Connection::open(call.to).await?;
         connection
-            .ask(&call.request, |piece| body.extend_from_slice(piece))
+            .ask(call, |piece| body.extend_from_slice(piece))
             .await
     };
     timeout(PATIENCE, asked).await.context("no answer")??;
     Ok(unchunked(&body).unwrap_or(body))
+}
+
+/// Asks so often, one after the other, whatever the answers; `heard` is told of events.
+pub(crate) async fn repeat(
+    call: &Call,
+    times: u32,
+    mut heard: impl FnMut(u64),
+) -> anyhow::Result<()> {
+    let mut connection = Connection::open(call.to).await?;
+    for _ in 0..times {
+        let mut count = Events::default();
+        let asked = connection.ask(call, |piece| heard(count.of(piece)));
+        timeout(PATIENCE, asked).await.context("no answer")??;
+        if connection.is_last {
+            connection = Connection::open(call.to).await?;
+        }
+    }
+    Ok(())
 }
 
 /// What the clients of one trial count, and whether they go on.
@@ -250,7 +338,7 @@ async fn ask_on(call: Call, tally: Rc<Tally>) {
             let start = Instant::now();
             let mut count = Events::default();
             connection
-                .ask(&call.request, |piece| {
+                .ask(&call, |piece| {
                     tally.events.set(tally.events.get() + count.of(piece));
                 })
                 .await?;
@@ -290,7 +378,7 @@ async fn ask_one(
         None => Connection::open(call.to).await?,
     };
     let start = Instant::now();
-    connection.ask(&call.request, |_| ()).await?;
+    connection.ask(call, |_| ()).await?;
     tally.times.borrow_mut().add(start.elapsed());
     tally.answers.set(tally.answers.get() + 1);
     idle.borrow_mut().push(connection);
@@ -332,7 +420,7 @@ impl Listener {
         let asked = async {
             let mut connection = Connection::open(call.to).await?;
             connection
-                .ask(&call.request, |piece| {
+                .ask(&call, |piece| {
                     let now = Instant::now();
                     self.heard.set(Some(now));
                     let came = count.of(piece);

@@ -3,16 +3,18 @@
 
 use std::{
     fs,
-    net::{SocketAddr, TcpListener},
+    net::TcpListener,
     path::Path,
     process::{Command, Stdio},
-    rc::Rc,
 };
 
 use anyhow::Context as _;
 use nix::sys::resource::{Resource, getrlimit};
 
 use crate::install;
+
+/// More than any load has at once: who waits is measured by [`crate::growth`] alone.
+pub(crate) const MAX_CONCURRENT: u32 = 32_768;
 
 /// What requests go through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -43,6 +45,12 @@ pub(crate) struct Setting<'a> {
     pub(crate) backend: u16,
     /// The port at which an engine says that it was started.
     pub(crate) engines: u16,
+    /// Models of the program to measure, where it is attached to them.
+    pub(crate) models: u32,
+    /// Requests that each of them takes at once.
+    pub(crate) max_concurrent: u32,
+    /// Tenants of the program to measure, as its configuration has them.
+    pub(crate) tenants: &'a str,
     /// The program to measure.
     pub(crate) kvwarden: &'a Path,
 }
@@ -173,6 +181,7 @@ defaults
     timeout client 600s
     timeout server 600s
     http-reuse always
+    option http-no-delay
 frontend api
     bind 127.0.0.1:{port} backlog 16384
     default_backend engine
@@ -228,7 +237,7 @@ fn router_args(command: &mut Command, setting: &Setting<'_>) -> anyhow::Result<(
 }
 
 fn litellm(setting: &Setting<'_>) -> anyhow::Result<Command> {
-    let root = install::pypi("litellm-1.110.2", &["litellm[proxy]==1.110.2"])?;
+    let root = install::pypi("litellm-1.106.12", &["litellm[proxy]==1.106.12"])?;
     let Setting {
         dir, port, backend, ..
     } = setting;
@@ -253,9 +262,31 @@ litellm_settings: {{ telemetry: false, num_retries: 0 }}
     Ok(command)
 }
 
-fn kvwarden_python(_: &Setting<'_>) -> anyhow::Result<Command> {
-    install::pypi("kvwarden-0.1.6", &["kvwarden==0.1.6"])?;
-    anyhow::bail!("not set up yet")
+fn kvwarden_python(setting: &Setting<'_>) -> anyhow::Result<Command> {
+    let root = install::pypi("kvwarden-0.1.6", &["kvwarden==0.1.6"])?;
+    let Setting {
+        dir, port, backend, ..
+    } = setting;
+    // Neither its rate limit nor its bounds are what is measured.
+    let config = format!(
+        "host: 127.0.0.1
+port: {port}
+max_concurrent: 32768
+admission_queue_size: 32768
+log_level: ERROR
+models: [{{ model_id: m, engine: vllm, port: {backend} }}]
+tenant_defaults: {{ max_concurrent_requests: 32768, rate_limit_rpm: 1000000000 }}
+"
+    );
+    let file = dir.join("kvwarden.yaml");
+    fs::write(&file, config)?;
+    let mut command = Command::new(root.join("bin/kvwarden"));
+    command.arg("serve").arg("--config").arg(file);
+    command
+        .env("KVWARDEN_DEV_SKIP_ENGINE_LAUNCH", "1")
+        .env("KVWARDEN_ENGINE_LOG_DIR", dir)
+        .env("HOME", dir);
+    Ok(command)
 }
 
 fn portkey(setting: &Setting<'_>) -> anyhow::Result<Command> {
@@ -270,7 +301,9 @@ fn portkey(setting: &Setting<'_>) -> anyhow::Result<Command> {
 }
 
 fn kvwarden(setting: &Setting<'_>, models: &str) -> anyhow::Result<Command> {
-    let Setting { dir, port, .. } = setting;
+    let Setting {
+        dir, port, tenants, ..
+    } = setting;
     let config = format!(
         "listen = \"127.0.0.1:{port}\"
 log_level = \"warn\"
@@ -278,8 +311,9 @@ data_dir = \"{dir}/data\"
 state_dir = \"{dir}/state\"
 [limits]
 max_in_flight = 65536
-{models}",
-        dir = dir.display()
+orphan_grace = \"2m\"
+{tenants}{models}",
+        dir = dir.display(),
     );
     let file = dir.join("kvwarden.toml");
     fs::write(&file, config)?;
@@ -293,10 +327,37 @@ max_in_flight = 65536
 }
 
 fn attached(setting: &Setting<'_>) -> String {
-    format!(
-        "[[models]]\nid = \"m\"\nengine = \"attach\"\nurl = \"http://127.0.0.1:{}\"\nmax_concurrent = 32768\n",
-        setting.backend
-    )
+    let Setting {
+        backend,
+        max_concurrent,
+        ..
+    } = setting;
+    let models = (0..setting.models).map(|n| {
+        format!(
+            "[[models]]
+id = \"{}\"
+engine = \"attach\"
+url = \"http://127.0.0.1:{backend}\"
+max_concurrent = {max_concurrent}
+queue_size = 100000
+",
+            model(n)
+        )
+    });
+    models.collect()
+}
+
+/// The name of a model; the first is `m`, which all peers know.
+pub(crate) fn model(n: u32) -> String {
+    match n {
+        0 => "m".to_owned(),
+        n => format!("m{n}"),
+    }
+}
+
+/// The name of a tenant.
+pub(crate) fn tenant(n: u32) -> String {
+    format!("tenant-{n}")
 }
 
 /// llama.cpp's server is this program, which has the backend listen where llama.cpp should.
@@ -314,17 +375,4 @@ fn llamacpp(setting: &Setting<'_>) -> anyhow::Result<String> {
         crate::engine::ENGINES,
         setting.engines
     ))
-}
-
-/// A request, as bytes for `peer`.
-pub(crate) fn request(path: &str, headers: &str, body: &str) -> Rc<[u8]> {
-    let length = body.len();
-    format!("POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n{headers}content-length: {length}\r\n\r\n{body}")
-        .into_bytes()
-        .into()
-}
-
-/// Where a proxy listens.
-pub(crate) fn address(port: u16) -> SocketAddr {
-    ([127, 0, 0, 1], port).into()
 }

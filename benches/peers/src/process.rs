@@ -14,32 +14,49 @@ use nix::{
 };
 use tokio::time::{Instant, sleep};
 
-/// How long a proxy may take to end before it is killed.
-const END: Duration = Duration::from_secs(5);
-
-/// Puts this thread, and what is started from it, on one core.
-pub(crate) fn move_to(core: usize) -> nix::Result<()> {
-    let mut cores = CpuSet::new();
-    cores.set(core)?;
-    sched_setaffinity(Pid::from_raw(0), &cores)
+/// Puts this thread, and what is started from it, on these cores.
+pub(crate) fn move_to(cores: &[usize]) -> nix::Result<()> {
+    let mut set = CpuSet::new();
+    for core in cores {
+        set.set(*core)?;
+    }
+    sched_setaffinity(Pid::from_raw(0), &set)
 }
 
 /// A process and its children, on a core of its own. They are ended with it.
 #[derive(Debug)]
-pub(crate) struct Process(Child);
+pub(crate) struct Process {
+    child: Child,
+    /// Its children are none of ours.
+    is_alone: bool,
+}
 
 impl Process {
-    /// Starts it on `core`; this thread itself stays on `own`.
-    pub(crate) fn start(command: &mut Command, core: usize, own: usize) -> io::Result<Self> {
-        move_to(core)?;
-        let child = command.stdin(Stdio::null()).process_group(0).spawn();
-        move_to(own)?;
-        child.map(Self)
+    /// Starts it on `cores`; this thread itself stays on `own`.
+    pub(crate) fn start(command: &mut Command, cores: &[usize], own: usize) -> io::Result<Self> {
+        move_to(cores)?;
+        let process = Self::start_anywhere(command);
+        move_to(&[own])?;
+        process
+    }
+
+    /// Starts it on whatever cores this thread may use.
+    pub(crate) fn start_anywhere(command: &mut Command) -> io::Result<Self> {
+        let child = command.stdin(Stdio::null()).process_group(0).spawn()?;
+        Ok(Self {
+            child,
+            is_alone: false,
+        })
+    }
+
+    /// Its number, also if it has ended.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Whether it has ended by itself.
     pub(crate) fn has_ended(&mut self) -> bool {
-        self.0.try_wait().ok().flatten().is_some()
+        self.child.try_wait().ok().flatten().is_some()
     }
 
     /// CPU time until now.
@@ -53,19 +70,27 @@ impl Process {
         self.tree().iter().map(|pid| memory(*pid)).sum()
     }
 
-    /// Asks it to end, and waits.
-    pub(crate) async fn end(mut self) {
-        let group = Pid::from_raw(self.0.id().cast_signed());
+    /// Asks it to end, and waits for so long.
+    pub(crate) async fn end(&mut self, within: Duration) {
+        let group = Pid::from_raw(self.child.id().cast_signed());
         let _ = killpg(group, Signal::SIGTERM);
         let start = Instant::now();
-        while !self.has_ended() && start.elapsed() < END {
+        while !self.has_ended() && start.elapsed() < within {
             sleep(Duration::from_millis(20)).await;
         }
     }
 
+    /// Kills it alone: what it started lives on.
+    pub(crate) fn kill_alone(mut self) -> io::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        self.is_alone = true;
+        Ok(())
+    }
+
     fn tree(&self) -> Vec<u32> {
         let parents: Vec<(u32, u32)> = processes().collect();
-        let mut tree = vec![self.0.id()];
+        let mut tree = vec![self.child.id()];
         let mut next = 0;
         while let Some(parent) = tree.get(next).copied() {
             let children = parents.iter().filter(|(_, of)| *of == parent);
@@ -78,9 +103,12 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let group = Pid::from_raw(self.0.id().cast_signed());
+        if self.is_alone {
+            return;
+        }
+        let group = Pid::from_raw(self.child.id().cast_signed());
         let _ = killpg(group, Signal::SIGKILL);
-        let _ = self.0.wait();
+        let _ = self.child.wait();
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Value as Json, json};
 use crate::{
     bench::Reading,
     peer::Peer,
+    plot::Panel,
     trial::{ROWS, Row, Trial, Value},
 };
 
@@ -73,6 +74,25 @@ impl Table {
         text
     }
 
+    /// What costs CPU time in the rows of the README's table.
+    pub(crate) fn panels(&self, peers: &[Peer]) -> Vec<Panel> {
+        let is_cost = |row: &&Row| {
+            matches!(row.trial, "c32" | "paced")
+                && matches!(row.value, Value::CpuPerAnswer | Value::CpuPerMillionEvents)
+        };
+        let panels = self.rows().filter(is_cost).map(|row| {
+            let bars = peers.iter().filter(|peer| **peer != Peer::Direct);
+            let bars = bars.filter_map(|peer| Some((*peer, self.median(*peer, row)?)));
+            let mut bars: Vec<_> = bars.collect();
+            bars.sort_by(|(_, one), (_, other)| other.total_cmp(one));
+            Panel {
+                title: row.title.to_owned(),
+                bars,
+            }
+        });
+        panels.filter(|panel| !panel.bars.is_empty()).collect()
+    }
+
     pub(crate) fn json(&self, peers: &[Peer]) -> Json {
         let rows: Vec<Json> = self
             .rows()
@@ -107,7 +127,7 @@ impl Table {
     }
 }
 
-fn value(value: Value, reading: &Reading) -> Option<f64> {
+pub(crate) fn value(value: Value, reading: &Reading) -> Option<f64> {
     let Reading {
         counted,
         cpu,
@@ -128,7 +148,7 @@ fn value(value: Value, reading: &Reading) -> Option<f64> {
     number.is_finite().then_some(number)
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.len() % 2 {
@@ -140,7 +160,7 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     }
 }
 
-fn short(value: f64) -> String {
+pub(crate) fn short(value: f64) -> String {
     match value.abs() {
         size if size >= 1000.0 => {
             let mut whole = format!("{value:.0}");

@@ -274,11 +274,11 @@ impl Question {
         }
     }
 
-    pub(crate) fn body(self) -> String {
+    pub(crate) fn body(self, model: &str) -> String {
         let text = |length: usize| "How much does it take? ".repeat(length.div_ceil(23));
         let chat = |length, is_streamed: bool| {
             json!({
-                "model": "m", "max_tokens": 4096, "temperature": 0.7, "stream": is_streamed,
+                "model": model, "max_tokens": 4096, "temperature": 0.7, "stream": is_streamed,
                 "messages": [
                     { "role": "system", "content": "You are a helpful assistant." },
                     { "role": "user", "content": text(length) },
@@ -286,7 +286,7 @@ impl Question {
             })
         };
         let body = match self {
-            Self::Embeddings => json!({ "model": "m", "input": text(SHORT) }),
+            Self::Embeddings => json!({ "model": model, "input": text(SHORT) }),
             Self::Chat {
                 is_streamed,
                 prompt,

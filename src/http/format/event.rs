@@ -107,6 +107,13 @@ pub fn read_answer(answer: &[u8]) -> Result<Event<'_>, NotJson> {
 
 /// The data of an event, WHATWG HTML 9.2.6: that of several lines is joined by LF.
 pub(super) fn data(event: &[u8]) -> Cow<'_, [u8]> {
+    // The usual event is one such line.
+    if let Some(line) = event.strip_prefix(b"data: ")
+        && let Some(line) = line.strip_suffix(b"\n\n")
+        && memchr::memchr2(b'\n', b'\r', line).is_none()
+    {
+        return Cow::Borrowed(line);
+    }
     let mut lines = sse::lines(event).filter_map(sse::data_of);
     let Some(first) = lines.next() else {
         return Cow::Borrowed(b"");

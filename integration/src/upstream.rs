@@ -8,6 +8,7 @@ use std::{
     net::{TcpListener, TcpStream},
     sync::{
         Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
         mpsc::{Receiver, Sender, channel},
     },
 };
@@ -66,12 +67,14 @@ pub struct Upstream {
     port: u16,
     models: Vec<String>,
     asked: Arc<Mutex<Vec<Asked>>>,
+    connections: Arc<AtomicUsize>,
     go: Sender<()>,
 }
 
 struct Site<F> {
     says: F,
     asked: Arc<Mutex<Vec<Asked>>>,
+    connections: Arc<AtomicUsize>,
     goes: Mutex<Receiver<()>>,
 }
 
@@ -208,10 +211,12 @@ impl Upstream {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let port = listener.local_addr().expect("its address").port();
         let asked = Arc::<Mutex<Vec<Asked>>>::default();
+        let connections = Arc::<AtomicUsize>::default();
         let (go, goes) = channel();
         let site = Arc::new(Site {
             says,
             asked: Arc::clone(&asked),
+            connections: Arc::clone(&connections),
             goes: Mutex::new(goes),
         });
         std::thread::spawn(move || {
@@ -224,6 +229,7 @@ impl Upstream {
             port,
             models: models.iter().map(|model| (*model).to_owned()).collect(),
             asked,
+            connections,
             go,
         }
     }
@@ -248,6 +254,12 @@ impl Upstream {
         of_model.cloned().collect()
     }
 
+    /// Connections on which an answer was asked for.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
     /// Lets one wait pass.
     pub fn go_on(&self) {
         // Whoever waits may have lost its connection; then nobody is held up.
@@ -262,8 +274,11 @@ impl<F: Fn(&Asked) -> Says> Site<F> {
         };
         let _ = write.set_nodelay(true);
         let mut reader = BufReader::new(connection);
+        let mut is_new = true;
         while let Some((method, asked)) = read_request(&mut reader) {
             let says = if method == "POST" {
+                let new = usize::from(std::mem::take(&mut is_new));
+                self.connections.fetch_add(new, Ordering::Relaxed);
                 let says = (self.says)(&asked);
                 let mut all = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
                 all.push(asked);

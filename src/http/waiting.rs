@@ -11,6 +11,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     sync::Arc,
+    task::Poll,
 };
 
 use actix_web::{
@@ -18,13 +19,14 @@ use actix_web::{
     body::{BoxBody, MessageBody as _, to_bytes},
 };
 use bytes::{Bytes, BytesMut};
-use futures_util::{Stream, StreamExt as _, future, stream};
+use futures_util::{
+    Stream, StreamExt as _,
+    future::{self, poll_fn},
+    stream,
+};
 use kvwarden_actors::protocol::{Locate, PlaceInLine, Standing};
 use kvwarden_policy::{TenantId, lifecycle::State};
-use tokio::{
-    sync::Notify,
-    time::{Instant, sleep, timeout},
-};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     answer::{self, Head},
@@ -50,7 +52,6 @@ struct Inner {
     head: Cell<Head>,
     /// What the engine said that is no part of the answer.
     said: RefCell<BytesMut>,
-    came: Notify,
 }
 
 struct Streamed {
@@ -113,7 +114,6 @@ impl Waiting {
     pub(super) fn say(&self, comment: &[u8]) {
         if self.0.streamed.get().is_some() {
             self.0.said.borrow_mut().extend_from_slice(comment);
-            self.0.came.notify_one();
         }
     }
 
@@ -123,26 +123,12 @@ impl Waiting {
         (!said.is_empty()).then(|| said.freeze())
     }
 
-    async fn said(&self) -> Bytes {
-        loop {
-            if let Some(said) = self.unheard() {
-                return said;
-            }
-            self.0.came.notified().await;
-        }
-    }
-
-    /// What the client hears after a silence; never anything if it wants no stream.
-    async fn comment(&self, shared: &Shared) -> Bytes {
-        loop {
-            sleep(SILENCE).await;
-            let Some(streamed) = self.0.streamed.get() else {
-                continue;
-            };
-            return match self.0.stage.get() {
-                Stage::Received | Stage::Asked => ENGINE,
-                Stage::Queued(since) => streamed.place(since, shared).await,
-            };
+    /// What the client hears after a silence.
+    async fn comment(self, shared: Arc<Shared>) -> Bytes {
+        sleep(SILENCE).await;
+        match (self.0.stage.get(), self.0.streamed.get()) {
+            (Stage::Queued(since), Some(streamed)) => streamed.place(since, &shared).await,
+            (Stage::Received | Stage::Asked, _) | (Stage::Queued(_), None) => ENGINE,
         }
     }
 }
@@ -200,13 +186,27 @@ pub(super) async fn or_comments(
 }
 
 impl Wait {
+    /// A request sets what its client is told as it is polled, so that nobody has to be woken for it. Only
+    /// of a stream the time is taken.
     async fn step(&mut self) -> Step {
-        tokio::select! {
-            biased;
-            answer = &mut self.coming => Step::Answered(answer),
-            said = self.waiting.said() => Step::Told(said),
-            comment = self.waiting.comment(&self.shared) => Step::Told(comment),
-        }
+        let mut silence = None;
+        poll_fn(|task| {
+            if let Poll::Ready(answer) = self.coming.as_mut().poll(task) {
+                return Poll::Ready(Step::Answered(answer));
+            }
+            if let Some(said) = self.waiting.unheard() {
+                return Poll::Ready(Step::Told(said));
+            }
+            if self.waiting.0.streamed.get().is_none() {
+                return Poll::Pending;
+            }
+            let silence = silence.get_or_insert_with(|| {
+                let comment = self.waiting.clone().comment(self.shared.clone());
+                Box::pin(comment)
+            });
+            silence.as_mut().poll(task).map(Step::Told)
+        })
+        .await
     }
 
     fn into_stream(self, first: Bytes) -> HttpResponse {

@@ -114,6 +114,32 @@ fn done_ends_an_answer_whose_connection_stays_or_breaks_and_frees_its_place() {
 }
 
 #[test]
+fn connection_is_used_again_if_its_body_ends_behind_its_answer_and_not_if_it_stays() {
+    let ends = odd(vec![("m", Says::events(usual()))]);
+    let stays = odd(vec![("m", Says::events(usual()).with(6, Part::Wait))]);
+    for (odd, stream) in [
+        (&ends, true),
+        (&ends, false),
+        (&stays, true),
+        (&stays, false),
+    ] {
+        // One connection of the client is one thread with one pool.
+        let client = odd.server.client();
+        for _ in 0..10 {
+            let _ = client
+                .post(CHAT, &with(ask("m"), "stream", stream))
+                .expect(200);
+        }
+    }
+    assert!(
+        ends.upstream.connections() < 10,
+        "{}",
+        ends.upstream.connections()
+    );
+    assert_eq!(stays.upstream.connections(), 20);
+}
+
+#[test]
 fn answer_that_ends_with_its_connection_is_read_to_its_end() {
     let error = json!({ "error": { "message": "prompt too long", "type": "x", "code": null } });
     let closed = |says: Says| says.framed(Framing::Close);

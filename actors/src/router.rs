@@ -3,7 +3,10 @@
 
 mod configure;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock},
+};
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, MessageResult};
 use kvwarden_policy::{ModelId, TenantId};
@@ -38,6 +41,9 @@ pub struct Unnamed {
 
 /// The tenant of all unnamed tenants beyond [`Unnamed::at_most`].
 pub const OTHERS: &str = "_other";
+
+/// The same, for who needs it with every request.
+pub(crate) static SHARED_OTHERS: LazyLock<Arc<str>> = LazyLock::new(|| OTHERS.into());
 
 /// The directory of tenants and models.
 pub struct Router {
@@ -146,7 +152,9 @@ impl Handler<Admit> for Router {
             let name = std::mem::take(&mut ticket.model);
             return ticket.refuse(Refusal::UnknownModel(name));
         };
-        ticket.model = model.id.to_string();
+        if ticket.model != model.id.as_str() {
+            ticket.model = model.id.to_string();
+        }
         let model = model.addr.clone();
         let tenant = self.tenant(&ticket.tenant, ctx);
         tenant.do_send(Reserve { ticket, model });

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use crate::{
     Held, Ledger, Model, PULSE, Refusal, Reservation, Router, Ticket, Vitals,
     protocol::{Enqueue, Expire, Pulse, Reserve, SetLimits, Settle, Snapshot},
-    router::OTHERS,
+    router::SHARED_OTHERS,
     ticket::RateLimits,
 };
 
@@ -72,11 +72,11 @@ impl Default for Limits {
 impl Limits {
     /// A tenant that the configuration names is entitled by itself or with its group. All others
     /// together are entitled like one, so that made-up names add nothing to what their author gets.
-    fn share(&self, alone: &str, tier: Tier) -> Share {
+    fn share(&self, alone: Arc<str>, tier: Tier) -> Share {
         let (group, weight) = match &self.group {
             Some(group) => (group.clone(), self.weight),
             None => {
-                let (name, weight) = (alone.into(), self.weight);
+                let (name, weight) = (alone, self.weight);
                 (Group { name, weight }, 1)
             }
         };
@@ -102,9 +102,9 @@ impl Params {
     /// What a request of that tenant and tier is entitled to in front of an engine.
     pub(crate) fn share(&self, tenant: &TenantId, tier: Tier) -> Share {
         let alone = if self.is_named {
-            tenant.as_str()
+            tenant.shared()
         } else {
-            OTHERS
+            Arc::clone(&SHARED_OTHERS)
         };
         self.limits.share(alone, tier)
     }
@@ -448,7 +448,7 @@ mod tests {
             weight: 3,
             ..Limits::default()
         };
-        let share = limits.share("alone", Tier::Standard);
+        let share = limits.share("alone".into(), Tier::Standard);
         assert_eq!((&*share.group.name, share.group.weight), ("alone", 3));
         assert_eq!(share.weight, 1);
         let group = Group {
@@ -459,7 +459,7 @@ mod tests {
             group: Some(group.clone()),
             ..limits
         };
-        let share = limits.share("alone", Tier::Standard);
+        let share = limits.share("alone".into(), Tier::Standard);
         assert_eq!((share.group, share.weight), (group, 3));
     }
 }

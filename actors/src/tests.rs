@@ -1,5 +1,6 @@
 //! The actors together, with an attached engine that answers everything with 200.
 
+mod cost;
 mod disorder;
 mod operators;
 mod overview;

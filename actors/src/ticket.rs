@@ -26,7 +26,7 @@ use crate::{
     Model, Tenant,
     engine::Endpoint,
     protocol::{FirstToken, Settle, SlotFreed},
-    router::OTHERS,
+    router::SHARED_OTHERS,
 };
 
 /// Why a request was turned away. Its HTTP form is known to the HTTP side alone.
@@ -190,7 +190,7 @@ impl Ticket {
                 share: Share {
                     class: 0,
                     group: Group {
-                        name: OTHERS.into(),
+                        name: Arc::clone(&SHARED_OTHERS),
                         weight: 1,
                     },
                     weight: 1,

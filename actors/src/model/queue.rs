@@ -139,9 +139,10 @@ impl Model {
 
     /// A request left its engine.
     fn leave(&mut self, key: Key) -> Option<usize> {
-        self.acknowledge(key);
         let running = self.running.remove(&key)?;
-        self.replicas[running.replica].occupancy.running -= 1;
+        let occupancy = &mut self.replicas[running.replica].occupancy;
+        occupancy.unacked -= running.unacked;
+        occupancy.running -= 1;
         self.learn_service_time(running.since.elapsed());
         Some(running.replica)
     }

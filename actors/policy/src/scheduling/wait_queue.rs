@@ -196,15 +196,12 @@ impl<T> WaitQueue<T> {
 
     /// Takes a waiting request out; it runs from now on.
     pub(super) fn start(&mut self, key: Key, now: Instant) -> Option<Left<T>> {
-        let left = self.leave(key, now)?;
-        let tenant = self.requests.get(key)?.tenant;
-        self.recount(tenant, |counts| counts.running += 1);
-        Some(left)
+        self.leave(key, now, 1)
     }
 
     /// Takes a waiting request out; it is gone.
     pub(super) fn remove(&mut self, key: Key, now: Instant) -> Option<Left<T>> {
-        let left = self.leave(key, now)?;
+        let left = self.leave(key, now, 0)?;
         let tenant = self.requests.remove(key)?.tenant;
         self.forget_if_empty(tenant);
         Some(left)
@@ -289,7 +286,8 @@ impl<T> WaitQueue<T> {
             .map(|tenant| (&tenant.id, tenant.counts))
     }
 
-    fn leave(&mut self, key: Key, now: Instant) -> Option<Left<T>> {
+    /// `running`: how many more run from now on.
+    fn leave(&mut self, key: Key, now: Instant, running: usize) -> Option<Left<T>> {
         let request = self.requests.get_mut(key)?;
         if !matches!(request.stage, Stage::Waiting { .. }) {
             return None;
@@ -310,6 +308,7 @@ impl<T> WaitQueue<T> {
         self.recount(tenant, |counts| {
             counts.waiting -= 1;
             counts.bytes -= bytes;
+            counts.running += running;
         });
         Some(Left {
             item,
@@ -317,40 +316,30 @@ impl<T> WaitQueue<T> {
         })
     }
 
-    /// How much of the queue a tenant takes, in millionths of the bound it is closer to, rounded up
-    /// so that a single request already counts.
     fn usage(&self, counts: &Counts) -> u64 {
-        let waiting = u64::try_from(counts.waiting).unwrap_or(u64::MAX);
-        let places = u64::try_from(self.bounds.requests).unwrap_or(u64::MAX);
-        let millionths = |part: u64, whole: u64| {
-            let exact = (u128::from(part) * 1_000_000).div_ceil(u128::from(whole.max(1)));
-            u64::try_from(exact).unwrap_or(u64::MAX)
-        };
-        millionths(waiting, places).max(millionths(counts.bytes, self.bounds.bytes))
+        usage(self.bounds, counts)
     }
 
     fn recount(&mut self, tenant: u32, change: impl Fn(&mut Counts)) {
-        let (before, was) = self.usages(tenant);
+        let tenants = &mut self.tenants;
+        let ours = &mut tenants[tenant as usize];
+        let name = ours.group.clone();
+        let group = self.groups.entry(name.clone()).or_default();
+        let (before, was) = (ours.counts, group.counts);
         change(&mut self.total);
-        change(&mut self.tenants[tenant as usize].counts);
-        let name = self.tenants[tenant as usize].group.clone();
-        change(&mut self.groups.entry(name.clone()).or_default().counts);
-        let (after, is) = self.usages(tenant);
-        if let Some(group) = self.groups.get_mut(&name) {
-            refile(&mut group.by_usage, before, after, tenant);
-            if group.counts == Counts::default() {
-                self.groups.remove(&name);
-            }
+        change(&mut ours.counts);
+        change(&mut group.counts);
+        let (after, is) = (ours.counts, group.counts);
+        // What runs takes nothing of the queue.
+        if (before.waiting, before.bytes) != (after.waiting, after.bytes) {
+            let usage = |counts: &Counts| usage(self.bounds, counts);
+            let by_usage = &mut group.by_usage;
+            refile(by_usage, usage(&before), usage(&after), tenant);
+            refile(&mut self.by_usage, usage(&was), usage(&is), name.clone());
         }
-        refile(&mut self.by_usage, was, is, name);
-    }
-
-    /// How much of the queue a tenant takes, and its group.
-    fn usages(&self, tenant: u32) -> (u64, u64) {
-        let tenant = &self.tenants[tenant as usize];
-        let group = self.groups.get(&tenant.group);
-        let group = group.map_or(0, |group| self.usage(&group.counts));
-        (self.usage(&tenant.counts), group)
+        if is == Counts::default() {
+            self.groups.remove(&name);
+        }
     }
 
     /// Other bounds from now on. What part of the queue somebody takes depends on them.
@@ -446,6 +435,22 @@ impl<T> WaitQueue<T> {
             self.vacant.push(at);
         }
     }
+}
+
+/// How much of the queue somebody takes, in millionths of the bound it is closer to, rounded up so that
+/// a single request already counts.
+fn usage(bounds: Bounds, counts: &Counts) -> u64 {
+    let waiting = u64::try_from(counts.waiting).unwrap_or(u64::MAX);
+    let places = u64::try_from(bounds.requests).unwrap_or(u64::MAX);
+    let millionths = |part: u64, whole: u64| {
+        // Divided in 64 bits where they are enough, which they nearly always are.
+        if let Some(part) = part.checked_mul(1_000_000) {
+            return part.div_ceil(whole.max(1));
+        }
+        let exact = (u128::from(part) * 1_000_000).div_ceil(u128::from(whole.max(1)));
+        u64::try_from(exact).unwrap_or(u64::MAX)
+    };
+    millionths(waiting, places).max(millionths(counts.bytes, bounds.bytes))
 }
 
 /// Whoever takes nothing is in no list.

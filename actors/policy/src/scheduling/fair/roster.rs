@@ -27,7 +27,7 @@ impl Tree {
     pub(super) fn leaf(&mut self, arrival: &Arrival, lengths: Lengths) -> NodeId {
         let group = (&arrival.group.name, arrival.group.weight);
         let group = self.child(ROOT, Level::Group, group, lengths);
-        let tenant = Arc::from(arrival.tenant.as_str());
+        let tenant = arrival.tenant.shared();
         let tenant = self.child(group, Level::Tenant, (&tenant, arrival.weight), lengths);
         self.child(tenant, Level::Flow, (&flow_name(arrival), 1), lengths)
     }
@@ -141,12 +141,12 @@ impl Tree {
     pub(super) fn known_leaf(&self, arrival: &Arrival) -> Option<NodeId> {
         let child = |parent, name| self.index.get(&(parent, name)).copied();
         let group = child(ROOT, Arc::clone(&arrival.group.name))?;
-        let tenant = child(group, Arc::from(arrival.tenant.as_str()))?;
+        let tenant = child(group, arrival.tenant.shared())?;
         child(tenant, flow_name(arrival))
     }
 }
 
 /// Requests that name no session are one of their own.
 fn flow_name(arrival: &Arrival) -> Arc<str> {
-    arrival.flow.clone().unwrap_or_else(|| Arc::from(""))
+    arrival.flow.clone().unwrap_or_default()
 }

@@ -246,6 +246,7 @@ fn litellm(setting: &Setting<'_>) -> anyhow::Result<Command> {
   - model_name: m
     litellm_params: {{ model: openai/m, api_base: \"http://127.0.0.1:{backend}/v1\", api_key: k }}
 litellm_settings: {{ telemetry: false, num_retries: 0 }}
+general_settings: {{ dangerously_permit_weak_or_unset_master_key: true }}
 "
     );
     let file = dir.join("litellm.yaml");

@@ -88,21 +88,90 @@ pub fn read(event: &[u8]) -> Event<'_> {
         return Event::Done;
     }
     let read = match data {
-        Cow::Borrowed(data) => read_json(data),
-        Cow::Owned(data) => read_json(&data).map(Event::into_owned),
+        Cow::Borrowed(data) => read_json(data).map(|read| read.event),
+        Cow::Owned(data) => read_json(&data).map(|read| read.event.into_owned()),
     };
-    read.unwrap_or(Event::Chunk(Chunk {
-        tokens: 1,
-        ..Chunk::default()
-    }))
+    read.unwrap_or(UNREADABLE)
 }
+
+/// Reads the events of one stream. Most differ from the one before in their text alone, so what the
+/// others say was found out already: it takes two comparisons and a look at the text.
+#[derive(Default)]
+pub struct Reader {
+    /// Of an event up to its text, and behind it; empty where none was like that.
+    before: Vec<u8>,
+    behind: Vec<u8>,
+    /// What such an event says, but for the number of tokens.
+    chunk: Chunk,
+}
+
+impl Reader {
+    /// Reads the next event, as [`read`] does.
+    pub fn read<'a>(&mut self, event: &'a [u8]) -> Event<'a> {
+        if let Some(text) = self.text_of(event) {
+            return Event::Chunk(Chunk {
+                tokens: tokens_in(text.len()),
+                ..self.chunk
+            });
+        }
+        self.before.clear();
+        let Cow::Borrowed(data) = data(event) else {
+            return read(event);
+        };
+        if is_comment(data) || is_done(data) {
+            return read(event);
+        }
+        let Ok(read) = read_json(data) else {
+            return UNREADABLE;
+        };
+        if let (Event::Chunk(chunk), OnlyText::One(text)) = (&read.event, read.text)
+            && is_plain(text)
+        {
+            let begin = text.as_ptr().addr() - event.as_ptr().addr();
+            self.before.extend_from_slice(&event[..begin]);
+            self.behind.clear();
+            self.behind.extend_from_slice(&event[begin + text.len()..]);
+            self.chunk = *chunk;
+        }
+        read.event
+    }
+
+    /// The text of an event that is otherwise as the one before.
+    fn text_of<'a>(&self, event: &'a [u8]) -> Option<&'a str> {
+        if self.before.is_empty() {
+            return None;
+        }
+        let rest = event.strip_prefix(self.before.as_slice())?;
+        let text = rest.strip_suffix(self.behind.as_slice())?;
+        let text = std::str::from_utf8(text).ok()?;
+        is_plain(text).then_some(text)
+    }
+}
+
+/// It says something, and stands in JSON as it is.
+fn is_plain(text: &str) -> bool {
+    let is_plain = |byte: &u8| *byte >= b' ' && !matches!(byte, b'"' | b'\\');
+    !text.is_empty() && text.as_bytes().iter().all(is_plain)
+}
+
+const UNREADABLE: Event<'static> = Event::Chunk(Chunk {
+    tokens: 1,
+    is_opening: false,
+    usage: None,
+    has_usage: false,
+    is_usage_only: false,
+    is_aborted: false,
+    begun: Choices(0),
+    finished: Choices(0),
+});
 
 /// Reads an answer that is no stream.
 ///
 /// # Errors
 /// When it is not JSON.
 pub fn read_answer(answer: &[u8]) -> Result<Event<'_>, NotJson> {
-    read_json(answer).map_err(|Malformed| NotJson)
+    let read = read_json(answer).map_err(|Malformed| NotJson)?;
+    Ok(read.event)
 }
 
 /// The data of an event, WHATWG HTML 9.2.6: that of several lines is joined by LF.
@@ -192,9 +261,24 @@ struct Members<'a> {
     errors: Option<&'a str>,
     /// The object says of itself that it is one, as older vLLMs write it.
     is_error: bool,
+    text: OnlyText<'a>,
 }
 
-fn read_json(text: &[u8]) -> Result<Event<'_>, Malformed> {
+/// The string of text in an event that has one choice and no other text.
+#[derive(Clone, Copy, Default)]
+enum OnlyText<'a> {
+    #[default]
+    None,
+    One(&'a str),
+    Many,
+}
+
+struct Read<'a> {
+    event: Event<'a>,
+    text: OnlyText<'a>,
+}
+
+fn read_json(text: &[u8]) -> Result<Read<'_>, Malformed> {
     let mut json = Json::new(text)?;
     let mut members = Members::default();
     let begin = json.place();
@@ -212,16 +296,20 @@ fn read_json(text: &[u8]) -> Result<Event<'_>, Malformed> {
         openings,
         errors,
         is_error,
+        text,
         ..
     } = members;
     let other = errors.or(is_error.then_some(whole));
     if let Some(error) = members.error.or(other.filter(|_| choices == 0)) {
         let raw: &RawValue = serde_json::from_str(error).map_err(|_| Malformed)?;
-        return Ok(Event::Failed(Cow::Borrowed(raw)));
+        let event = Event::Failed(Cow::Borrowed(raw));
+        return Ok(Read { event, text });
     }
     chunk.is_opening = choices > 0 && openings == choices;
     chunk.is_usage_only = chunk.has_usage && choices == 0;
-    Ok(Event::Chunk(chunk))
+    let text = if choices == 1 { text } else { OnlyText::Many };
+    let event = Event::Chunk(chunk);
+    Ok(Read { event, text })
 }
 
 impl<'a> Members<'a> {
@@ -277,20 +365,22 @@ impl<'a> Members<'a> {
         let is_opening = said.has_role && !said.has_any && reason.is_none();
         self.openings += u32::from(is_opening);
         self.chunk.tokens = self.chunk.tokens.saturating_add(said.tokens());
+        self.text = said.text;
         Ok(())
     }
 }
 
 /// What a delta says.
 #[derive(Default)]
-struct Said {
+struct Said<'a> {
     has_role: bool,
     has_any: bool,
     text_bytes: usize,
+    text: OnlyText<'a>,
 }
 
-impl Said {
-    fn read(&mut self, json: &mut Json<'_>) -> Result<(), Malformed> {
+impl<'a> Said<'a> {
+    fn read(&mut self, json: &mut Json<'a>) -> Result<(), Malformed> {
         json.object(|json, key| match &**key {
             "role" => {
                 self.has_role |= !json::is_empty(json.value()?);
@@ -300,7 +390,7 @@ impl Said {
         })
     }
 
-    fn read_value(&mut self, json: &mut Json<'_>, key: &str) -> Result<(), Malformed> {
+    fn read_value(&mut self, json: &mut Json<'a>, key: &str) -> Result<(), Malformed> {
         match json.kind()? {
             Kind::Null => return json.value().map(drop),
             Kind::Bool | Kind::Number => {
@@ -312,6 +402,10 @@ impl Said {
                 self.has_any |= !text.is_empty();
                 if is_text(key) {
                     self.text_bytes += json::decoded_len(text);
+                    self.text = match self.text {
+                        OnlyText::None => OnlyText::One(text),
+                        OnlyText::One(_) | OnlyText::Many => OnlyText::Many,
+                    };
                 }
             }
             Kind::List => json.list(|json| {
@@ -327,9 +421,17 @@ impl Said {
     }
 
     fn tokens(&self) -> u32 {
-        let by_bytes = u32::try_from(self.text_bytes / 4).unwrap_or(u32::MAX);
-        if self.has_any { by_bytes.max(1) } else { 0 }
+        if self.has_any {
+            tokens_in(self.text_bytes)
+        } else {
+            0
+        }
     }
+}
+
+/// Tokens in so many bytes of text, if there are any.
+fn tokens_in(bytes: usize) -> u32 {
+    u32::try_from(bytes / 4).unwrap_or(u32::MAX).max(1)
 }
 
 /// Some servers write an error that is none beside their choices. The SDKs take what is true in

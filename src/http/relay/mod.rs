@@ -24,7 +24,7 @@ pub(super) use self::{
 use super::{
     format::{
         assemble::{Assembly, Unmergeable},
-        event::{self, Choices, Chunk, Event},
+        event::{self, Choices, Chunk, Event, Reader as EventReader},
         usage::Unasked,
     },
     limits::{MAX_ANSWER, MAX_BEFORE_TOKEN},
@@ -37,6 +37,7 @@ use super::{
 /// A stream being passed on.
 pub(super) struct Relay {
     source: Source,
+    reader: EventReader,
     /// What goes on next: what came up to the first token, and what was held.
     ready: VecDeque<Bytes>,
     tally: Tally,
@@ -107,6 +108,7 @@ impl Relay {
     ) -> Result<Self, OpenError> {
         let mut relay = Self {
             source,
+            reader: EventReader::default(),
             ready: VecDeque::new(),
             tally: Tally::new(options.asked),
             unasked: options.strips_usage.then(Unasked::default),
@@ -298,7 +300,7 @@ impl Relay {
 
     /// Reads an event by the way, and counts what is in it.
     fn hear(&mut self, event: &Bytes, account: &mut Account<'_>) -> Said {
-        let chunk = match event::read(event) {
+        let chunk = match self.reader.read(event) {
             Event::Comment => return Said::Comment,
             Event::Done => return Said::Done,
             Event::Failed(error) => return Said::Failed(told_failure(&error)),

@@ -330,4 +330,31 @@ proptest! {
             Event::Comment | Event::Done => prop_assert!(false, "{event}"),
         }
     }
+
+    #[test]
+    fn event_that_is_as_the_one_before_says_what_it_says_by_itself(
+        events in prop::collection::vec((0..SHAPES.len(), prop_oneof![".{0,12}", "[a-z\"\\\\\r\n]{0,4}"]), 1..12),
+        spells_out in any::<bool>(),
+    ) {
+        let mut reader = Reader::default();
+        for (shape, text) in events {
+            let text = if spells_out { Value::from(text).to_string() } else { format!("\"{text}\"") };
+            let event = SHAPES[shape].replace("TEXT", &text);
+            let (alone, in_turn) = (read(event.as_bytes()), reader.read(event.as_bytes()));
+            prop_assert_eq!(format!("{alone:?}"), format!("{in_turn:?}"), "{}", event);
+        }
+    }
 }
+
+/// Events of streams, most with a text.
+const SHAPES: [&str; 9] = [
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":TEXT},\"finish_reason\":null}]}\n\n",
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":TEXT}}]}\n\n",
+    "data: {\"choices\":[{\"index\":1,\"text\":TEXT,\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":2}}\r\n\r\n",
+    "data: {\"choices\":[{\"delta\":{\"content\":TEXT,\"refusal\":\"no\"}}]}\n\n",
+    "data: {\"choices\":[{\"delta\":{\"content\":TEXT}},{\"index\":1,\"delta\":{}}]}\n\n",
+    "data: {\"choices\":[{\"delta\":{\"tool_calls\":[{\"function\":{\"arguments\":TEXT}}]}}]}\n\n",
+    "data: {\"error\":TEXT}\n\n",
+    "data: {\"choices\":\ndata: [{\"text\":TEXT}]}\n\n",
+    ": ping\n\n",
+];

@@ -6,7 +6,7 @@
 //! Every member of every chunk is merged by one rule:
 //!
 //! - `null` says nothing, and stays where nothing else was said.
-//! - Text is continued by the next text . Any other string is said once or again,
+//! - Text is continued by the next text. Any other string is said once or again,
 //!   never continued: a server that repeats a tool's name means one tool.
 //! - Lists are continued by lists; an item with an `index` continues the item of that index.
 //! - Objects are merged, member by member.
@@ -16,7 +16,7 @@
 //! missing. Values stay as they were spelt, so that 20-digit seeds, `1.00` and halves of surrogate
 //! pairs come out as they went in, and an answer takes about as much memory as it has bytes.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, ops::Range};
 
 use kvwarden_policy::cost::Usage;
 
@@ -74,7 +74,20 @@ pub struct Assembly {
     head: Object,
     choices: BTreeMap<u64, Object>,
     length: usize,
+    /// Events that say more of the same, as one.
+    alike: Alike,
 }
+
+/// An event in three parts, the one amid of which is text of several.
+#[derive(Default)]
+struct Alike {
+    before: Vec<u8>,
+    text: Vec<u8>,
+    behind: Vec<u8>,
+}
+
+/// So much text of events that are alike waits to be added at once.
+const MAX_ALIKE: usize = 16 << 10;
 
 // === impl Assembly ===
 
@@ -84,6 +97,39 @@ impl Assembly {
     /// # Errors
     /// When it cannot be told what the answer is with it.
     pub fn add(&mut self, event: &[u8]) -> Merged {
+        self.join()?;
+        self.add_event(event)
+    }
+
+    /// Adds what an event says that is as the one before but for this text: to be read once for many.
+    ///
+    /// # Errors
+    /// When it cannot be told what the answer is with it.
+    pub fn add_more(&mut self, event: &[u8], text: Range<usize>) -> Merged {
+        let alike = &mut self.alike;
+        if alike.text.is_empty() {
+            alike.before.extend_from_slice(&event[..text.start]);
+            alike.behind.extend_from_slice(&event[text.end..]);
+        }
+        alike.text.extend_from_slice(&event[text]);
+        if alike.text.len() > MAX_ALIKE {
+            self.join()?;
+        }
+        Ok(())
+    }
+
+    /// Adds what waits.
+    fn join(&mut self) -> Merged {
+        if self.alike.text.is_empty() {
+            return Ok(());
+        }
+        let mut alike = std::mem::take(&mut self.alike);
+        alike.before.append(&mut alike.text);
+        alike.before.append(&mut alike.behind);
+        self.add_event(&alike.before)
+    }
+
+    fn add_event(&mut self, event: &[u8]) -> Merged {
         let data = event::data(event);
         if event::is_comment(&data) || event::is_done(&data) {
             return Ok(());
@@ -107,7 +153,7 @@ impl Assembly {
     /// Bytes that it holds.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.length
+        self.length + self.alike.text.len()
     }
 
     fn add_to_head(&mut self, key: &str, raw: &str) -> Merged {
@@ -146,6 +192,7 @@ impl Assembly {
     /// # Errors
     /// When it cannot be told what the answer is.
     pub fn finish(mut self, usage: Option<Usage>) -> Result<Vec<u8>, Unmergeable> {
+        self.join()?;
         if self.choices.is_empty() {
             return Err(Unmergeable::Missing(0));
         }

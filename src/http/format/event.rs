@@ -5,7 +5,7 @@
 //! the answer, never a ping: a server that writes `content` in a way of its own is streaming all the
 //! same.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 
 use kvwarden_policy::cost::Usage;
 use serde_json::value::RawValue;
@@ -103,12 +103,16 @@ pub struct Reader {
     behind: Vec<u8>,
     /// What such an event says, but for the number of tokens.
     chunk: Chunk,
+    /// The last event was as the one before, and nothing in it adds up but the text.
+    is_more: bool,
 }
 
 impl Reader {
     /// Reads the next event, as [`read`] does.
     pub fn read<'a>(&mut self, event: &'a [u8]) -> Event<'a> {
-        if let Some(text) = self.text_of(event) {
+        let text = self.text_of(event);
+        self.is_more = text.is_some() && self.has_no_list();
+        if let Some(text) = text {
             return Event::Chunk(Chunk {
                 tokens: tokens_in(text.len()),
                 ..self.chunk
@@ -134,6 +138,20 @@ impl Reader {
             self.chunk = *chunk;
         }
         read.event
+    }
+
+    /// Where the text of the event that was read last stands, if that event is otherwise as the one
+    /// before it, so that both say together what one of them says with both texts.
+    #[must_use]
+    pub fn more(&self, event: &[u8]) -> Option<Range<usize>> {
+        let end = event.len().checked_sub(self.behind.len())?;
+        self.is_more.then_some(self.before.len()..end)
+    }
+
+    /// Besides `choices`, whose bracket is one. Lists of one event would be continued by the next.
+    fn has_no_list(&self) -> bool {
+        let both = self.before.iter().chain(&self.behind);
+        both.filter(|byte| **byte == b'[').count() == 1
     }
 
     /// The text of an event that is otherwise as the one before.

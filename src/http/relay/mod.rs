@@ -283,7 +283,11 @@ impl Relay {
             };
             match self.hear(&event, account) {
                 Said::Comment => {}
-                Said::Part(_) => whole.add(&event).map_err(|error| unreadable(&error))?,
+                Said::Part(_) => match self.reader.more(&event) {
+                    Some(text) => whole.add_more(&event, text),
+                    None => whole.add(&event),
+                }
+                .map_err(|error| unreadable(&error))?,
                 Said::Done => self.end(account),
                 Said::Failed(failure) => return Err(failure),
                 Said::Aborted => return Err(self.stopped("engine_aborted", account)),

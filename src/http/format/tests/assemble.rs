@@ -3,14 +3,34 @@ use kvwarden_policy::cost::Usage;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::super::assemble::{Assembly, Unmergeable};
+use super::super::{
+    assemble::{Assembly, Unmergeable},
+    event::Reader,
+};
 
+/// The answer, which is the same whether each event is added by itself or those alike as one.
 pub(super) fn assembled(events: &[Bytes]) -> Result<Vec<u8>, Unmergeable> {
-    let mut assembly = Assembly::default();
-    for event in events {
-        assembly.add(event)?;
-    }
-    assembly.finish(None)
+    let singly = || {
+        let mut assembly = Assembly::default();
+        for event in events {
+            assembly.add(event)?;
+        }
+        assembly.finish(None)
+    };
+    let as_one = || {
+        let (mut assembly, mut reader) = (Assembly::default(), Reader::default());
+        for event in events {
+            let _ = reader.read(event);
+            match reader.more(event) {
+                Some(text) => assembly.add_more(event, text),
+                None => assembly.add(event),
+            }?;
+        }
+        assembly.finish(None)
+    };
+    let (singly, as_one) = (singly(), as_one());
+    assert_eq!(singly, as_one);
+    singly
 }
 
 /// What becomes of these data, as text.

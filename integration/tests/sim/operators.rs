@@ -51,6 +51,10 @@ pub(crate) fn used_server() -> Server {
     wait_for(&server, "kvwarden_admission_rejected_total");
     drop((running, crowd));
     wait_for(&server, "kvwarden_sse_stream_disconnect_total");
+    // Engines are asked what waits in them now and then, for the first time some time after their start.
+    eventually("the engines to have told what waits", || {
+        server.metrics().sum("kvwarden_engine_waiting", &[])
+    });
     server
 }
 

@@ -96,6 +96,16 @@ fn request_that_loses_every_engine_is_tried_three_times() {
 }
 
 #[test]
+fn unstreamed_request_that_loses_every_engine_is_an_error_the_sdk_retries() {
+    let stub = Stub::start(vec![Act::Reset]);
+    let server = Server::start(&stub.config());
+    let reply = server.client().post(CHAT, &chat("stub", 3)).expect(502);
+    assert_eq!(reply.header("x-should-retry"), None, "{reply}");
+    assert_eq!(reply.expect_error(502)["code"], "engine_unreachable");
+    assert_eq!(asked(&stub), 3);
+}
+
+#[test]
 fn stream_of_which_only_comments_went_out_is_tried_again_too() {
     let (stub, server) = stub_that_breaks_off_after(&[": ping\n\n", ROLE]);
     let reply = server.client().post(CHAT, &streamed("stub", 3)).expect(200);

@@ -185,7 +185,7 @@ impl Source {
                     return Err(Broken::Oversized);
                 }
                 // The usual answer is one piece, which is not copied.
-                Piece::Bytes(piece) if first.is_empty() => first = piece,
+                Piece::Bytes(piece) if first.is_empty() && more.is_empty() => first = piece,
                 Piece::Bytes(piece) => {
                     if more.is_empty() {
                         more.reserve(first.len() + piece.len());

@@ -3,7 +3,7 @@
 use kvwarden_integration::{Exchange, Framing, Part, Says};
 use serde_json::Value;
 
-use super::{Odd, ask, finish, odd, role, said, text, usual};
+use super::{Odd, answer, ask, finish, odd, role, said, text, usual};
 use crate::{CHAT, streams::assert_one_error_at_the_end, with};
 
 const MIB: usize = 1 << 20;
@@ -38,6 +38,29 @@ fn image_of_eight_megabytes_in_a_delta_passes_in_every_form() {
             "{model}"
         );
         assert_eq!(odd.count(model), 2, "{model}");
+    }
+}
+
+/// Every part of it differs, so that none can be missing or stand elsewhere.
+#[test]
+fn whole_answer_of_many_pieces_comes_as_it_is() {
+    let text: String = (0..200_000).map(|at| format!("{at} ")).collect();
+    let mut answer = answer();
+    answer["choices"][0]["message"]["content"] = text.clone().into();
+    let pieces = answer.to_string().into_bytes();
+    let mut in_pieces = Says::body("application/json", "").framed(Framing::Chunked);
+    for (at, piece) in pieces.chunks(10_000).enumerate() {
+        in_pieces = in_pieces.with(at, Part::Bytes(piece.to_vec()));
+    }
+    let odd = odd(vec![
+        ("at-once", Says::json(&answer)),
+        ("pieces", in_pieces),
+    ]);
+    for model in ["at-once", "pieces"] {
+        let whole = odd.whole(model).expect(200);
+        assert!(whole.json() == answer, "{model}");
+        let streamed = odd.streamed(model).expect(200);
+        assert!(streamed.text().contains(&text), "{model}");
     }
 }
 

@@ -7,7 +7,7 @@ use kvwarden_policy::TenantId;
 use super::{
     answer::Head,
     format::event::{self, Event},
-    limits::UNSEEN,
+    limits::{MAX_ANSWER, MAX_ERROR, UNSEEN},
     record::Account,
     refusal::{Failure, engine_failure, told_failure},
     relay::{Asked, Broken, Form, OpenError, Patience, Relay, RelayOptions, Source},
@@ -197,7 +197,7 @@ impl Attempt<'_> {
         }
         let retry = response.retry.clone();
         // Nothing is computed any more, so that nothing excuses a silence.
-        let body = self.source(response, true).whole().await;
+        let body = self.source(response, true).whole(MAX_ERROR).await;
         let body = body.unwrap_or_default();
         Err(AttemptError::Failed(engine_failure(status, retry, &body)))
     }
@@ -237,7 +237,7 @@ impl Attempt<'_> {
         kind: Option<&str>,
         Account { permit, record }: &mut Account<'_>,
     ) -> Result<Bytes, AttemptError> {
-        let body = source.whole().await.map_err(|broken| {
+        let body = source.whole(MAX_ANSWER).await.map_err(|broken| {
             // Of an answer that has begun, another try would cost it all again.
             if broken == Broken::Lost && source.has_begun() {
                 AttemptError::Failed(Failure::Unreachable(broken.why().to_owned()))

@@ -49,6 +49,12 @@ pub(super) const MAX_IGNORED: usize = 512;
 /// alternatives each are 30 MiB.
 pub(super) const MAX_ANSWER: usize = 64 << 20;
 
+/// Bytes of an error that an engine tells, which takes many times as much once it is read.
+pub(super) const MAX_ERROR: usize = 1 << 20;
+
+/// Bytes of blanks in front of an answer. Servers that keep a connection alive by them send one a second.
+pub(super) const MAX_BLANK: usize = 16 << 10;
+
 /// Bytes of comments and roles before the first token. A ping every second for a day is a tenth of it.
 pub(super) const MAX_BEFORE_TOKEN: usize = 1 << 20;
 

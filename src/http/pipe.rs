@@ -52,6 +52,15 @@ pub(super) struct Reader {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Stalled;
 
+/// An event waits for the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Put {
+    /// There was room for it.
+    AtOnce,
+    /// It had to wait for room, and the engine was not read meanwhile.
+    Late,
+}
+
 /// Runs `read` with one end of a pipe, and returns the other.
 pub(super) fn spawn<F: Future<Output = ()> + 'static>(
     patience: Duration,
@@ -112,7 +121,8 @@ impl Writer {
     /// # Errors
     /// When the oldest event waits for too long. It is the oldest that counts: a client that takes
     /// one now and then is too slow as well.
-    pub(super) async fn put(&self, event: Bytes) -> Result<(), Stalled> {
+    pub(super) async fn put(&self, event: Bytes) -> Result<Put, Stalled> {
+        let mut put = Put::AtOnce;
         while let Some(oldest) = self.pipe.oldest() {
             let deadline = oldest + self.patience;
             if Instant::now() >= deadline {
@@ -123,9 +133,10 @@ impl Writer {
             }
             // What came of it is seen above.
             let _ = timeout_at(deadline, self.pipe.taken()).await;
+            put = Put::Late;
         }
         self.pipe.put(event);
-        Ok(())
+        Ok(put)
     }
 
     /// Puts in the last event, room or not.
@@ -203,6 +214,22 @@ mod tests {
         });
         let all: Vec<_> = reader.map(|event| event.unwrap()).collect().await;
         assert_eq!(all.concat(), b"abc");
+    }
+
+    #[actix_web::test]
+    async fn event_that_waited_for_room_is_known_as_such() {
+        let (tell, told) = oneshot::channel();
+        let reader = spawn(PATIENCE, async move |writer| {
+            let mut puts = Vec::new();
+            for _ in 0..5 {
+                puts.push(writer.put(QUARTER).await.unwrap());
+            }
+            let _ = tell.send(puts);
+        });
+        assert_eq!(reader.count().await, 5);
+        let puts = told.await.unwrap();
+        assert_eq!(puts[..4], [Put::AtOnce; 4]);
+        assert_eq!(puts[4], Put::Late);
     }
 
     #[actix_web::test]

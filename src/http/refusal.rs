@@ -10,7 +10,11 @@ use actix_web::http::StatusCode;
 use kvwarden_actors::{Refusal, overview::OverviewError};
 use serde_json::{Map, Value, json, value::RawValue};
 
-use super::{limits::MAX_HEADERS, reason::Reason, upstream::RetryHints};
+use super::{
+    limits::{MAX_ERROR, MAX_HEADERS},
+    reason::Reason,
+    upstream::RetryHints,
+};
 
 /// A request that can't be right whoever sends it whenever.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -304,10 +308,14 @@ pub fn engine_failure(status: StatusCode, retry: RetryHints, body: &[u8]) -> Fai
     }
 }
 
+const NO_REASON: &str = "the engine gave no reason";
+
 /// An error that an engine sent in place of an answer, or within one, under a status that says all is well.
 #[must_use]
 pub fn told_failure(error: &RawValue) -> Failure {
-    let error: Value = serde_json::from_str(error.get()).unwrap_or(Value::Null);
+    let error = Some(error.get()).filter(|error| error.len() <= MAX_ERROR);
+    let error = error.and_then(|error| serde_json::from_str(error).ok());
+    let error: Value = error.unwrap_or_else(|| NO_REASON.into());
     // `errors` is a list; the first says what went wrong first.
     let error = error.get(0).cloned().unwrap_or(error);
     let status = status_of(&error).unwrap_or(StatusCode::BAD_GATEWAY);
@@ -350,7 +358,7 @@ fn error_of(status: StatusCode, mut answer: Map<String, Value>) -> Value {
     // SGLang: the error's fields without an envelope. FastAPI: only a detail.
     match answer.get("message").or_else(|| answer.get("detail")) {
         Some(message) => error_object(status, without_source_lines(&text_of(message))),
-        None => error_object(status, "the engine gave no reason"),
+        None => error_object(status, NO_REASON),
     }
 }
 
@@ -359,7 +367,7 @@ fn whole_error(status: StatusCode, error: Value) -> Value {
     let Value::Object(mut error) = error else {
         return error_object(status, &text_of(&error));
     };
-    if let Value::Object(usual) = error_object(status, "the engine gave no reason") {
+    if let Value::Object(usual) = error_object(status, NO_REASON) {
         for (key, value) in usual {
             error.entry(key).or_insert(value);
         }

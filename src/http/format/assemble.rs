@@ -21,13 +21,14 @@ use std::{collections::BTreeMap, fmt::Write as _, ops::Range};
 use kvwarden_policy::cost::Usage;
 
 use super::{
+    super::limits::MAX_CHOICES,
     event,
     json::{self, Json, Kind, Malformed},
     merge::{Items, Object, Part, Place, member, short, write_key},
 };
 
-/// Highest index of a choice: a request has at most 128 of them.
-const MAX_INDEX: u64 = 127;
+/// Highest index of a choice.
+const MAX_INDEX: u64 = MAX_CHOICES - 1;
 
 /// Members of a chunk that are the stream's own: padding against guesses by length, and how far the
 /// prefill is.

@@ -5,7 +5,10 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
-use super::json::{self, Json, Kind, Malformed};
+use super::{
+    super::limits::MAX_ANSWER,
+    json::{self, Json, Kind, Malformed},
+};
 
 /// Members of an answer that every chunk of it repeats.
 const REPEATED: [&str; 4] = ["id", "created", "model", "system_fingerprint"];
@@ -17,7 +20,7 @@ const OF_THE_TEXT: [&str; 3] = ["logprobs", "token_ids", "prompt_token_ids"];
 type Members<'a> = Vec<(Cow<'a, str>, &'a str)>;
 
 /// The events of an answer: each choice, its end, the usage if it is wanted, and `[DONE]`. None if it
-/// is no answer with choices.
+/// is no answer with choices, or has so many that what they repeat is more than may be held.
 #[must_use]
 pub fn as_events(answer: &[u8], with_usage: bool) -> Option<Vec<Bytes>> {
     read(answer, with_usage).ok().flatten()
@@ -32,6 +35,9 @@ fn read(answer: &[u8], with_usage: bool) -> Result<Option<Vec<Bytes>>, Malformed
         return Ok(None);
     }
     let head = head(&members);
+    if head.len() * 2 * choices.len() > MAX_ANSWER {
+        return Ok(None);
+    }
     let mut events = Vec::with_capacity(2 * choices.len() + 2);
     for (at, choice) in choices.iter().enumerate() {
         let Some(text) = text_of(choice)? else {

@@ -11,6 +11,7 @@ use std::{borrow::Cow, ops::Range};
 use bytes::Bytes;
 
 use super::{
+    super::limits::{MAX_ANSWER, MAX_CHOICES},
     event::{self, Chunk},
     json::{self, Json, Kind, Malformed},
     sse,
@@ -25,6 +26,8 @@ pub struct Unasked {
     /// The end of a choice, until it is seen whether something comes to be said with it. Engines send the
     /// two at once.
     end: Option<Bytes>,
+    /// How often something was said with an end.
+    completed: u64,
 }
 
 // === impl Unasked ===
@@ -48,13 +51,17 @@ impl Unasked {
         [end, None]
     }
 
-    /// What was said with a usage is said with the end, which is held on: a usage may come again.
+    /// What was said with a usage is said with the end, which is held on: a usage may come again, of each
+    /// choice at most. What comes more often, or is more than may be held, is not held.
     fn complete(&mut self, end: Option<Bytes>, more: Option<Bytes>) -> [Option<Bytes>; 2] {
         let (Some(held), Some(said)) = (&end, &more) else {
             self.end = end;
             return [None, more];
         };
-        self.end = with_more(held, said);
+        self.completed += 1;
+        if self.completed <= MAX_CHOICES && held.len() + said.len() <= MAX_ANSWER {
+            self.end = with_more(held, said);
+        }
         if self.end.is_some() {
             return [None, None];
         }

@@ -28,7 +28,7 @@ use super::{
         usage::Unasked,
     },
     limits::{MAX_ANSWER, MAX_BEFORE_TOKEN},
-    pipe::{self, Reader, Writer},
+    pipe::{self, Put, Reader, Stalled, Writer},
     record::{Account, Record},
     refusal::{Failure, told_failure},
     waiting::{ENGINE, Waiting},
@@ -85,7 +85,7 @@ impl From<Broken> for OpenError {
         match broken {
             Broken::Lost | Broken::Cut => Self::Lost(broken.why()),
             Broken::Idle => Self::Failed(Failure::Unreachable(broken.why().to_owned())),
-            Broken::Malformed | Broken::Oversized => {
+            Broken::Malformed | Broken::Oversized | Broken::Blank => {
                 Self::Failed(Failure::Unusable(broken.why().to_owned()))
             }
         }
@@ -116,20 +116,11 @@ impl Relay {
             finished: Choices::default(),
             state: State::Open,
         };
-        match relay.begin(account, waiting).await {
-            Ok(()) => {
-                if let Some(comments) = waiting.unheard() {
-                    relay.ready.push_front(comments);
-                }
-                Ok(relay)
-            }
-            Err(error) => {
-                if matches!(error, OpenError::Failed(_)) {
-                    account.permit.engine_failed();
-                }
-                Err(error)
-            }
+        relay.begin(account, waiting).await?;
+        if let Some(comments) = waiting.unheard() {
+            relay.ready.push_front(comments);
         }
+        Ok(relay)
     }
 
     async fn begin(
@@ -239,12 +230,16 @@ impl Relay {
                 writer.end_with(event);
                 break;
             }
-            if writer.put(event).await.is_err() {
-                record.stalled();
-                return writer.end_with(last_words(
-                    "the client did not read the answer",
-                    "slow_reader",
-                ));
+            match writer.put(event).await {
+                Ok(Put::AtOnce) => {}
+                Ok(Put::Late) => self.source.listen_again(),
+                Err(Stalled) => {
+                    record.stalled();
+                    return writer.end_with(last_words(
+                        "the client did not read the answer",
+                        "slow_reader",
+                    ));
+                }
             }
         }
         drop((permit, record));

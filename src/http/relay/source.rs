@@ -16,7 +16,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::super::{
     format::sse::{Splitter, looks_like_events},
-    limits::{LINGER, MAX_ANSWER, MAX_BEFORE_TOKEN, SILENCE},
+    limits::{LINGER, MAX_ANSWER, MAX_BLANK, SILENCE},
     upstream::Body,
 };
 
@@ -73,6 +73,8 @@ pub(in crate::http) enum Broken {
     Malformed,
     /// It is larger than anything we hold.
     Oversized,
+    /// It is blank, as far as we read.
+    Blank,
     /// The engine is silent for too long.
     Idle,
     /// We end all streams.
@@ -103,7 +105,7 @@ impl Broken {
     /// In one word, for metrics and clients.
     pub(in crate::http) fn reason(self) -> &'static str {
         match self {
-            Self::Lost | Self::Malformed => "engine_error",
+            Self::Lost | Self::Malformed | Self::Blank => "engine_error",
             Self::Oversized => "oversized_event",
             Self::Idle => "idle_timeout",
             Self::Cut => "engine_closed",
@@ -116,6 +118,7 @@ impl Broken {
             Self::Lost => "its connection broke off",
             Self::Malformed => "what it sends is not HTTP",
             Self::Oversized => "it is larger than 64 MiB",
+            Self::Blank => "it sends blanks and no answer",
             Self::Idle => "it was silent for too long",
             Self::Cut => "this server shuts down",
         }
@@ -161,8 +164,8 @@ impl Source {
             if !is_blank(&self.beginning) {
                 return Ok(Form::Whole);
             }
-            if self.beginning.len() > MAX_BEFORE_TOKEN {
-                return Err(Broken::Oversized);
+            if self.beginning.len() > MAX_BLANK {
+                return Err(Broken::Blank);
             }
         }
     }
@@ -172,16 +175,16 @@ impl Source {
         self.has_begun
     }
 
-    /// Reads all of it.
+    /// Reads all of it, `most` bytes.
     ///
     /// # Errors
-    /// When it does not come to its end.
-    pub(in crate::http) async fn whole(&mut self) -> Result<Bytes, Broken> {
+    /// When it does not come to its end, or is more.
+    pub(in crate::http) async fn whole(&mut self, most: usize) -> Result<Bytes, Broken> {
         let mut first = std::mem::take(&mut self.beginning);
         let mut more = BytesMut::new();
         while !self.is_over {
             match self.piece().await {
-                Piece::Bytes(piece) if first.len() + more.len() + piece.len() > MAX_ANSWER => {
+                Piece::Bytes(piece) if first.len() + more.len() + piece.len() > most => {
                     return Err(Broken::Oversized);
                 }
                 // The usual answer is one piece, which is not copied.
@@ -228,6 +231,11 @@ impl Source {
     /// The last bytes brought the answer further.
     pub(super) fn progressed(&mut self) {
         self.clock.progressed = self.clock.heard;
+    }
+
+    /// Nobody listened for a while, which is no silence of the engine.
+    pub(super) fn listen_again(&mut self) {
+        self.clock.listen_again();
     }
 
     /// The answer is whole. The end of its body is waited for a little, so that its connection can be used
@@ -317,6 +325,11 @@ impl Clock {
         self.told = self.heard;
     }
 
+    fn listen_again(&mut self) {
+        self.hear();
+        self.progressed = self.heard;
+    }
+
     /// When the engine's time is over.
     fn end(&self) -> Instant {
         let Patience { idle, unseen } = self.patience;
@@ -401,6 +414,16 @@ mod tests {
         };
         assert!(matches!(over, Piece::Broken(Broken::Idle)));
         assert_eq!(seconds(began), 600);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_in_which_nobody_listened_is_no_silence() {
+        let began = Instant::now();
+        let mut clock = Clock::new(PATIENCE);
+        advance(PATIENCE.unseen).await;
+        clock.listen_again();
+        assert!(matches!(next(&mut clock).await, Piece::Silence));
+        assert_eq!(seconds(began), 605);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! How large an answer may be, however it comes.
 
 use kvwarden_integration::{Exchange, Framing, Part, Says};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Odd, answer, ask, finish, odd, role, said, text, usual};
 use crate::{CHAT, streams::assert_one_error_at_the_end, with};
@@ -144,6 +144,26 @@ fn what_comes_before_the_first_token_is_bounded_whatever_it_is() {
     assert_eq!(status, 200, "comments pass at once");
     assert_one_error_at_the_end(&body);
     assert!(body.len() < 2 * MIB, "{}", body.len());
+}
+
+#[test]
+fn error_of_an_engine_keeps_its_status_and_of_its_words_what_may_be_held() {
+    let long = |size| json!({ "error": { "message": "a".repeat(size), "type": "t" } });
+    let odd = odd(vec![
+        ("long", Says::json(&long(MIB / 2)).status(400)),
+        ("longer", Says::json(&long(2 * MIB)).status(400)),
+        ("told", Says::json(&long(2 * MIB))),
+    ]);
+    for (model, status, words) in [
+        ("long", 400, MIB / 2..MIB),
+        ("longer", 400, 0..100),
+        ("told", 502, 0..100),
+    ] {
+        let error = odd.whole(model).expect_error(status);
+        let said = error["message"].as_str().map_or(0, str::len);
+        assert!(words.contains(&said), "{model}: {said}");
+        assert_eq!(odd.count(model), 1, "{model}");
+    }
 }
 
 #[test]

@@ -70,6 +70,14 @@ fn every_silence_is_filled_with_a_comment_that_says_what_is_waited_for() {
             });
         }
     });
+    // All of them hung up then.
+    eventually("all places to be free", || {
+        let held = odd
+            .server
+            .metrics()
+            .sum("kvwarden_admission_in_flight", &[]);
+        (held == Some(0.0)).then_some(())
+    });
 }
 
 /// One place, and one that is kept free for tenants far below their share: both are taken.

@@ -83,6 +83,14 @@ fn what_is_no_answer_becomes_no_stream() {
 }
 
 #[test]
+fn what_all_events_repeat_is_bounded() {
+    let choice = r#"{"text":""},"#.repeat(1000) + r#"{"text":""}"#;
+    let of = |id: usize| format!(r#"{{"id":"{}","choices":[{choice}]}}"#, "i".repeat(id));
+    assert_eq!(as_events(of(1 << 16).as_bytes(), true), None);
+    assert_eq!(as_events(of(10).as_bytes(), true).unwrap().len(), 2003);
+}
+
+#[test]
 fn the_events_of_an_answer_are_put_together_to_it_again() {
     let mut assembly = Assembly::default();
     for event in as_events(chat().to_string().as_bytes(), true).unwrap() {

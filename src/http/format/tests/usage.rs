@@ -167,3 +167,17 @@ proptest! {
         prop_assert_eq!(serde_json::from_slice::<Value>(&data(&left)).unwrap(), Value::Object(members));
     }
 }
+
+#[test]
+fn what_is_said_with_an_end_again_and_again_is_not_held_for_ever() {
+    let mut events = vec![END.to_owned()];
+    events.extend((0..200).map(|key| {
+        format!(r#"{{"id":"c","choices":[],"k{key}":1,"usage":{{"prompt_tokens":1}}}}"#)
+    }));
+    let events: Vec<&str> = events.iter().map(String::as_str).collect();
+    let of = |count: usize| passed(&events[..=count]);
+    assert_eq!(of(128).len(), 1, "all is said with the end");
+    let all = of(200);
+    assert_eq!(all[0], of(128)[0]);
+    assert_eq!(all.len(), 73);
+}

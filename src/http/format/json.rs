@@ -251,11 +251,10 @@ impl<'a> Json<'a> {
     }
 
     fn digits(&mut self) -> Read<()> {
-        let begin = self.at;
-        while self.rest().first().is_some_and(u8::is_ascii_digit) {
-            self.at += 1;
-        }
-        require(self.at > begin)
+        let is_digit = |byte: &&u8| byte.is_ascii_digit();
+        let digits = self.rest().iter().take_while(is_digit).count();
+        self.at += digits;
+        require(digits > 0)
     }
 
     fn passes(&mut self, one: u8, other: u8) -> bool {

@@ -17,12 +17,14 @@
 //! | queue: bounds, deadlines, sessions, tiers | `actors/policy/src/scheduling/tests/bounds.rs` `actors/src/tests.rs` | `sim/caps.rs` `sim/limits.rs` |
 //! | limits of tenants, exact `retry-after` | `actors/policy/src/bucket.rs` `actors/policy/src/quota.rs` `actors/src/tests.rs` | `sim/limits.rs` `sim/caps.rs` |
 //! | who asks: keys, headers | `src/config/tests/tenants.rs` | `sim/caps.rs` `sim/limits.rs` |
-//! | streams: bytes, usage, one error event | `src/http/format/sse.rs` `src/http/pipe.rs` | `sim/streams.rs` `sdk.rs` `real_engines.rs` |
-//! | whole answers, routes, errors in OpenAI's form | `src/http/refusal.rs` `src/http/request/envelope.rs` `src/http/format/assemble.rs` | `sim/answers.rs` `sim/routes.rs` `sdk.rs` `real_engines.rs` |
+//! | streams: bytes, usage, one error event | `src/http/format/tests` `src/http/pipe.rs` | `sim/streams.rs` `sdk.rs` `real_engines.rs` |
+//! | whole answers, routes, errors in OpenAI's form | `src/http/refusal.rs` `src/http/request/envelope.rs` `src/http/format/tests/assemble.rs` | `sim/answers.rs` `sim/routes.rs` `sdk.rs` `real_engines.rs` |
 //! | hang-ups give everything back | `actors/src/tests.rs` `actors/src/tests/disorder.rs` | `sim/hang_ups.rs` `chaos/hang_ups.rs` `real_engines.rs` |
 //! | clients that read or send slowly | `src/http/pipe.rs` | `sim/readers.rs` `chaos/slow_clients.rs` |
 //! | retries before the first token | `actors/src/model/tests/failures.rs` | `sim/retries.rs` `chaos/crashes.rs` `real_engines.rs` |
-//! | servers that answer in odd ways, within bounds | `src/http/format/event.rs` `src/http/relay/source.rs` `src/http/relay/tally.rs` | `sim/upstreams.rs` |
+//! | servers that answer in odd ways, within bounds | `src/http/format/tests/event.rs` `src/http/relay/source.rs` `src/http/relay/tally.rs` | `sim/upstreams` |
+//! | connections to engines: framing, reuse, hang-ups | `src/http/upstream/tests` | `sim/upstreams/ends.rs` `sim/upstreams/errors.rs` |
+//! | fields that an engine's clients may set | `src/http/request/envelope.rs` `src/http/request/hints.rs` | `sim/fields.rs` |
 //! | an engine's start, its place and its first token | `actors/policy/src/lifecycle/tests.rs` `actors/src/model/tests/starts.rs` | `sim/life.rs` `chaos/faults.rs` `real_engines.rs` |
 //! | crashes, waits between tries, broken models | `actors/policy/src/backoff.rs` `actors/policy/src/failure/tests.rs` `actors/src/model/tests/failures.rs` | `sim/life.rs` `chaos/crashes.rs` `chaos/real_engines.rs` |
 //! | engines that hang, starts that stall | `actors/policy/src/stall/tests.rs` `actors/policy/src/startup.rs` `actors/src/model/tests/stalls.rs` | `sim/stalls.rs` `chaos/faults.rs` `chaos/real_engines.rs` |

@@ -1,6 +1,8 @@
 //! Every bound of the data path: its value, and why it is that one.
 //!
-//! What the configuration sets ([`NodeLimits`](crate::config::NodeLimits)) is not here. Each of these has a
+//! What the configuration sets ([`NodeLimits`](crate::config::NodeLimits)) is not here, nor what holds of
+//! connections whatever goes over them: clients' have that in [`server`](super::server) and
+//! [`socket`](super::socket), engines' in [`upstream`](super::upstream). Each of these has a
 //! test on every way that leads to it; a bound on one of several ways is none.
 
 use std::time::Duration;

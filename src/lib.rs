@@ -70,7 +70,8 @@
 //!   takes over (`serve::takeover`), and none stops an engine that the other still streams from.
 //! - Only an exact list of routes reaches an engine, and engines listen on loopback only, with a
 //!   key of their own per start.
-//! - Every queue, buffer and map that a client can grow has a limit in the configuration.
+//! - Every queue, buffer and map that a client or an engine can grow has a limit: in the configuration, or in
+//!   `src/http/limits.rs`.
 //!
 //! # Where to look
 //!
@@ -79,14 +80,19 @@
 //! | what the fair queue charges | `Price` in `actors/policy/src/scheduling/settings.rs`; at dispatch `fair/mod.rs`, then `fair/running.rs` |
 //! | what the buckets of a tenant charge | `actors/policy/src/cost.rs` and `bucket.rs`, called by `actors/src/tenant.rs` |
 //! | why a model was evicted | the line "makes room" of the log, `why` in the event log (`kvwarden replay --export`); `Why` in `actors/policy/src/residency/snapshot.rs` has the reasons, `victims.rs` the choice, `value.rs` what it goes by |
-//! | what a client sees when its engine dies | before the first token the request is tried again (`src/http/exchange.rs`), after it the stream ends with an error event (`src/http/relay.rs`); `src/http/refusal.rs` has every status and code |
+//! | what a client sees when its engine dies | before the first token the request is tried again (`src/http/exchange.rs`), after it the stream ends with an error event (`src/http/relay/`); `src/http/refusal.rs` has every status and code |
+//! | what counts as a token, an end, an error of an answer | `src/http/format/event.rs`; `assemble.rs` beside it puts an answer together |
+//! | what an engine is charged for an answer that nothing is seen of | `actors/policy/src/scheduling/pace.rs` and `progress.rs` |
+//! | how large or slow a request or an answer may be | `src/http/limits.rs`, and `[limits]` of the configuration |
+//! | which fields of a request reach an engine | `actors/src/engine/fields.rs` |
+//! | what a request costs | `benches/peers` |
 //! | why an engine ended | `actors/src/process/end.rs`, by the sentences in `actors/policy/src/failure.rs` |
 //! | what a request leaves in the database | `Spent` in `actors/src/ticket.rs`, then `src/journal/usage.rs`; `src/journal/store.rs` has the tables, of which a column more is a row more in `LAYOUTS` |
 //!
 //! # How to add
 //!
 //! **An engine.** Write `actors/src/engine/NAME.rs` with a `static DIALECT`: the keys it takes, the flags
-//! that are kvwarden's, its arguments and environment, its quirks as a server, how it sleeps, the names
+//! that are kvwarden's, its arguments and environment, the request fields it lets through, its quirks as a server, how it sleeps, the names
 //! of its gauges. Give it a row in `EngineKind` (`actors/src/engine/mod.rs`), in its `ALL` and in its
 //! `dialect`. If kvwarden is to install it, add a recipe to `src/install/recipe.rs`. The sentences it
 //! dies with go to `SIGNS` (`actors/policy/src/failure.rs`), with a log of it in the corpus

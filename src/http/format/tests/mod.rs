@@ -4,6 +4,7 @@ mod assemble;
 mod engines;
 mod event;
 mod json;
+mod merge;
 mod split;
 mod sse;
 mod usage;

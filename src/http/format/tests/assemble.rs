@@ -375,5 +375,3 @@ fn length_is_that_of_the_answer() {
     );
     assert!(assembly.finish(None).unwrap().len() < 101_000);
 }
-
-// === against what is slow and right ===

@@ -121,7 +121,7 @@ impl Attempt<'_> {
         let kind = response.content_type.take();
         let mut source = self.source(response, is_streamed);
         if self.task != Task::Generate || source.form().await.map_err(lost)? == Form::Whole {
-            let whole = self.whole(source, kind.as_deref(), account).await?;
+            let whole = self.whole(&mut source, kind.as_deref(), account).await?;
             return Ok(Opened::Whole(head, whole));
         }
         let options = RelayOptions {
@@ -131,8 +131,9 @@ impl Attempt<'_> {
                 of_each_prompt: parsed.size.choices / parsed.prompts.max(1),
             },
         };
-        let relay = Relay::open(source, options, account, self.waiting).await?;
-        Ok(Opened::Stream(head, Box::new(relay)))
+        let mut relay = Relay::new(source, options);
+        relay.open(account, self.waiting).await?;
+        Ok(Opened::Stream(head, relay))
     }
 
     fn source(&self, response: UpstreamResponse, is_streamed: bool) -> Source {
@@ -163,7 +164,7 @@ impl Attempt<'_> {
             return answered;
         }
         parsed.members.remove("stream_options");
-        self.post(parsed, permit).await
+        Box::pin(self.post(parsed, permit)).await
     }
 
     async fn post(
@@ -195,11 +196,16 @@ impl Attempt<'_> {
                 Err(AttemptError::Failed(Failure::Unusable(why)))
             };
         }
-        let retry = response.retry.clone();
+        Err(Box::pin(self.refused(response)).await)
+    }
+
+    /// An engine's own error.
+    async fn refused(&self, mut response: UpstreamResponse) -> AttemptError {
+        let (status, retry) = (response.status, std::mem::take(&mut response.retry));
         // Nothing is computed any more, so that nothing excuses a silence.
         let body = self.source(response, true).whole(MAX_ERROR).await;
         let body = body.unwrap_or_default();
-        Err(AttemptError::Failed(engine_failure(status, retry, &body)))
+        AttemptError::Failed(engine_failure(status, retry, &body))
     }
 
     /// Sets the fields that are ours; each attempt sets them anew. Tells whether the engine is asked for a stream.
@@ -233,7 +239,7 @@ impl Attempt<'_> {
     /// An answer that comes in one piece.
     async fn whole(
         &self,
-        mut source: Source,
+        source: &mut Source,
         kind: Option<&str>,
         Account { permit, record }: &mut Account<'_>,
     ) -> Result<Bytes, AttemptError> {

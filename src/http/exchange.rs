@@ -77,7 +77,7 @@ struct Exchange {
 /// A request that an engine answers.
 struct Begun {
     slot: InFlightSlot,
-    permit: Permit,
+    permit: Box<Permit>,
     opened: Opened,
     client: Client,
     /// The fields of the request that went no further.
@@ -157,7 +157,7 @@ impl Exchange {
         }
     }
 
-    async fn permit(&self, parsed: &ParsedRequest<'_>) -> Result<Permit, Failure> {
+    async fn permit(&self, parsed: &ParsedRequest<'_>) -> Result<Box<Permit>, Failure> {
         let headers = self.request.headers();
         let hints = read_hints(headers, &parsed.members, parsed.stream, Instant::now())?;
         let (tenant, model) = (self.tenant.clone(), parsed.model.clone());
@@ -170,8 +170,8 @@ impl Exchange {
     async fn attempts(
         &mut self,
         parsed: &mut ParsedRequest<'_>,
-        mut permit: Permit,
-    ) -> Result<(Opened, Permit), Failure> {
+        mut permit: Box<Permit>,
+    ) -> Result<(Opened, Box<Permit>), Failure> {
         let attempt = Attempt {
             task: self.task,
             path: self.path,
@@ -238,11 +238,12 @@ impl Exchange {
         }
     }
 
-    /// Waits for a ticket's turn.
-    async fn turn(&self, admission: oneshot::Receiver<Admission>) -> Result<Permit, Failure> {
+    /// Waits for a ticket's turn. The permit is large, and every future that it passes through would have
+    /// room for it.
+    async fn turn(&self, admission: oneshot::Receiver<Admission>) -> Result<Box<Permit>, Failure> {
         self.waiting.queued();
         match admission.await {
-            Ok(admission) => Ok(admission?),
+            Ok(admission) => Ok(Box::new(admission?)),
             // The ticket was dropped unanswered: its actor is gone.
             Err(_) => Err(Refusal::Draining.into()),
         }

@@ -20,6 +20,7 @@ use actix_web::{
     App, dev::AppConfig, http::KeepAlive, middleware::from_fn, rt::net::TcpStream as Connection,
     web,
 };
+use futures_util::FutureExt as _;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::sleep,
@@ -216,13 +217,13 @@ async fn work(
     while let Some((connection, place)) = connections.recv().await {
         match Connection::from_std(connection) {
             Ok(connection) => {
-                let served = http.call(connection);
-                actix_rt::spawn(async move {
-                    if let Err(error) = served.await {
+                // An async block would hold what it was given and what it waits for: the same twice.
+                actix_rt::spawn(http.call(connection).map(|ended| {
+                    if let Err(error) = ended {
                         tracing::debug!(?error, "a connection ended");
                     }
                     drop(place);
-                });
+                }));
             }
             Err(error) => tracing::warn!(%error, "a connection is lost"),
         }

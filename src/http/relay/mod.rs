@@ -28,7 +28,7 @@ use super::{
         usage::Unasked,
     },
     limits::{MAX_ANSWER, MAX_BEFORE_TOKEN},
-    pipe::{self, Put, Reader, Stalled, Writer},
+    pipe::{self, Put, Reader, Stalled},
     record::{Account, Record},
     refusal::{Failure, told_failure},
     waiting::{ENGINE, Waiting},
@@ -95,18 +95,10 @@ impl From<Broken> for OpenError {
 // === impl Relay ===
 
 impl Relay {
-    /// Waits for the first token, or for whatever else shows that the engine works on the answer.
-    /// Until then nothing of it is promised to the client, and another engine could still give it.
-    ///
-    /// # Errors
-    /// When the engine's first word is an error, or it goes away before it says any.
-    pub(super) async fn open(
-        source: Source,
-        options: RelayOptions,
-        account: &mut Account<'_>,
-        waiting: &Waiting,
-    ) -> Result<Self, OpenError> {
-        let mut relay = Self {
+    /// Of what this source gives. It is large, and every future that it passes through would have room
+    /// for it.
+    pub(super) fn new(source: Source, options: RelayOptions) -> Box<Self> {
+        Box::new(Self {
             source,
             reader: EventReader::default(),
             ready: VecDeque::new(),
@@ -115,12 +107,24 @@ impl Relay {
             begun: Choices::default(),
             finished: Choices::default(),
             state: State::Open,
-        };
-        relay.begin(account, waiting).await?;
+        })
+    }
+
+    /// Waits for the first token, or for whatever else shows that the engine works on the answer.
+    /// Until then nothing of it is promised to the client, and another engine could still give it.
+    ///
+    /// # Errors
+    /// When the engine's first word is an error, or it goes away before it says any.
+    pub(super) async fn open(
+        &mut self,
+        account: &mut Account<'_>,
+        waiting: &Waiting,
+    ) -> Result<(), OpenError> {
+        self.begin(account, waiting).await?;
         if let Some(comments) = waiting.unheard() {
-            relay.ready.push_front(comments);
+            self.ready.push_front(comments);
         }
-        Ok(relay)
+        Ok(())
     }
 
     async fn begin(
@@ -211,46 +215,48 @@ impl Relay {
     /// when the engine is done, however far the client is, or when the client lets an event wait
     /// for longer than `patience`.
     pub(super) fn into_body(
-        self,
-        permit: Permit,
+        mut self: Box<Self>,
+        mut permit: Box<Permit>,
         mut record: Record,
         patience: Duration,
     ) -> Reader {
         record.streaming();
-        pipe::spawn(patience, |writer| self.pass_on(permit, record, writer))
-    }
-
-    async fn pass_on(mut self, mut permit: Permit, mut record: Record, writer: Writer) {
-        let mut account = Account {
-            permit: &mut permit,
-            record: &mut record,
-        };
-        while let Some(event) = self.next(&mut account).await {
-            if self.state == State::Ended && self.ready.is_empty() {
-                writer.end_with(event);
-                break;
-            }
-            match writer.put(event).await {
-                Ok(Put::AtOnce) => {}
-                Ok(Put::Late) => self.source.listen_again(),
-                Err(Stalled) => {
-                    record.stalled();
-                    return writer.end_with(last_words(
-                        "the client did not read the answer",
-                        "slow_reader",
-                    ));
+        // An async function would hold each of its arguments twice, for as long as the stream goes on.
+        pipe::spawn(patience, |writer| async move {
+            let mut account = Account {
+                permit: &mut permit,
+                record: &mut record,
+            };
+            while let Some(event) = self.next(&mut account).await {
+                if self.state == State::Ended && self.ready.is_empty() {
+                    writer.end_with(event);
+                    break;
+                }
+                match writer.put(event).await {
+                    Ok(Put::AtOnce) => {}
+                    Ok(Put::Late) => self.source.listen_again(),
+                    Err(Stalled) => {
+                        account.record.stalled();
+                        return writer.end_with(last_words(
+                            "the client did not read the answer",
+                            "slow_reader",
+                        ));
+                    }
                 }
             }
-        }
-        drop((permit, record));
-        self.source.linger().await;
+            drop((permit, record));
+            self.source.linger().await;
+        })
     }
 
     /// The answer as a client gets it that did not ask for a stream.
     ///
     /// # Errors
     /// When the engine stopped before the end.
-    pub(super) async fn assemble(mut self, account: &mut Account<'_>) -> Result<Bytes, Failure> {
+    pub(super) async fn assemble(
+        mut self: Box<Self>,
+        account: &mut Account<'_>,
+    ) -> Result<Bytes, Failure> {
         let assembled = self.collect(account).await;
         match &assembled {
             Ok(_) => self.source.let_go(),

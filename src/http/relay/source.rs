@@ -240,7 +240,7 @@ impl Source {
 
     /// The answer is whole. The end of its body is waited for a little, so that its connection can be used
     /// again.
-    pub(super) async fn linger(mut self) {
+    pub(super) async fn linger(&mut self) {
         let end = async {
             while !self.is_over {
                 if let Piece::Broken(_) = self.piece().await {
@@ -255,7 +255,7 @@ impl Source {
     /// As [`linger`](Self::linger), by itself. Usually the end came with the end of the answer.
     pub(super) fn let_go(mut self) {
         if !matches!(self.piece().now_or_never(), Some(Piece::End)) {
-            actix_web::rt::spawn(self.linger());
+            actix_web::rt::spawn(async move { self.linger().await });
         }
     }
 

@@ -122,7 +122,8 @@ impl Engines {
                 Err(broken) => return Err(broken.into()),
             }
         }
-        let socket = connect(&engine).await?;
+        // Most requests need none, so that they have no room for it.
+        let socket = Box::pin(connect(&engine)).await?;
         let (head, body) = ask(&engine, socket, &head, &body).await?;
         head.response(body)
     }

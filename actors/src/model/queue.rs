@@ -244,7 +244,7 @@ impl Model {
     }
 
     pub(super) fn clean_queue(&mut self, now: Instant) {
-        drop(self.queue.remove_if(Ticket::is_abandoned, now.into_std()));
+        drop(self.queue.sweep(Ticket::is_abandoned, now.into_std()));
         self.lost.retain(|(_, ticket)| !ticket.is_abandoned());
         let waited = self.params.queue_timeout;
         for ticket in self.queue.remove_expired(now.into_std()) {

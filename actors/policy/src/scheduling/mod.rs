@@ -6,7 +6,7 @@
 //! ```text
 //!  push ─▶ waiting ─next─▶ running ─first_token─▶ ─streamed*─▶ ─finish─▶ gone
 //!             │                   └─ hide ─overdue─▶ ─estimate*─┘
-//!             └─ remove, remove_expired, remove_if, or displaced by a shorter queue ─▶ gone
+//!             └─ remove, remove_expired, remove_if, sweep, or displaced by a shorter queue ─▶ gone
 //! ```
 //!
 //! Three disciplines stand behind the same operations ([`Discipline`]). `Fair` is the point of it,
@@ -216,6 +216,15 @@ impl<T> Scheduler<T> {
     /// Takes out the waiting requests that nobody waits for any more. O(n).
     pub fn remove_if(&mut self, is_gone: impl Fn(&T) -> bool, now: Instant) -> Vec<T> {
         let keys = self.queue.matching(is_gone);
+        keys.into_iter()
+            .filter_map(|key| self.take_out(key, now))
+            .collect()
+    }
+
+    /// Takes out some of the waiting requests that nobody waits for any more: all, after a few calls.
+    /// What a call costs is bounded but for what it finds.
+    pub fn sweep(&mut self, is_gone: impl Fn(&T) -> bool, now: Instant) -> Vec<T> {
+        let keys = self.queue.some_matching(is_gone);
         keys.into_iter()
             .filter_map(|key| self.take_out(key, now))
             .collect()

@@ -73,6 +73,11 @@ impl<V> Slab<V> {
         })
     }
 
+    /// Slots, vacant ones included.
+    pub(super) fn places(&self) -> usize {
+        self.slots.len()
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (Key, &V)> {
         (0_u32..).zip(&self.slots).filter_map(|(index, slot)| {
             let generation = slot.generation;

@@ -202,3 +202,31 @@ fn who_asks_where_it_stands_hears_of_its_own_tenants_earlier_requests_only() {
     assert_eq!(ahead("nobody", 9, 100), 0);
     assert_eq!(ahead("a", 9, 2), 2, "no more are counted");
 }
+
+#[test]
+fn looking_for_the_abandoned_costs_the_same_however_many_wait() {
+    use std::cell::Cell;
+    let now = epoch();
+    let mut looks = Vec::new();
+    for waiting in [1000, 10_000] {
+        let mut settings = fair(Capacity::of_engine(1, 1, None));
+        settings.bounds.requests = waiting;
+        let mut scheduler = Scheduler::new(&settings);
+        for id in 0..waiting {
+            scheduler.push(&arrival("", "a", 10, now), id, now).unwrap();
+        }
+        let looked = Cell::new(0_usize);
+        let none = |_: &usize| {
+            looked.set(looked.get() + 1);
+            false
+        };
+        assert!(scheduler.sweep(none, now).is_empty());
+        looks.push(looked.get());
+        // One is found within a turn, many in a row at once.
+        let calls = (1..).find(|_| !scheduler.sweep(|id| *id == 700, now).is_empty());
+        assert!(calls.unwrap() <= waiting.div_ceil(256) + 1, "{calls:?}");
+        let rest = scheduler.sweep(|_| true, now).len();
+        assert_eq!((rest, scheduler.total().waiting), (waiting - 1, 0));
+    }
+    assert_eq!(looks, [256, 256]);
+}

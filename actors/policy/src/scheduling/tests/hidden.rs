@@ -1,7 +1,10 @@
 //! What is assumed of requests of which nothing is seen, step by step. A step has 1000 tokens here and
 //! takes 10 ms once an answer has shown it.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use super::{super::*, arrival, core, epoch, fair};
 use crate::{cost::Usage, scheduling::settings::TOKEN};
@@ -206,4 +209,50 @@ fn prefix_that_a_tenants_cache_has_is_not_waited_for() {
     bench.dispatch(2000, None);
     bench.pass(10);
     assert_eq!(bench.unacked(), 0);
+}
+
+/// Every answer has 100 tokens. How long one takes changes from a second to three and back, so that the
+/// estimate is over 100 for two thirds of the time.
+#[test]
+fn shares_of_liar_and_honest_are_alike_on_an_engine_whose_pace_changes() {
+    let mut scheduler = Scheduler::new(&fair(Capacity::of_engine(8, 1000, None)));
+    let mut now = epoch();
+    let mut running: VecDeque<(Instant, Key, usize)> = VecDeque::new();
+    let mut ended = [0_i32; 2];
+    for tick in 0..20_000_u32 {
+        now += Duration::from_millis(100);
+        for (tenant, claim) in [("honest", 100), ("liar", 1900)] {
+            while scheduler.counts(&tenant.into()).waiting < 8 {
+                let mut arrival = arrival(tenant, tenant, 10, now);
+                arrival.max_tokens = Some(claim);
+                scheduler
+                    .push(&arrival, usize::from(claim > 100), now)
+                    .unwrap();
+            }
+        }
+        let usage = Usage {
+            prompt_tokens: 10,
+            cached_tokens: 0,
+            completion_tokens: 100,
+        };
+        while let Some((_, key, who)) = running.pop_front_if(|(end, ..)| *end <= now) {
+            scheduler.finish(key, &Outcome::Completed(usage), now);
+            ended[who] += 1;
+        }
+        while scheduler.overdue(now).is_some() {}
+        for (_, key, _) in &running {
+            scheduler.estimate(*key, now);
+        }
+        scheduler.tick(now);
+        let takes = if tick / 100 % 2 == 0 { 1000 } else { 3000 };
+        while let Some(next) = scheduler.next(now) {
+            scheduler.hide(next.key);
+            let end = now + Duration::from_millis(takes);
+            let at = running.partition_point(|(other, ..)| *other <= end);
+            running.insert(at, (end, next.key, next.item));
+        }
+    }
+    let [honest, liar] = ended;
+    assert!(honest > 3000, "{honest}");
+    assert!((honest - liar).abs() * 100 <= honest, "{honest} {liar}");
 }

@@ -1,7 +1,7 @@
 //! Fairness over sockets: what a crowd, a liar and a flood can take from others, which is nothing.
 //! How exact shares are is proven in policy's simulation; here it is whether the way there holds.
 
-use std::thread;
+use std::{ops::Range, thread};
 
 use kvwarden_integration::{Exchange, Server, eventually};
 use serde_json::Value;
@@ -59,7 +59,9 @@ fn thousand_made_up_tenants_leave_a_configured_one_its_share() {
 #[test]
 fn lying_about_max_tokens_gains_nothing() {
     const EACH: u32 = 500;
-    let server = Server::start(&format!("[tenants.honest]\n[tenants.liar]\n{TINY}"));
+    let server = Server::start(&format!(
+        "{TINY}max_concurrent = 8\n[tenants.honest]\n[tenants.liar]\n"
+    ));
     // The same answers of the same length, whatever is said of them.
     let ask = |claim: u64| with(chat("tiny", claim), "ignore_eos", false);
     let asks: Vec<Exchange> = (0..EACH)
@@ -77,13 +79,19 @@ fn lying_about_max_tokens_gains_nothing() {
         let ours = tenants.filter(|it| it["tenant"] == tenant);
         ours.filter_map(|it| it["waiting"].as_u64()).sum()
     };
-    let steady = eventually("most of it to be served", || {
-        let now = status(&server);
-        let left = [backlog(&now, "honest"), backlog(&now, "liar")];
-        (left.iter().all(|left| (1..250).contains(left))).then_some(now)
-    });
-    let (honest, liar) = (used(&steady, "honest"), used(&steady, "liar"));
-    // Of 250 answers each, the eight in flight are not counted yet: 8/500 is 1.6%.
+    let both_have = |what: &str, left: Range<u64>| {
+        eventually(what, || {
+            let now = status(&server);
+            let are_left = ["honest", "liar"].map(|tenant| left.contains(&backlog(&now, tenant)));
+            (are_left == [true; 2]).then_some(now)
+        })
+    };
+    // While they still come, who is served is who is there. From here on both have something waiting.
+    let before = both_have("a long line of both", 300..u64::MAX);
+    let after = both_have("most of it to be served", 1..100);
+    let [honest, liar] =
+        ["honest", "liar"].map(|tenant| used(&after, tenant) - used(&before, tenant));
+    // Of 200 answers each, the eight in flight are not counted yet: 8/400 is 2%.
     let share = liar / (honest + liar);
     assert!(
         (0.47..=0.53).contains(&share),

@@ -56,9 +56,12 @@ fn draw_panel<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, panel: &Panel) 
     let count = i32::try_from(panel.bars.len()).unwrap_or(i32::MAX);
     let mut chart = ChartBuilder::on(area)
         .margin(12)
-        .caption(&panel.title, (FONT, 15))
+        .caption(format!("{} (logarithmic)", panel.title), (FONT, 15))
         .y_label_area_size(170)
-        .build_cartesian_2d(range.clone().log_scale(), (0..count).into_segmented())?;
+        .build_cartesian_2d(
+            range.clone().log_scale(),
+            (0..count.max(2) - 1).into_segmented(),
+        )?;
     let name = |place: &SegmentValue<i32>| match place {
         SegmentValue::CenterOf(place) | SegmentValue::Exact(place) => usize::try_from(*place)
             .ok()

@@ -17,8 +17,8 @@
 //! | queue: bounds, deadlines, sessions, tiers | `actors/policy/src/scheduling/tests/bounds.rs` `actors/src/tests.rs` | `sim/caps.rs` `sim/limits.rs` |
 //! | limits of tenants, exact `retry-after` | `actors/policy/src/bucket.rs` `actors/policy/src/quota.rs` `actors/src/tests.rs` | `sim/limits.rs` `sim/caps.rs` |
 //! | who asks: keys, headers | `src/config/tests/tenants.rs` | `sim/caps.rs` `sim/limits.rs` |
-//! | streams: bytes, usage, one error event | `src/http/format/tests` `src/http/pipe.rs` | `sim/streams.rs` `sdk.rs` `real_engines.rs` |
-//! | whole answers, routes, errors in OpenAI's form | `src/http/refusal.rs` `src/http/request/envelope.rs` `src/http/format/tests/assemble.rs` | `sim/answers.rs` `sim/routes.rs` `sdk.rs` `real_engines.rs` |
+//! | streams: bytes, usage, one error event | `src/http/format/tests` `src/http/pipe.rs` | `sim/streams.rs` `sdk.rs` `real_engines.rs` `real_answers.rs` |
+//! | whole answers, routes, errors in OpenAI's form | `src/http/refusal.rs` `src/http/request/envelope.rs` `src/http/format/tests/assemble.rs` | `sim/answers.rs` `sim/routes.rs` `sdk.rs` `real_engines.rs` `real_answers.rs` |
 //! | hang-ups give everything back | `actors/src/tests.rs` `actors/src/tests/disorder.rs` | `sim/hang_ups.rs` `chaos/hang_ups.rs` `real_engines.rs` |
 //! | clients that read or send slowly | `src/http/pipe.rs` | `sim/readers.rs` `chaos/slow_clients.rs` |
 //! | retries before the first token | `actors/src/model/tests/failures.rs` | `sim/retries.rs` `chaos/crashes.rs` `real_engines.rs` |

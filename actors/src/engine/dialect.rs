@@ -107,8 +107,8 @@ pub enum KvRoom {
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Quirks {
-    /// It stops computing an unstreamed answer when its client hangs up. llama.cpp never does, SGLang
-    /// after seconds.
+    /// It stops computing an unstreamed answer at once when its client hangs up. llama.cpp never does. SGLang
+    /// 0.5.23 looks every 4 s: it went on for 3.96 to 3.99 s in five tries, and for 0.03 s where it streamed.
     pub aborts_unstreamed: bool,
     /// It admits what waits inside it by the request's `priority`, lower first.
     pub orders_by_priority: bool,

@@ -103,15 +103,18 @@ pub struct Reader {
     behind: Vec<u8>,
     /// What such an event says, but for the number of tokens.
     chunk: Chunk,
-    /// The last event was as the one before, and nothing in it adds up but the text.
-    is_more: bool,
+    /// Nothing in such an event adds up but the text: besides `choices` it has no list, which one event
+    /// would begin and the next continue.
+    adds_text_only: bool,
+    /// The last event was as the one before.
+    is_alike: bool,
 }
 
 impl Reader {
     /// Reads the next event, as [`read`] does.
     pub fn read<'a>(&mut self, event: &'a [u8]) -> Event<'a> {
         let text = self.text_of(event);
-        self.is_more = text.is_some() && self.has_no_list();
+        self.is_alike = text.is_some();
         if let Some(text) = text {
             return Event::Chunk(Chunk {
                 tokens: tokens_in(text.len()),
@@ -136,6 +139,8 @@ impl Reader {
             self.behind.clear();
             self.behind.extend_from_slice(&event[begin + text.len()..]);
             self.chunk = *chunk;
+            let both = self.before.iter().chain(&self.behind);
+            self.adds_text_only = both.filter(|byte| **byte == b'[').count() == 1;
         }
         read.event
     }
@@ -145,13 +150,7 @@ impl Reader {
     #[must_use]
     pub fn more(&self, event: &[u8]) -> Option<Range<usize>> {
         let end = event.len().checked_sub(self.behind.len())?;
-        self.is_more.then_some(self.before.len()..end)
-    }
-
-    /// Besides `choices`, whose bracket is one. Lists of one event would be continued by the next.
-    fn has_no_list(&self) -> bool {
-        let both = self.before.iter().chain(&self.behind);
-        both.filter(|byte| **byte == b'[').count() == 1
+        (self.is_alike && self.adds_text_only).then_some(self.before.len()..end)
     }
 
     /// The text of an event that is otherwise as the one before.
